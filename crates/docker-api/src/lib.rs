@@ -1,0 +1,7 @@
+//! The Docker Engine API dialect: one socket per workerd process, and the operator's socket.
+//!
+//! Owns: Docker's request and response shapes and its error shape `{"message": ...}`; the recognition of workerd's sidecar requests (contract: workerd, 1.3).
+//! Must not: keep instances; those are the engine's.
+
+pub mod operator;
+pub mod script;

@@ -1,0 +1,1 @@
+//! The operator socket: images, builds, containers, for `wharf docker` and Docker clients.

@@ -1,0 +1,67 @@
+//! The HTTP front door: takes requests from clients and carries them to the workerd process of the right script.
+//!
+//! Owns: the client side of HTTP/1.1 (limits, headers that clients may not set, upgrades), routing by host, error pages.
+//! Must not: start or stop anything; it asks [`Upstreams`] for a process and is told when one is ready.
+
+use std::any::Any;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+
+/// A workerd process that serves a script. The request holds `guard` until its response body has ended: a draining process waits for it.
+pub struct Upstream {
+    /// Its HTTP socket.
+    pub socket: PathBuf,
+    /// Distinguishes processes: pooled connections of an older one are not used.
+    pub process: u64,
+    /// Released on drop.
+    pub guard: Box<dyn Any + Send + Sync>,
+}
+
+/// Why a script can't serve now; becomes a 404, 502 or 503 that says why.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// No such script.
+    #[error("no Worker named \"{0}\" is deployed here")]
+    NoScript(String),
+    /// The process does not come up; the text is the reason.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// Where the gateway gets processes from.
+pub trait Upstreams: Send + Sync + 'static {
+    /// A process of the script, waiting while it starts or is being replaced.
+    fn acquire<'a>(
+        &'a self,
+        script: &'a str,
+    ) -> Pin<Box<dyn Future<Output = Result<Upstream, Unavailable>> + Send + 'a>>;
+    /// Names of deployed scripts, for the 404 page of `--dev`.
+    fn scripts(&self) -> Vec<String>;
+}
+
+/// The gateway's settings.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// `<script>.<base>` is routed for each of these; `localhost` by default.
+    pub base_domains: Vec<String>,
+    /// An unknown host's 404 lists the known ones.
+    pub dev: bool,
+    /// Largest request head, bytes.
+    pub max_header_bytes: usize,
+    /// Idle keep-alive connections are closed after this, milliseconds; also the time a client has to send a request's head.
+    pub idle_timeout_ms: u64,
+    /// Most client connections at a time.
+    pub max_connections: usize,
+}
+
+/// Serves until `shutdown` resolves, then lets requests in flight finish (bounded).
+pub async fn serve(
+    listener: tokio::net::TcpListener,
+    config: GatewayConfig,
+    upstreams: std::sync::Arc<dyn Upstreams>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> std::io::Result<()> {
+    let _ = (listener, config, upstreams, shutdown);
+    todo!()
+}

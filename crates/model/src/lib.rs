@@ -1,0 +1,12 @@
+//! The nouns of Wharf: scripts, versions, bindings, Durable Object namespaces, container applications.
+//!
+//! Owns: plain data types shared by the store, the control API and the workerd supervisor, and their serde forms.
+//! Must not: do I/O, read a clock, or hold behaviour that only one crate needs.
+
+pub mod application;
+pub mod version;
+
+pub use application::{Application, InstanceType, Limits};
+pub use version::{
+    AssetFile, Assets, Binding, DurableObjectNamespace, Module, ModuleKind, Script, Version,
+};

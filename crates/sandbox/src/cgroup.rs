@@ -1,0 +1,1 @@
+//! cgroups v1 (memory, cpu, pids, freezer controllers, each its own hierarchy) and v2 behind one face.

@@ -1,0 +1,104 @@
+//! What to run and behind which walls: the request to the spawner.
+
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// A process to start.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// Unique among live processes; also the name of its cgroup. `[a-z0-9-]`, at most 64 bytes.
+    pub id: String,
+    /// Opaque to this crate; given back with [`crate::Survivor`] so that a new daemon knows what it adopts.
+    pub label: String,
+    /// Program and arguments. A program without a slash is looked up in the `PATH` of `env`, inside the root.
+    pub argv: Vec<String>,
+    /// `KEY=value` entries; nothing is inherited.
+    pub env: Vec<String>,
+    /// Working directory inside the root; made (with parents, 0755, owned by the user) if missing.
+    pub cwd: String,
+    /// Docker's `User` syntax: empty, `name`, `uid`, `name:group`, `uid:gid`; names are looked up inside the root. HOME is set from
+    /// the passwd entry when `env` has none.
+    pub user: String,
+    /// What the process sees as `/`.
+    pub root: Root,
+    /// Its network.
+    pub network: Network,
+    /// UTS hostname; `None` keeps the host's and makes no UTS namespace.
+    pub hostname: Option<String>,
+    /// Extra mounts, in order, inside the root.
+    pub mounts: Vec<Mount>,
+    /// Resource limits.
+    pub limits: Limits,
+    /// Whether standard input is a pipe (else /dev/null).
+    pub stdin_pipe: bool,
+}
+
+/// What a process sees as its file system.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Root {
+    /// The host's own root: for workerd. No mount or PID namespace; dropped capabilities, no_new_privs and the limits all the same.
+    Host,
+    /// An overlay mounted in the process's own mount namespace: a container. Gets PID, IPC, UTS, cgroup and mount namespaces,
+    /// /proc, /sys (read-only), /dev, masked paths, dropped capabilities, no_new_privs and the seccomp filter.
+    Overlay {
+        /// Read-only layers, topmost first; may be empty (an image from scratch without layers).
+        lower: Vec<PathBuf>,
+        /// Writable directory, exists.
+        upper: PathBuf,
+        /// overlayfs's work directory, exists, empty, same file system as `upper`.
+        work: PathBuf,
+    },
+}
+
+/// Which network namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Network {
+    /// The host's: only for workerd.
+    Host,
+    /// The one in [`SpawnFds::netns`].
+    Namespace,
+}
+
+/// A mount inside the root.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Mount {
+    /// A file or directory of the host.
+    Bind {
+        /// Host path.
+        source: PathBuf,
+        /// Path inside; made if missing.
+        target: PathBuf,
+        /// Read-only.
+        read_only: bool,
+    },
+    /// A file with this content (for /etc/resolv.conf, /etc/hosts), backed by memory.
+    File {
+        /// Path inside; made if missing.
+        target: PathBuf,
+        /// Content.
+        content: String,
+    },
+}
+
+/// Resource limits; `None` is unlimited.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes; swap is not added on top.
+    pub memory_bytes: Option<u64>,
+    /// Thousandths of a core.
+    pub cpu_millis: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// RLIMIT_NOFILE.
+    pub nofile: Option<u64>,
+}
+
+/// Descriptors that go with a request.
+#[derive(Debug, Default)]
+pub struct SpawnFds {
+    /// The network namespace, for [`Network::Namespace`].
+    pub netns: Option<OwnedFd>,
+    /// Descriptors the process finds at these numbers (>= 3).
+    pub inherit: Vec<(i32, OwnedFd)>,
+}

@@ -1,1 +1,65 @@
-fn main() {}
+//! Project tasks: `cargo xtask <verb>`. One module for each verb.
+
+mod base_image;
+mod bench;
+mod debian;
+mod demo;
+mod progress;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Tasks of the Wharf project"
+)]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Build, start a node, deploy examples/hello with wrangler, ask it, and stay up until Ctrl-C
+    Demo {
+        /// Exit after the answer
+        #[arg(long)]
+        once: bool,
+    },
+    /// Run every check and test
+    Test,
+    /// Print figures, each beside the same work done without Wharf
+    Bench,
+    /// Install what the other tasks need into target/tools: workerd, wrangler, what the examples import, Debian packages
+    Setup,
+    /// Make a root filesystem from Debian packages and print its path: a tar for `wharf image import`
+    BaseImage {
+        /// Which one
+        kind: base_image::Kind,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().verb {
+        Verb::Demo { once } => demo::run(once),
+        Verb::Test => test::run(),
+        Verb::Bench => bench::run(),
+        Verb::Setup => setup::everything(),
+        Verb::BaseImage { kind } => {
+            base_image::base_image(kind).map(|path| println!("{}", path.display()))
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not with Debug: a person is to read what to do, not a backtrace.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -2,9 +2,40 @@
 //!
 //! Owns: parsing and interpreting a Dockerfile, the build context, the layer cache.
 //! Must not: speak HTTP; RUN goes through the sandbox, images through the image store.
+//!
+//! ```text
+//! text ─parse─> lines ─instruction─> steps ─plan─> stages ─build─> for each step:
+//!     key = hash(parent layers, step, content)  ── in the cache ──> its layer
+//!     else a fresh upper directory: COPY writes into a detached overlay, RUN runs in the sandbox ──> commit ──> cache
+//! ```
+//!
+//! Only stages that the target needs are built. Time enters an image only when a layer is first made, so a build that comes whole from
+//! the cache gives the same image id again.
+
+mod build;
+mod cache;
+mod copy;
+mod dockerignore;
+mod instruction;
+mod leftovers;
+mod parse;
+mod pattern;
+mod plan;
+mod run;
+mod source;
+mod state;
+mod tree;
+mod trouble;
+mod unpack;
+mod users;
+mod words;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+/// [`wharf_sandbox::ProcessSpec::label`] of a RUN's process. A daemon that finds one among its survivors ends it: the build that it belonged to is gone.
+pub const PROCESS_LABEL: &str = "build";
 
 /// What to build.
 #[derive(Debug, Clone, Default)]
@@ -71,17 +102,28 @@ pub enum BuildError {
 
 /// Builds images. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Builder {}
+pub struct Builder {
+    shared: Arc<build::Shared>,
+}
 
 impl Builder {
-    /// A builder on these stores.
+    /// A builder on these stores. `cache_dir` (`<data>/build`) holds the index of the layer cache and the directories of `--mount=type=cache`;
+    /// it is made when first needed, and may be deleted while no build runs.
     pub fn new(
         images: wharf_image::ImageStore,
         spawner: wharf_sandbox::Spawner,
         networks: wharf_net::Networks,
+        cache_dir: PathBuf,
     ) -> Self {
-        let _ = (images, spawner, networks);
-        todo!()
+        Self {
+            shared: Arc::new(build::Shared {
+                images,
+                spawner,
+                networks,
+                cache: cache::Cache::new(cache_dir),
+                turns: Mutex::default(),
+            }),
+        }
     }
 
     /// Builds; progress goes to `progress` (dropped receivers are fine). Dropping the future ends a running RUN.
@@ -90,7 +132,6 @@ impl Builder {
         request: BuildRequest,
         progress: tokio::sync::mpsc::UnboundedSender<Progress>,
     ) -> Result<wharf_image::Image, BuildError> {
-        let _ = (request, progress);
-        todo!()
+        build::build(self.shared.clone(), request, progress).await
     }
 }

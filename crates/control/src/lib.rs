@@ -2,15 +2,53 @@
 //!
 //! Owns: requests, their validation, envelopes and error codes, the upload of versions and assets.
 //! Must not: start anything; it writes desired state to the store and tells [`Effects`] what changed.
+//!
+//! A deploy, and every other change to a script, is:
+//!
+//! ```text
+//! read the body -> lock the script -> check -> commit (one transaction) -> Effects::script_changed -> answer
+//!                                                                             | the reason why it does not start
+//!                                                                             v
+//!                              answer the reason <- script_changed <- undo (one transaction)
+//! ```
+//!
+//! After an undo what served before serves again, with the namespaces, the migration tag and the secrets of then; the version stays,
+//! undeployed. From the lock on, a change runs to its end even if the client goes away.
 
+mod account;
+mod assets;
+mod auth;
+mod body;
+mod containers;
+mod deploying;
+mod deployments;
+mod envelope;
+mod jwt;
+mod namespaces;
+mod schedules;
+mod scripts;
+mod secrets;
+mod settings;
+mod unsupported;
+mod upload;
+mod versions;
+
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Router;
+use axum::routing::{get, patch, post, put};
+use wharf_store::Store;
+
+use crate::envelope::{ApiError, ApiResult};
 
 /// What the control API sets in motion after the store has committed.
 pub trait Effects: Send + Sync + 'static {
-    /// A script's deployment, secrets or schedules changed. Resolves when the new version serves, or with the reason why it does not start
-    /// (the deploy stays recorded; the answer to wrangler carries the reason).
+    /// A script's deployment, secrets or schedules changed. Resolves when the new version serves, or with the reason why it does not
+    /// start. Then the change is taken back, the answer to wrangler carries the reason, and this is called again, for what is deployed
+    /// then (nothing, if there was nothing before).
     fn script_changed<'a>(
         &'a self,
         script: &'a str,
@@ -20,7 +58,8 @@ pub trait Effects: Send + Sync + 'static {
         &'a self,
         script: &'a str,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
-    /// An application's configuration changed: instances that run another image are rolled over.
+    /// An application was made, deleted (the store has it no more), or its configuration changed: instances that run another image are
+    /// rolled over.
     fn application_changed<'a>(
         &'a self,
         id: &'a str,
@@ -30,7 +69,9 @@ pub trait Effects: Send + Sync + 'static {
         &'a self,
         reference: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
-    /// Instances of an application, as JSON for the API.
+    /// Instances of an application, as JSON for the API: `{id, location?, app_version?, created_at?,
+    /// current_placement: {status: {container_status}}}` with `container_status` one of placed, running, stopping, stopped, failed,
+    /// unhealthy (what wrangler prints; read in its source).
     fn instances<'a>(
         &'a self,
         application: &'a str,
@@ -48,12 +89,182 @@ pub struct ControlConfig {
     pub script_url: String,
 }
 
-/// The routes below `/client/v4`.
-pub fn router(
-    config: ControlConfig,
-    store: wharf_store::Store,
-    effects: Arc<dyn Effects>,
-) -> axum::Router {
-    let _ = (config, store, effects);
-    todo!()
+/// What handlers share.
+pub(crate) struct App {
+    pub(crate) config: ControlConfig,
+    pub(crate) store: Store,
+    pub(crate) effects: Arc<dyn Effects>,
+    /// One lock per script (and per application name, prefixed) that is being changed.
+    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl App {
+    /// Runs a piece of work with the store where blocking is allowed.
+    pub(crate) async fn db<T, E>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Store) -> Result<T, E> + Send + 'static,
+    ) -> ApiResult<T>
+    where
+        T: Send + 'static,
+        E: Into<ApiError> + Send + 'static,
+    {
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || work(&store)).await {
+            Ok(result) => result.map_err(Into::into),
+            Err(error) => Err(ApiError::internal(error)),
+        }
+    }
+
+    /// Runs a change to its end, alone for its key, even if the client goes away meanwhile.
+    pub(crate) async fn exclusively<T: Send + 'static>(
+        self: &Arc<Self>,
+        key: String,
+        change: impl Future<Output = ApiResult<T>> + Send + 'static,
+    ) -> ApiResult<T> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(locks.entry(key).or_default())
+        };
+        let task = tokio::spawn(async move {
+            let _held = lock.lock_owned().await;
+            change.await
+        });
+        task.await
+            .unwrap_or_else(|error| Err(ApiError::internal(error)))
+    }
+
+    /// The URL under which a script answers.
+    pub(crate) fn script_url(&self, script: &str) -> String {
+        self.config.script_url.replace("{script}", script)
+    }
+}
+
+/// The API, at `/client/v4`: merge it into the server's router (don't nest it).
+pub fn router(config: ControlConfig, store: Store, effects: Arc<dyn Effects>) -> Router {
+    let app = Arc::new(App {
+        config,
+        store,
+        effects,
+        locks: Mutex::default(),
+    });
+    let api = Router::new()
+        .route("/user", get(account::user))
+        .route("/user/tokens/verify", get(account::verify))
+        .route("/memberships", get(account::memberships))
+        .route("/accounts", get(account::accounts))
+        .route("/accounts/{account}", get(account::one))
+        .nest("/accounts/{account}/workers", workers())
+        .nest("/accounts/{account}/containers", container_routes())
+        .route(
+            "/accounts/{account}/storage/kv/namespaces",
+            get(account::kv_namespaces),
+        )
+        .fallback(unsupported::fallback)
+        .method_not_allowed_fallback(unsupported::fallback)
+        .layer(axum::middleware::from_fn_with_state(
+            Arc::clone(&app),
+            auth::guard,
+        ))
+        .with_state(app);
+    Router::new().nest("/client/v4", api)
+}
+
+fn workers() -> Router<Arc<App>> {
+    Router::new()
+        .route("/subdomain", get(account::subdomain))
+        .route(
+            "/services/{script}",
+            get(scripts::service).delete(scripts::delete),
+        )
+        .route("/workers/{script}", get(scripts::worker))
+        .route(
+            "/workers/{script}/versions/latest",
+            patch(secrets::patch_latest),
+        )
+        .route("/scripts", get(scripts::list))
+        .route(
+            "/scripts/{script}",
+            put(versions::put_script).delete(scripts::delete),
+        )
+        .route(
+            "/scripts/{script}/versions",
+            get(versions::list).post(versions::upload),
+        )
+        .route("/scripts/{script}/versions/{version}", get(versions::one))
+        .route(
+            "/scripts/{script}/deployments",
+            get(deployments::list).post(deployments::create),
+        )
+        .route(
+            "/scripts/{script}/deployments/{deployment}",
+            get(deployments::one),
+        )
+        .route(
+            "/scripts/{script}/settings",
+            get(settings::version_settings).patch(settings::patch_version_settings),
+        )
+        .route(
+            "/scripts/{script}/script-settings",
+            get(settings::script_settings).patch(settings::patch_script_settings),
+        )
+        .route(
+            "/scripts/{script}/subdomain",
+            get(settings::subdomain).post(settings::set_subdomain),
+        )
+        .route(
+            "/scripts/{script}/secrets",
+            get(secrets::list).put(secrets::put),
+        )
+        .route(
+            "/scripts/{script}/secrets/{secret}",
+            get(secrets::one).delete(secrets::delete),
+        )
+        .route("/scripts/{script}/secrets-bulk", patch(secrets::bulk))
+        .route(
+            "/scripts/{script}/schedules",
+            get(schedules::list).put(schedules::replace),
+        )
+        .route("/scripts/{script}/references", get(scripts::references))
+        .route("/tails/by-consumer/{script}", get(scripts::tail_producers))
+        .route(
+            "/scripts/{script}/assets-upload-session",
+            post(assets::start),
+        )
+        .route("/assets/upload", post(assets::upload))
+        .route("/durable_objects/namespaces", get(namespaces::list))
+}
+
+fn container_routes() -> Router<Arc<App>> {
+    use containers::{applications, registry, rollouts};
+    Router::new()
+        .route("/me", get(registry::me))
+        .route("/registries", get(registry::list))
+        .route(
+            "/registries/{registry}/credentials",
+            post(registry::credentials),
+        )
+        .route(
+            "/applications",
+            get(applications::list).post(applications::create),
+        )
+        .route(
+            "/applications/{application}",
+            get(applications::one)
+                .patch(applications::modify)
+                .delete(applications::delete),
+        )
+        .route(
+            "/applications/{application}/rollouts",
+            get(rollouts::list).post(rollouts::create),
+        )
+        .route(
+            "/applications/{application}/rollouts/{rollout}",
+            get(rollouts::one),
+        )
+        .route("/dash/applications", get(applications::dash))
+        .route(
+            "/dash/applications/{application}/instances",
+            get(applications::instances),
+        )
 }

@@ -1,8 +1,39 @@
-//! The socket of one workerd process: the socket is the caller's identity.
+//! The socket of one workerd process: the socket is the caller's identity. Serves what workerd calls and nothing else (contract: workerd, 1.2 and 1.3).
+//!
+//! A Durable Object's container `C` comes as two: first the sidecar `C-proxy`, which is no container here but a [`wharf_net::Network`] with its ingress,
+//! then `C` itself, which joins the sidecar's network. Sidecars live in this router (one workerd process), so they are gone with it, except
+//! those that a container uses: the engine holds their network.
 
+use crate::errors::ApiError;
+use crate::json;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post, put};
+use axum::{Json, Router};
+use bytes::Bytes;
+use http::StatusCode;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use wharf_engine::lifecycle::Until;
+use wharf_engine::{Engine, Owner};
+
+mod create;
+mod sidecar;
+
+use sidecar::Sidecars;
+
+/// The `imageName` that workerd's configuration names for each container class: the application's present image.
+pub const APPLICATION_IMAGE: &str = "wharf:application";
+/// The label that keeps the image name which workerd asked for.
+const ASKED_IMAGE_LABEL: &str = "wharf.image";
+/// Largest request body.
+const MAX_BODY: usize = 4 << 20;
 
 /// What a container create needs to know of the application behind a Durable Object.
 #[derive(Debug, Clone)]
@@ -31,15 +62,273 @@ pub trait Applications: Send + Sync + 'static {
         unique_key: &'a str,
         object_id: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<ApplicationInfo, String>> + Send + 'a>>;
+
+    /// Whether `start({image})` may name this image of the node instead of [`APPLICATION_IMAGE`]. Unless the daemon says more: only the application's own.
+    fn permits_image(&self, script: &str, application: &ApplicationInfo, image: &str) -> bool {
+        let _ = script;
+        image == application.image
+    }
 }
+
+/// Lets a process end without its containers: workerd force-deletes all of them on SIGTERM (contract: workerd, 1.7). Set before that signal, this answers
+/// those requests without acting, and the next process adopts the containers.
+#[derive(Debug, Clone, Default)]
+pub struct Detach(Arc<AtomicBool>);
+
+impl Detach {
+    /// From now on nothing is deleted through this socket.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// What the handlers of one socket share.
+pub(crate) struct Shared {
+    owner: Owner,
+    script: String,
+    engine: Engine,
+    networks: wharf_net::Networks,
+    applications: Arc<dyn Applications>,
+    sidecars: Sidecars,
+    detach: Detach,
+}
+
+type Context = State<Arc<Shared>>;
+type Answer = Result<Response, ApiError>;
 
 /// The routes for one script.
 pub fn router(
     script: String,
-    engine: wharf_engine::Engine,
+    engine: Engine,
     networks: wharf_net::Networks,
     applications: Arc<dyn Applications>,
-) -> axum::Router {
-    let _ = (script, engine, networks, applications);
-    todo!()
+) -> Router {
+    router_with(script, engine, networks, applications, Detach::default())
+}
+
+/// The routes for one process of a script that may be detached from its containers.
+pub fn router_with(
+    script: String,
+    engine: Engine,
+    networks: wharf_net::Networks,
+    applications: Arc<dyn Applications>,
+    detach: Detach,
+) -> Router {
+    let shared = Shared {
+        owner: Owner::Script(script.clone()),
+        script,
+        engine,
+        networks,
+        applications,
+        sidecars: Sidecars::default(),
+        detach,
+    };
+    Router::new()
+        .route("/volumes", get(volumes))
+        .route("/networks/bridge", get(bridge))
+        .route("/containers/create", post(create::create))
+        .route("/containers/{name}", delete(remove))
+        .route("/containers/{name}/json", get(inspect))
+        .route("/containers/{name}/start", post(start))
+        .route("/containers/{name}/stop", post(stop))
+        .route("/containers/{name}/kill", post(kill))
+        .route("/containers/{name}/wait", post(wait))
+        .merge(unsupported())
+        .fallback(page_not_found)
+        .method_not_allowed_fallback(page_not_found)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(Arc::new(shared))
+}
+
+/// What workerd can call and this Wharf cannot do: each names the feature as the Worker's author knows it.
+fn unsupported() -> Router<Arc<Shared>> {
+    async fn exec() -> ApiError {
+        ApiError::unsupported("exec")
+    }
+    async fn resize() -> ApiError {
+        ApiError::unsupported("resize of a terminal")
+    }
+    async fn directory_snapshots() -> ApiError {
+        ApiError::unsupported("snapshotDirectory()")
+    }
+    async fn container_snapshots() -> ApiError {
+        ApiError::unsupported("snapshotContainer()")
+    }
+    async fn put_archive() -> ApiError {
+        ApiError::unsupported("interception of outbound HTTPS (upload of its CA certificate)")
+    }
+    Router::new()
+        .route("/containers/{name}/exec", post(exec))
+        .route("/exec/{id}/start", post(exec))
+        .route("/exec/{id}/json", get(exec))
+        .route("/exec/{id}/resize", post(resize))
+        .route("/containers/{name}/resize", post(resize))
+        .route(
+            "/containers/{name}/archive",
+            put(put_archive).get(directory_snapshots),
+        )
+        .route("/volumes/create", post(directory_snapshots))
+        .route("/volumes/{name}", get(directory_snapshots))
+        .route("/commit", post(container_snapshots))
+        .route("/images/{name}/json", get(container_snapshots))
+        .route("/images/{name}", delete(container_snapshots))
+}
+
+async fn page_not_found() -> ApiError {
+    ApiError::page_not_found()
+}
+
+/// Asked once, for snapshots that are older than thirty days. There are none.
+async fn volumes() -> Response {
+    Json(json!({ "Volumes": [], "Warnings": [] })).into_response()
+}
+
+/// workerd binds its egress listener to the gateway's address. Loopback will do: whoever connects is this daemon.
+async fn bridge() -> Response {
+    Json(json!({
+        "Name": "bridge",
+        "Id": "wharf",
+        "Driver": "bridge",
+        "Scope": "local",
+        "IPAM": { "Driver": "default", "Config": [{ "Subnet": "127.0.0.0/8", "Gateway": "127.0.0.1" }] },
+    }))
+    .into_response()
+}
+
+/// `Some(C)` for `C-proxy`. A container's own name ends with an object id, so the two cannot be confused.
+fn sidecar_of(name: &str) -> Option<&str> {
+    name.strip_suffix("-proxy")
+}
+
+async fn inspect(State(shared): Context, Path(name): Path<String>) -> Answer {
+    if let Some(container) = sidecar_of(&name) {
+        let sidecar = shared.sidecar(&name, container).await?;
+        return Ok(Json(sidecar.json(&name)).into_response());
+    }
+    let container = shared.engine.inspect(&shared.owner, &name).await?;
+    let image = container.labels.get(ASKED_IMAGE_LABEL);
+    let image = image.unwrap_or(&container.image);
+    Ok(Json(json::container(&container, image, &[])).into_response())
+}
+
+async fn start(State(shared): Context, Path(name): Path<String>) -> Answer {
+    if sidecar_of(&name).is_some() {
+        return shared
+            .sidecars
+            .start(&name)
+            .map(IntoResponse::into_response);
+    }
+    shared.engine.start_instance(&shared.owner, &name).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Debug, Deserialize)]
+struct StopQuery {
+    /// Seconds.
+    t: Option<i64>,
+}
+
+async fn stop(
+    State(shared): Context,
+    Path(name): Path<String>,
+    Query(query): Query<StopQuery>,
+) -> Answer {
+    // Docker: a negative time is no end, which nobody here could wait for.
+    let grace_ms = query
+        .t
+        .and_then(|seconds| u64::try_from(seconds).ok())
+        .map(|seconds| seconds.saturating_mul(1000));
+    shared.engine.stop(&shared.owner, &name, grace_ms).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Debug, Deserialize)]
+struct KillQuery {
+    /// Name or number; Docker's default is SIGKILL.
+    signal: Option<String>,
+}
+
+async fn kill(
+    State(shared): Context,
+    Path(name): Path<String>,
+    Query(query): Query<KillQuery>,
+) -> Answer {
+    let text = query.signal.as_deref().unwrap_or("SIGKILL");
+    let signal = wharf_engine::parse_signal(text)
+        .ok_or_else(|| ApiError::bad_request(format!("invalid signal: {text}")))?;
+    shared.engine.signal(&shared.owner, &name, signal).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Debug, Deserialize)]
+struct RemoveQuery {
+    /// `1`, `true`, ...
+    force: Option<String>,
+}
+
+async fn remove(
+    State(shared): Context,
+    Path(name): Path<String>,
+    Query(query): Query<RemoveQuery>,
+) -> Answer {
+    if shared.detach.is_set() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    if sidecar_of(&name).is_some() {
+        shared.sidecars.remove(&name)?;
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let force = is_true(query.force.as_deref());
+    shared.engine.remove(&shared.owner, &name, force).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Debug, Deserialize)]
+struct WaitQuery {
+    condition: Option<String>,
+}
+
+async fn wait(
+    State(shared): Context,
+    Path(name): Path<String>,
+    Query(query): Query<WaitQuery>,
+) -> Answer {
+    let until = match query.condition.as_deref() {
+        None | Some("" | "not-running") => Until::NotRunning,
+        Some("next-exit") => Until::NextExit,
+        Some("removed") => Until::Removed,
+        Some(other) => {
+            return Err(ApiError::bad_request(format!(
+                "invalid condition: \"{other}\""
+            )));
+        }
+    };
+    if shared.detach.is_set() && until == Until::Removed {
+        return Err(ApiError::not_found(format!("No such container: {name}")));
+    }
+    let code = if sidecar_of(&name).is_some() {
+        // It ends only by its removal.
+        shared.sidecars.removed(&name)?.await;
+        137
+    } else {
+        let exit = shared.engine.wait_until(&shared.owner, &name, until).await;
+        exit?.code
+    };
+    Ok(Json(json!({ "StatusCode": code })).into_response())
+}
+
+/// Docker's booleans in queries: anything but nothing and these is true.
+fn is_true(text: Option<&str>) -> bool {
+    let text = text.unwrap_or("").trim().to_ascii_lowercase();
+    !matches!(text.as_str(), "" | "0" | "no" | "false" | "none")
+}
+
+/// A JSON body, whatever its Content-Type (workerd sends none with an empty one).
+fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, ApiError> {
+    serde_json::from_slice(&body?)
+        .map_err(|error| ApiError::bad_request(format!("the request body is not valid: {error}")))
 }

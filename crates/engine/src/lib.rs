@@ -3,10 +3,29 @@
 //! Owns: the instance table, lifecycle (a pure state machine in [`lifecycle`]), per-instance directories, output logs, adoption after a restart.
 //! Must not: speak HTTP or know of scripts; the caller's identity is an opaque [`Owner`].
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-
+mod adopt;
+mod instance;
 pub mod lifecycle;
+mod log;
+mod merge;
+mod record;
+mod table;
+
+pub use merge::parse_signal;
+pub use record::owns;
+pub use wharf_sandbox::Limits;
+
+use crate::instance::{Ask, Handle, Instance};
+use crate::lifecycle::{Answer, State, Until};
+use crate::record::{Fixed, Progress, Record};
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::task::JoinSet;
 
 /// Whom an instance belongs to. Lookups are always within one owner, so that none can see another's.
 #[derive(
@@ -17,6 +36,17 @@ pub enum Owner {
     Script(String),
     /// The operator's own containers.
     Operator,
+}
+
+/// The application that an instance counts against.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Application {
+    /// Its id.
+    pub id: String,
+    /// Its name, for error texts.
+    pub name: String,
+    /// Most instances of it that may run at a time.
+    pub max_instances: u32,
 }
 
 /// A request to create an instance. Image config is merged in here by the engine as Docker does.
@@ -44,8 +74,8 @@ pub struct Create {
     pub limits: wharf_sandbox::Limits,
     /// Network to join; `None` makes one.
     pub network: Option<wharf_net::Network>,
-    /// Application it counts against: id and the most instances that may run at a time.
-    pub application: Option<(String, u32)>,
+    /// Application it counts against.
+    pub application: Option<Application>,
 }
 
 /// Where the state is in an instance's life, with what a caller may want to know.
@@ -81,6 +111,8 @@ pub struct Inspect {
     pub env: Vec<String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Why it did not start, or what else is to be known of its end.
+    pub error: Option<String>,
 }
 
 /// Engine errors, by what the dialect answers.
@@ -106,10 +138,6 @@ pub enum EngineError {
     Internal(String),
 }
 
-/// The engine. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Engine {}
-
 /// Where the engine keeps things.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -119,10 +147,36 @@ pub struct EngineConfig {
     pub log_bytes: u64,
     /// SIGTERM to SIGKILL, milliseconds.
     pub stop_grace_ms: u64,
+    /// How long a script's instance that was adopted runs on while its owner does not ask for it, milliseconds. Then it is removed:
+    /// the Durable Object that it belongs to has not woken.
+    pub adopt_idle_ms: u64,
+}
+
+/// The engine. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+/// What the engine and the tasks of its instances share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: EngineConfig,
+    pub(crate) spawner: wharf_sandbox::Spawner,
+    pub(crate) images: wharf_image::ImageStore,
+    pub(crate) networks: wharf_net::Networks,
+    table: Mutex<table::Table>,
+}
+
+impl Shared {
+    pub(crate) fn table(&self) -> MutexGuard<'_, table::Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Engine {
-    /// Starts the engine and adopts what an earlier daemon left: running instances are adopted, directories without a process are removed.
+    /// Starts the engine and adopts what an earlier daemon left: running instances are adopted, exited ones recorded as such, directories without
+    /// a process are removed, except those of the operator's containers that do not run. Survivors that are not the engine's ([`owns`]) are left alone.
     pub async fn start(
         config: EngineConfig,
         spawner: wharf_sandbox::Spawner,
@@ -130,19 +184,32 @@ impl Engine {
         images: wharf_image::ImageStore,
         networks: wharf_net::Networks,
     ) -> Result<Engine, EngineError> {
-        let _ = (config, spawner, survivors, images, networks);
-        todo!()
+        let shared = Arc::new(Shared {
+            config,
+            spawner,
+            images,
+            networks,
+            table: Mutex::default(),
+        });
+        adopt::adopt(&shared, survivors).await?;
+        Ok(Engine { shared })
     }
+
     /// Creates; returns the id.
     pub async fn create(&self, request: Create) -> Result<String, EngineError> {
-        let _ = request;
-        todo!()
+        let shared = self.shared.clone();
+        // A task of its own: a caller who goes away in the middle leaves no half-made instance.
+        let created = tokio::spawn(async move { create(&shared, request).await });
+        created
+            .await
+            .map_err(|error| EngineError::Internal(format!("create: {error}")))?
     }
+
     /// Starts. `reference` is a name, an id or a unique id prefix, within the owner, here and below.
     pub async fn start_instance(&self, owner: &Owner, reference: &str) -> Result<(), EngineError> {
-        let _ = (owner, reference);
-        todo!()
+        self.act(owner, reference, Ask::Start).await
     }
+
     /// Sends a signal to the main process.
     pub async fn signal(
         &self,
@@ -150,9 +217,9 @@ impl Engine {
         reference: &str,
         signal: i32,
     ) -> Result<(), EngineError> {
-        let _ = (owner, reference, signal);
-        todo!()
+        self.act(owner, reference, Ask::Signal(signal)).await
     }
+
     /// The image's stop signal (or SIGTERM), then SIGKILL after the grace (`None`: the engine's).
     pub async fn stop(
         &self,
@@ -160,9 +227,10 @@ impl Engine {
         reference: &str,
         grace_ms: Option<u64>,
     ) -> Result<(), EngineError> {
-        let _ = (owner, reference, grace_ms);
-        todo!()
+        let grace_ms = grace_ms.unwrap_or(self.shared.config.stop_grace_ms);
+        self.act(owner, reference, Ask::Stop { grace_ms }).await
     }
+
     /// Removes; running only with `force` (SIGKILL).
     pub async fn remove(
         &self,
@@ -170,9 +238,9 @@ impl Engine {
         reference: &str,
         force: bool,
     ) -> Result<(), EngineError> {
-        let _ = (owner, reference, force);
-        todo!()
+        self.act(owner, reference, Ask::Remove { force }).await
     }
+
     /// Waits for the exit (of the running or last process), or, with `removed`, for the removal.
     pub async fn wait(
         &self,
@@ -180,46 +248,315 @@ impl Engine {
         reference: &str,
         removed: bool,
     ) -> Result<wharf_sandbox::Exit, EngineError> {
-        let _ = (owner, reference, removed);
-        todo!()
+        let until = if removed {
+            Until::Removed
+        } else {
+            Until::NotRunning
+        };
+        self.wait_until(owner, reference, until).await
     }
+
+    /// Waits with any of Docker's conditions.
+    pub async fn wait_until(
+        &self,
+        owner: &Owner,
+        reference: &str,
+        until: Until,
+    ) -> Result<wharf_sandbox::Exit, EngineError> {
+        let handle = self.find(owner, reference)?;
+        match handle.ask(Ask::Wait(until)).await? {
+            Answer::Exit(exit) => Ok(exit),
+            _ => Err(missing(&handle.fixed.name)),
+        }
+    }
+
     /// Looks at one.
     pub async fn inspect(&self, owner: &Owner, reference: &str) -> Result<Inspect, EngineError> {
-        let _ = (owner, reference);
-        todo!()
+        Ok(inspect(&*self.find(owner, reference)?))
     }
-    /// All, of one owner or of everyone.
+
+    /// All, of one owner or of everyone, oldest first.
     pub async fn list(&self, owner: Option<&Owner>) -> Vec<Inspect> {
-        let _ = owner;
-        todo!()
+        let handles = self.shared.table().all(owner);
+        handles.iter().map(|handle| inspect(handle)).collect()
     }
+
     /// The kept output: `(is_stderr, unix_ms, bytes)` in order.
     pub async fn logs(
         &self,
         owner: &Owner,
         reference: &str,
     ) -> Result<Vec<(bool, i64, Vec<u8>)>, EngineError> {
-        let _ = (owner, reference);
-        todo!()
+        let dir = self.find(owner, reference)?.dir.clone();
+        blocking(move || log::read(&dir))
+            .await?
+            .map_err(|error| EngineError::Internal(format!("output log: {error}")))
     }
-    /// Its network.
+
+    /// Its network: the one it was created with, or its own while it runs.
     pub async fn network(
         &self,
         owner: &Owner,
         reference: &str,
     ) -> Result<wharf_net::Network, EngineError> {
-        let _ = (owner, reference);
-        todo!()
+        let handle = self.find(owner, reference)?;
+        handle.network().ok_or_else(|| {
+            EngineError::Conflict(format!("container {} is not running", handle.fixed.name))
+        })
     }
-    /// Stops (with grace) all running instances of an application whose image id is not `image_id`. Returns how many.
+
+    /// Stops (with grace) all running instances of an application whose image id is not `image_id`. Returns how many, after their end.
     pub async fn roll(&self, application: &str, image_id: &str) -> usize {
-        let _ = (application, image_id);
-        todo!()
+        let mut handles = self.shared.table().all(None);
+        handles.retain(|handle| {
+            let of_application = handle
+                .fixed
+                .application
+                .as_ref()
+                .is_some_and(|a| a.id == application);
+            of_application
+                && handle.fixed.image_id != image_id
+                && handle.view.borrow().state.is_live()
+        });
+        let grace_ms = self.shared.config.stop_grace_ms;
+        let mut stops = JoinSet::new();
+        for handle in handles {
+            stops.spawn(async move { handle.ask(Ask::Stop { grace_ms }).await });
+        }
+        let stopped = stops.join_all().await;
+        stopped
+            .iter()
+            .filter(|r| matches!(r, Ok(Answer::Done)))
+            .count()
     }
+
     /// Stops and removes everything of an owner, or of all owners.
     pub async fn remove_all(&self, owner: Option<&Owner>) {
-        let _ = owner;
-        todo!()
+        let grace_ms = self.shared.config.stop_grace_ms;
+        let mut removals = JoinSet::new();
+        for handle in self.shared.table().all(owner) {
+            removals.spawn(async move {
+                // Any answer will do: what is not stopped now is killed by the removal.
+                let _ = handle.ask(Ask::Stop { grace_ms }).await;
+                if let Err(error) = handle.ask(Ask::Remove { force: true }).await {
+                    tracing::debug!(instance = handle.fixed.id, %error, "removed by somebody else");
+                }
+            });
+        }
+        removals.join_all().await;
+    }
+
+    /// Layers (diff ids) that instances use: not to be collected as garbage.
+    pub fn layers_in_use(&self) -> Vec<wharf_image::Digest> {
+        let handles = self.shared.table().all(None);
+        let mut diff_ids: Vec<_> = handles
+            .iter()
+            .flat_map(|handle| &handle.fixed.diff_ids)
+            .filter_map(|id| wharf_image::Digest::parse(id).ok())
+            .collect();
+        diff_ids.sort();
+        diff_ids.dedup();
+        diff_ids
+    }
+
+    fn find(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
+        let handle = self.shared.table().find(owner, reference)?;
+        handle.touched.store(true, Ordering::Relaxed);
+        Ok(handle)
+    }
+
+    async fn act(&self, owner: &Owner, reference: &str, ask: Ask) -> Result<(), EngineError> {
+        let handle = self.find(owner, reference)?;
+        let name = &handle.fixed.name;
+        match handle.ask(ask).await? {
+            Answer::Done | Answer::Exit(_) => Ok(()),
+            Answer::NotModified => Err(EngineError::NotModified(match ask {
+                Ask::Start => format!("container {name} is already started"),
+                _ => format!("container {name} is already stopped"),
+            })),
+            Answer::StartFailed {
+                refused: true,
+                message,
+            } => Err(EngineError::Invalid(message)),
+            Answer::StartFailed { message, .. } => Err(EngineError::Internal(message)),
+            Answer::NotRunning => Err(EngineError::Conflict(format!(
+                "container {name} is not running"
+            ))),
+            Answer::StillRunning => Err(EngineError::Conflict(format!(
+                "cannot remove container \"/{name}\": container is running: stop the container before removing or force remove"
+            ))),
+            Answer::BeingRemoved => Err(EngineError::Conflict(format!(
+                "removal of container {name} is already in progress"
+            ))),
+            Answer::Gone => Err(missing(name)),
+        }
     }
 }
-pub use wharf_sandbox::Limits;
+
+async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineError> {
+    if request.name.is_empty() {
+        return Err(EngineError::Invalid("a container needs a name".to_owned()));
+    }
+    {
+        let table = shared.table();
+        table.check_name(&request.owner, &request.name)?;
+        if let Some(application) = &request.application {
+            table.check_limit(application)?;
+        }
+    }
+    let images = shared.images.clone();
+    let reference = request.image.clone();
+    let (image, lower) = blocking(move || {
+        let image = images.resolve(&reference)?;
+        let lower = images.lower_dirs(&image.layers)?;
+        Ok::<_, wharf_image::ImageError>((image, lower))
+    })
+    .await?
+    .map_err(|error| match error {
+        wharf_image::ImageError::NotFound(message) => EngineError::NotFound(message),
+        other => EngineError::Internal(other.to_string()),
+    })?;
+    let id = format!(
+        "{}{}",
+        uuid::Uuid::new_v4().simple(),
+        uuid::Uuid::new_v4().simple()
+    );
+    let merged = merge::merge(
+        &merge::ImageDefaults::of(&image.config),
+        &request,
+        &id[..12],
+    )?;
+    let generation = shared
+        .table()
+        .last_generation(&request.owner, &request.name);
+    let record = Record {
+        fixed: Arc::new(Fixed {
+            id: id.clone(),
+            owner: request.owner,
+            name: request.name,
+            image: request.image,
+            image_id: image.id.as_str().to_owned(),
+            diff_ids: image
+                .layers
+                .iter()
+                .map(|layer| layer.diff_id.as_str().to_owned())
+                .collect(),
+            lower,
+            application: request.application,
+            argv: merged.argv,
+            env: merged.env,
+            user: merged.user,
+            working_dir: merged.working_dir,
+            stop_signal: merged.stop_signal,
+            labels: merged.labels,
+            limits: request.limits,
+            created_ms: now_ms(),
+        }),
+        progress: Progress {
+            generation,
+            ..Progress::default()
+        },
+    };
+    let dir = shared.config.dir.join(&id);
+    let upper = dir.join("upper");
+    let prepared = std::fs::create_dir(&dir)
+        .and_then(|()| std::fs::create_dir(&upper))
+        // It is the container's `/`, also for its unprivileged users, whatever the daemon's umask is.
+        .and_then(|()| std::fs::set_permissions(&upper, Permissions::from_mode(0o755)))
+        .and_then(|()| std::fs::create_dir(dir.join("work")))
+        .and_then(|()| record.write(&dir));
+    if let Err(error) = prepared {
+        instance::discard(&dir);
+        return Err(EngineError::Internal(format!("{}: {error}", dir.display())));
+    }
+    let own_network = request.network.is_none();
+    let instance = Instance::new(
+        shared.clone(),
+        record,
+        dir.clone(),
+        State::Created,
+        request.network,
+        own_network,
+    );
+    if let Err(error) = insert(shared, instance) {
+        instance::discard(&dir);
+        return Err(error);
+    }
+    Ok(id)
+}
+
+/// Puts an instance into the table and starts its task.
+pub(crate) fn insert(shared: &Shared, instance: Instance) -> Result<Arc<Handle>, EngineError> {
+    let handle = instance.handle();
+    let live = handle.view.borrow().state.is_live();
+    let excess = {
+        let fixed = &handle.fixed;
+        let mut table = shared.table();
+        table.insert(handle.clone())?;
+        if live {
+            table.running(fixed.application.as_ref(), &fixed.id);
+        } else {
+            table.set_idle(&fixed.id, true);
+        }
+        table.excess(&fixed.owner, now_ms())
+    };
+    drop_excess(excess);
+    tokio::spawn(instance.run());
+    Ok(handle)
+}
+
+/// Removes instances that have ended and are too many, in the background.
+pub(crate) fn drop_excess(excess: Vec<Arc<Handle>>) {
+    for handle in excess {
+        tokio::spawn(async move {
+            tracing::debug!(
+                instance = handle.fixed.id,
+                "one of too many without a process: removed"
+            );
+            // It may have been started or removed meanwhile: then it stays, or is gone.
+            let _ = handle.ask(Ask::Remove { force: false }).await;
+        });
+    }
+}
+
+fn inspect(handle: &Handle) -> Inspect {
+    let view = handle.view.borrow().clone();
+    let fixed = &handle.fixed;
+    Inspect {
+        id: fixed.id.clone(),
+        generation: view.progress.generation,
+        name: fixed.name.clone(),
+        owner: fixed.owner.clone(),
+        image: fixed.image.clone(),
+        image_id: fixed.image_id.clone(),
+        application: fixed.application.as_ref().map(|a| a.id.clone()),
+        state: view.state,
+        pid: view.pid,
+        created_ms: fixed.created_ms,
+        started_ms: view.progress.started_ms,
+        finished_ms: view.progress.finished_ms,
+        argv: fixed.argv.clone(),
+        env: fixed.env.clone(),
+        labels: fixed.labels.clone(),
+        error: view.progress.error,
+    }
+}
+
+fn missing(name: &str) -> EngineError {
+    EngineError::NotFound(format!("No such container: {name}"))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, EngineError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| EngineError::Internal(format!("a background task failed: {error}")))
+}
+
+/// Unix time, milliseconds.
+pub(crate) fn now_ms() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

@@ -2,6 +2,23 @@
 //!
 //! Owns: the client side of HTTP/1.1 (limits, headers that clients may not set, upgrades), routing by host, error pages.
 //! Must not: start or stop anything; it asks [`Upstreams`] for a process and is told when one is ready.
+//!
+//! A request, step by step; any step may end it with an error page:
+//!
+//! ```text
+//! accept -> head read (limits) -> host names a script -> headers cleaned -> acquire a process -> pooled or new connection
+//!    -> head and body sent while they arrive -> response head -> body sent on while it arrives -> process and connection given back
+//!                  |                                 \-> 101: bytes both ways until one side closes
+//!                  \-> connection was stale and the request is safe to repeat: acquire again
+//! ```
+
+mod body;
+mod headers;
+mod page;
+mod pool;
+mod proxy;
+mod route;
+mod server;
 
 use std::any::Any;
 use std::future::Future;
@@ -53,15 +70,25 @@ pub struct GatewayConfig {
     pub idle_timeout_ms: u64,
     /// Most client connections at a time.
     pub max_connections: usize,
+    /// Headers removed from requests besides those that always are: the one that carries `request.cf` to workerd must be here, or
+    /// clients could set it.
+    pub strip_headers: Vec<http::HeaderName>,
 }
 
-/// Serves until `shutdown` resolves, then lets requests in flight finish (bounded).
+/// How long requests in flight may take to finish after `shutdown` resolved. WebSockets are closed at once.
+pub const SHUTDOWN_GRACE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Serves until `shutdown` resolves, then lets requests in flight finish for at most [`SHUTDOWN_GRACE`].
+///
+/// Dropping the future ends every connection at once.
+///
+/// # Errors
+/// When the listener's own address can't be read; errors of single connections are logged.
 pub async fn serve(
     listener: tokio::net::TcpListener,
     config: GatewayConfig,
     upstreams: std::sync::Arc<dyn Upstreams>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> std::io::Result<()> {
-    let _ = (listener, config, upstreams, shutdown);
-    todo!()
+    server::run(listener, config, upstreams, shutdown).await
 }

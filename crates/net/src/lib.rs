@@ -6,11 +6,39 @@
 //! Inbound: workerd sends `CONNECT 127.0.0.1:<port>` to the ingress (contract: workerd, 1.5); the daemon opens a socket inside the namespace
 //! and carries the bytes. While the container's process lives but does not listen yet, the connection is *held*. Outbound: everything is redirected inside
 //! the namespace to a listener of the daemon, which dials outside after policy.
+//!
+//! Who holds what: [`Network`] is the only thing that keeps a network going. Its tasks hold the shared state and end by a token that
+//! the last clone cancels when it is dropped; the state, and with it the last descriptors, goes with the last task.
 
-pub mod pool;
+mod ca;
+mod dns;
+mod hold;
+mod ingress;
+mod inside;
+mod outbound;
+mod pool;
+pub mod ranges;
+mod relay;
 
-use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use wharf_sandbox::netns;
+
+pub use ca::Ca;
+pub use outbound::{Dial, Direct};
+
+use inside::Inside;
+use pool::{Pool, Prepared};
+
+/// What the container's /etc/resolv.conf names. Nothing has this address; as all queries, those to it are redirected.
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 88, 71, 1);
 
 /// What a container may reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,12 +47,21 @@ pub struct Policy {
     pub internet: bool,
 }
 
+/// What workerd has said about connections that it wants to see itself (`PUT /egress`; contract: workerd, 1.6).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Egress {
+    /// Where workerd listens for them, on 127.0.0.1 of the host.
+    pub port: Option<u16>,
+    /// Patterns of host names that have a mapping.
+    pub allow_hostnames: Vec<String>,
+}
+
 /// What the ingress knows of the process behind it; set by the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// Not started yet: connections are held.
+    /// Not started yet: connections are held, within the bound.
     Pending,
-    /// Runs: connections are held until the port listens, within the bound.
+    /// Runs: connections are held until the port listens, within the bound, which counts anew from the start.
     Running,
     /// Has ended: connections are refused at once.
     Ended,
@@ -39,18 +76,24 @@ pub struct NetConfig {
     pub hold_ms: u64,
     /// Upstream DNS servers; empty means those of the host's /etc/resolv.conf.
     pub dns_servers: Vec<SocketAddr>,
-    /// Whether private, loopback, link-local and metadata addresses of the host's networks may be reached from containers. Default false. RUN steps of builds use the same rule
-    /// (but see [`Network::allow_resolved_private`]).
+    /// Whether private, link-local and metadata addresses, and the host's own, may be reached from containers. Default false.
+    /// RUN steps of builds use the same rule. The host's loopback can never be reached, and DNS servers always.
     pub allow_private: bool,
 }
 
 /// Makes networks. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Networks {}
+pub struct Networks {
+    config: Arc<Config>,
+    pool: Arc<Pool>,
+}
 
 /// One network. Cheap to clone; the namespace and its listeners end when the last clone and the last process in it are gone.
+/// Connections that are being carried are reset then.
 #[derive(Debug, Clone)]
-pub struct Network {}
+pub struct Network {
+    handle: Arc<Handle>,
+}
 
 /// Network errors.
 #[derive(Debug, thiserror::Error)]
@@ -61,64 +104,255 @@ pub enum NetError {
         /// What was being done.
         context: String,
         /// The cause.
-        source: std::io::Error,
+        source: io::Error,
     },
+    /// The network's certificate authority could not be made.
+    #[error("making a certificate authority: {0}")]
+    Ca(#[from] rcgen::Error),
+}
+
+impl NetError {
+    fn io(context: impl Into<String>, source: io::Error) -> Self {
+        Self::Io {
+            context: context.into(),
+            source,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Config {
+    hold: Duration,
+    allow_private: bool,
+    upstreams: dns::Upstreams,
+    dialer: Arc<dyn Dial>,
+    ipv6: bool,
+}
+
+/// What a network's tasks share.
+#[derive(Debug)]
+struct Shared {
+    config: Arc<Config>,
+    inside: Arc<Inside>,
+    ca: Ca,
+    policy: watch::Sender<Policy>,
+    egress: watch::Sender<Egress>,
+    target: watch::Sender<Target>,
+    ingress: SocketAddr,
+    ended: CancellationToken,
+}
+
+/// Ends the tasks when the last clone is gone.
+#[derive(Debug)]
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.ended.cancel();
+    }
+}
+
+impl Shared {
+    /// Runs a task until it or the network ends.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(self.ended.clone().run_until_cancelled_owned(task));
+    }
 }
 
 impl Networks {
-    /// Starts the pool.
+    /// Starts the pool. Connections outside are made from the daemon's own network.
     pub fn new(config: NetConfig) -> Self {
-        let _ = config;
-        todo!()
+        Self::with_dialer(config, Arc::new(Direct))
+    }
+
+    /// Like [`Networks::new`], with outbound connections made by `dialer` once policy has allowed them.
+    pub fn with_dialer(config: NetConfig, dialer: Arc<dyn Dial>) -> Self {
+        let ipv6 = dialer.ipv6();
+        Self {
+            config: Arc::new(Config {
+                hold: Duration::from_millis(config.hold_ms),
+                allow_private: config.allow_private,
+                upstreams: dns::Upstreams::new(config.dns_servers),
+                dialer,
+                ipv6,
+            }),
+            pool: Arc::new(Pool::new(config.pool_size, ipv6)),
+        }
+    }
+
+    /// How many namespaces are ready.
+    pub fn ready(&self) -> usize {
+        self.pool.ready()
     }
 
     /// A network from the pool (made on the spot if the pool is empty), with the default-deny policy.
+    ///
+    /// # Errors
+    /// What the kernel refused.
     pub async fn create(&self) -> Result<Network, NetError> {
-        todo!()
+        let prepared = match self.pool.take() {
+            Some(prepared) => prepared,
+            None => {
+                let ipv6 = self.config.ipv6;
+                blocking(move || Prepared::create(ipv6)).await?
+            }
+        };
+        let ingress = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
+        self.start(prepared, ingress)
     }
 
     /// The network of a process that an earlier daemon started: its listeners are opened anew. The ingress tries to take the same port, so that
-    /// workerd processes that survived find it.
+    /// workerd processes that survived find it; if somebody else has it, the ingress gets another one and a warning is logged.
+    /// Policy and target start as with [`Networks::create`]; the certificate authority is a new one.
+    ///
+    /// # Errors
+    /// No such process, one without a network of its own, or what the kernel refused.
     pub async fn adopt(&self, pid: i32, ingress: SocketAddr) -> Result<Network, NetError> {
-        let _ = (pid, ingress);
-        todo!()
+        let prepared = blocking(move || {
+            let namespace = netns::of_process(pid)
+                .map_err(|e| NetError::io(format!("adopting the network of process {pid}"), e))?;
+            Prepared::within(namespace)
+        })
+        .await?;
+        let listener = match listen(ingress).await {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!(%error, pid, "a surviving workerd will not find this container until it starts it again");
+                listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?
+            }
+        };
+        self.start(prepared, listener)
+    }
+
+    fn start(&self, prepared: Prepared, ingress: TcpListener) -> Result<Network, NetError> {
+        let registering = |e| NetError::io("serving a container's network", e);
+        let shared = Arc::new(Shared {
+            config: self.config.clone(),
+            inside: Arc::new(prepared.inside),
+            ca: prepared.ca,
+            policy: watch::Sender::new(Policy::default()),
+            egress: watch::Sender::new(Egress::default()),
+            target: watch::Sender::new(Target::Pending),
+            ingress: ingress.local_addr().map_err(registering)?,
+            ended: CancellationToken::new(),
+        });
+        // From here on, an error ends the tasks that were started.
+        let network = Network {
+            handle: Arc::new(Handle(shared.clone())),
+        };
+        shared.spawn(ingress::serve(shared.clone(), ingress));
+        for listener in prepared.tcp {
+            let listener = TcpListener::from_std(listener).map_err(registering)?;
+            shared.spawn(outbound::serve(shared.clone(), listener));
+        }
+        for listener in prepared.dns_tcp {
+            let listener = TcpListener::from_std(listener).map_err(registering)?;
+            shared.spawn(dns::serve_tcp(shared.clone(), listener));
+        }
+        for socket in prepared.dns_udp {
+            let socket = UdpSocket::from_std(socket).map_err(registering)?;
+            shared.spawn(dns::serve_udp(shared.clone(), socket));
+        }
+        Ok(network)
     }
 }
 
 impl Network {
     /// A duplicate of the namespace's descriptor, for the spawner.
+    ///
+    /// # Errors
+    /// No descriptors are left.
     pub fn namespace(&self) -> Result<OwnedFd, NetError> {
-        todo!()
+        self.shared()
+            .inside
+            .namespace()
+            .try_clone()
+            .map_err(|e| NetError::io("duplicating a namespace's descriptor", e))
     }
 
     /// Where workerd's CONNECT, `PUT /egress` and `GET /ca` go: on 127.0.0.1 of the host.
     pub fn ingress(&self) -> SocketAddr {
-        todo!()
+        self.shared().ingress
     }
 
-    /// Sets the policy (also what `PUT /egress` does).
+    /// Sets the policy (also what `PUT /egress` does). Taking the internet away resets the connections to it.
     pub fn set_policy(&self, policy: Policy) {
-        let _ = policy;
-        todo!()
+        self.shared().policy.send_replace(policy);
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> Policy {
+        self.shared().policy.borrow().clone()
+    }
+
+    /// What workerd has said in `PUT /egress`.
+    pub fn egress(&self) -> Egress {
+        self.shared().egress.borrow().clone()
+    }
+
+    /// The certificate authority that `GET /ca` shows.
+    pub fn ca(&self) -> &Ca {
+        &self.shared().ca
     }
 
     /// Tells the ingress what is behind it.
     pub fn set_target(&self, target: Target) {
-        let _ = target;
-        todo!()
+        self.shared().target.send_replace(target);
     }
 
     /// /etc/resolv.conf for the container.
     pub fn resolv_conf(&self) -> String {
-        todo!()
+        format!("nameserver {RESOLVER}\n")
     }
 
     /// A connection to a port inside (127.0.0.1, then ::1), not held.
-    pub async fn dial(&self, port: u16) -> std::io::Result<tokio::net::TcpStream> {
-        let _ = port;
-        todo!()
+    ///
+    /// # Errors
+    /// ConnectionRefused if nobody listens.
+    pub async fn dial(&self, port: u16) -> io::Result<TcpStream> {
+        self.shared().inside.dial(port).await
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.handle.0
     }
 }
 
-/// Keeps the borrow type in the public interface of [`pool`].
-pub(crate) type Fd<'a> = BorrowedFd<'a>;
+async fn listen(address: SocketAddr) -> Result<TcpListener, NetError> {
+    TcpListener::bind(address).await.map_err(|e| {
+        NetError::io(
+            format!("listening on {address} for a container's ingress"),
+            e,
+        )
+    })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetError> + Send + 'static,
+) -> Result<T, NetError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
+        Err(NetError::io(
+            "making a container's network",
+            io::Error::other(e),
+        ))
+    })
+}
+
+/// The next connection, once there is room for it. Errors are waited out: they are those of single connections, or pass
+/// (no descriptors left).
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> (TcpStream, Option<OwnedSemaphorePermit>) {
+    // Never closed, so there is always a permit in the end.
+    let slot = slots.clone().acquire_owned().await.ok();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, slot),
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}

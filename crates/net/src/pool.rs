@@ -1,1 +1,202 @@
 //! Namespaces made ahead.
+//!
+//! Owns: a thread that keeps the wished number of them ready, with their listeners, sockets and certificate authority, so that a
+//! cold start waits for none of it. Must not: know what becomes of them.
+
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use wharf_sandbox::netns::{self, Redirect};
+
+use crate::NetError;
+use crate::ca::Ca;
+use crate::inside::Inside;
+
+/// Where redirected traffic arrives. Above the ports that the kernel gives to clients (32768-60999), and the same in every version
+/// of Wharf: a daemon adopts namespaces that an earlier one made.
+const TCP_PORT: u16 = 64001;
+const DNS_PORT: u16 = 64053;
+
+/// A start has just taken one: what it does next is more urgent than a replacement.
+const REFILL_DELAY: Duration = Duration::from_millis(20);
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// A namespace with all that a network needs, not served yet.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) inside: Inside,
+    pub(crate) ca: Ca,
+    pub(crate) tcp: Vec<TcpListener>,
+    pub(crate) dns_tcp: Vec<TcpListener>,
+    pub(crate) dns_udp: Vec<UdpSocket>,
+}
+
+impl Prepared {
+    /// Makes a namespace. Blocks for about a millisecond.
+    pub(crate) fn create(ipv6: bool) -> Result<Self, NetError> {
+        let namespace = netns::create(Redirect {
+            tcp_port: TCP_PORT,
+            dns_port: DNS_PORT,
+            ipv6,
+        })
+        .map_err(|e| NetError::io("making a container's network", e))?;
+        Self::within(namespace)
+    }
+
+    /// Opens everything anew in a namespace that exists.
+    pub(crate) fn within(namespace: OwnedFd) -> Result<Self, NetError> {
+        let mut tcp = Vec::new();
+        let mut dns_tcp = Vec::new();
+        let mut dns_udp = Vec::new();
+        for loopback in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
+            let ns = namespace.as_fd();
+            let result = netns::listen_tcp(ns, SocketAddr::new(loopback, TCP_PORT))
+                .map(|l| tcp.push(l))
+                .and_then(|()| netns::listen_tcp(ns, SocketAddr::new(loopback, DNS_PORT)))
+                .map(|l| dns_tcp.push(l))
+                .and_then(|()| netns::bind_udp(ns, SocketAddr::new(loopback, DNS_PORT)))
+                .map(|s| dns_udp.push(s));
+            match result {
+                Ok(()) => {}
+                // A kernel without IPv6.
+                Err(_) if loopback.is_ipv6() && tcp.len() == 1 => break,
+                Err(e) => {
+                    return Err(NetError::io(
+                        format!(
+                            "listening on {loopback} ports {TCP_PORT} and {DNS_PORT} inside a container's network"
+                        ),
+                        e,
+                    ));
+                }
+            }
+        }
+        let inside = Inside::new(namespace)
+            .map_err(|e| NetError::io("making sockets inside a container's network", e))?;
+        Ok(Self {
+            inside,
+            ca: Ca::generate()?,
+            tcp,
+            dns_tcp,
+            dns_udp,
+        })
+    }
+}
+
+/// The pool. Its thread ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Pool(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    size: usize,
+    ipv6: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ready: VecDeque<Prepared>,
+    closed: bool,
+}
+
+impl Pool {
+    pub(crate) fn new(size: usize, ipv6: bool) -> Self {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            size,
+            ipv6,
+        });
+        if size > 0 {
+            let worker = shared.clone();
+            let started = std::thread::Builder::new()
+                .name("wharf-net-pool".to_owned())
+                .spawn(move || worker.keep_filled());
+            if let Err(error) = started {
+                tracing::warn!(%error, "no thread for the pool of networks: each is made when it is needed");
+            }
+        }
+        Self(shared)
+    }
+
+    /// One that is ready.
+    pub(crate) fn take(&self) -> Option<Prepared> {
+        let taken = self.0.state().ready.pop_front();
+        self.0.changed.notify_all();
+        taken
+    }
+
+    /// How many are ready.
+    pub(crate) fn ready(&self) -> usize {
+        self.0.state().ready.len()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.closed = true;
+        state.ready.clear();
+        drop(state);
+        self.0.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep_filled(&self) {
+        let mut retry = FIRST_RETRY;
+        let mut state = self.state();
+        while !state.closed {
+            if state.ready.len() >= self.size {
+                state = self.wait(state, None);
+                if !state.closed && !state.ready.is_empty() {
+                    state = self.wait(state, Some(REFILL_DELAY));
+                }
+                continue;
+            }
+            drop(state);
+            let made = Prepared::create(self.ipv6);
+            state = self.state();
+            match made {
+                Ok(prepared) if !state.closed => {
+                    retry = FIRST_RETRY;
+                    state.ready.push_back(prepared);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::error!(%error, retry_in = ?retry, "no network could be made ahead");
+                    state = self.wait(state, Some(retry));
+                    retry = (retry * 2).min(LAST_RETRY);
+                }
+            }
+        }
+    }
+
+    fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        bound: Option<Duration>,
+    ) -> MutexGuard<'a, State> {
+        match bound {
+            Some(bound) => {
+                self.changed
+                    .wait_timeout_while(state, bound, |s| !s.closed)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
+            }
+            None => self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+}

@@ -14,5 +14,9 @@ pub mod overlay;
 pub mod spawner;
 pub mod spec;
 
+mod child;
+mod seccomp;
+mod sys;
+
 pub use spawner::{Exit, Process, SpawnError, Spawner, SpawnerConfig, Survivor};
 pub use spec::{Limits, Mount, Network, ProcessSpec, Root, SpawnFds};

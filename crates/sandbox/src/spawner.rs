@@ -1,6 +1,17 @@
 //! The spawner process and the daemon's handle to it.
+//!
+//! Owns: the protocol, the spawner's loop ([`run`]), starting and finding it ([`Spawner::start`]).
+//! Must not: know why a process is to run.
 
-use crate::spec::{ProcessSpec, SpawnFds};
+mod client;
+mod launch;
+mod process;
+mod protocol;
+mod server;
+
+pub use client::Spawner;
+pub use process::run;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -44,10 +55,6 @@ pub enum SpawnError {
     Spawner(String),
 }
 
-/// Handle to the spawner process. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Spawner {}
-
 /// A process that the spawner runs. Dropping it does not end the process.
 #[derive(Debug)]
 pub struct Process {
@@ -66,61 +73,10 @@ pub struct Process {
 /// A process (or the exit of one) that an earlier daemon left.
 #[derive(Debug)]
 pub struct Survivor {
-    /// [`ProcessSpec::label`].
+    /// [`crate::ProcessSpec::label`].
     pub label: String,
     /// The process.
     pub process: Process,
     /// Set when it has exited meanwhile.
     pub exit: Option<Exit>,
-}
-
-impl Spawner {
-    /// Connects to the spawner that listens at `config.socket`, or starts one. Also removes what a spawner that died left:
-    /// every process in the cgroup is killed, empty cgroups are removed.
-    pub async fn start(config: SpawnerConfig) -> Result<(Spawner, Vec<Survivor>), SpawnError> {
-        let _ = config;
-        todo!()
-    }
-
-    /// Starts a process; returns when `execve` has succeeded or failed.
-    pub async fn spawn(&self, spec: &ProcessSpec, fds: SpawnFds) -> Result<Process, SpawnError> {
-        let _ = (spec, fds);
-        todo!()
-    }
-
-    /// Waits for the end of a process; any number of waiters, also after the end until [`Spawner::forget`].
-    /// For a container, its whole cgroup is dead when this returns.
-    pub async fn wait(&self, id: &str) -> Result<Exit, SpawnError> {
-        let _ = id;
-        todo!()
-    }
-
-    /// Sends a signal to the process (by pidfd). `Ok(false)` when it has ended.
-    pub async fn signal(&self, id: &str, signal: i32) -> Result<bool, SpawnError> {
-        let _ = (id, signal);
-        todo!()
-    }
-
-    /// Kills every process of its cgroup.
-    pub async fn kill(&self, id: &str) -> Result<(), SpawnError> {
-        let _ = id;
-        todo!()
-    }
-
-    /// Lets go of an ended process: its exit is dropped, its cgroup removed.
-    pub async fn forget(&self, id: &str) -> Result<(), SpawnError> {
-        let _ = id;
-        todo!()
-    }
-
-    /// Ends every process and the spawner itself; nothing is left.
-    pub async fn shutdown(&self) -> Result<(), SpawnError> {
-        todo!()
-    }
-}
-
-/// The spawner's main: called by the executable before it starts threads. Never returns normally to the caller's program flow.
-pub fn run(args: &[String]) -> std::process::ExitCode {
-    let _ = args;
-    todo!()
 }

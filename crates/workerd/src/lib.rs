@@ -1,7 +1,22 @@
 //! workerd processes: their configuration, their start, their replacement by a new version, their restart after a crash.
 //!
-//! Owns: one supervisor task per script, the generated config, the process's sockets and run directory, the dispatcher Worker.
+//! Owns: the generated config, the process's sockets and run directory, the dispatcher Worker, the relays of service bindings.
 //! Must not: read the store or speak the control API; it is told what to run. It does not know what serves the Docker socket: it asks [`Sockets`].
+//!
+//! One process per script. `machine` decides for each script; `script` carries out; `process` is one workerd from folder to end;
+//! `config` is what it reads; `relay` connects scripts with each other.
+
+pub mod config;
+mod folder;
+mod machine;
+mod output;
+mod process;
+mod relay;
+mod rpc;
+mod rpc_relay;
+mod script;
+mod supervisor;
+pub mod text;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -9,6 +24,12 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+/// Request header whose JSON value becomes `request.cf`. The gateway removes it from clients' requests and sets it.
+pub const CF_BLOB_HEADER: &str = "cf-wharf-cf-blob";
+/// Request header (`http` or `https`) that decides the scheme of `request.url`. The gateway removes it from clients' requests and sets it.
+pub const FORWARDED_PROTO_HEADER: &str = "x-forwarded-proto";
 
 /// What a script shall run: a version with all that was resolved for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +42,9 @@ pub struct Desired {
     pub namespaces: BTreeMap<String, wharf_model::DurableObjectNamespace>,
 }
 
+/// A Docker API socket that closes when this is dropped.
+pub type DockerSocket = Box<dyn Any + Send + Sync>;
+
 /// What the supervisor needs from the daemon around it.
 pub trait Sockets: Send + Sync + 'static {
     /// Opens the Docker API socket for one process of a script at `path` (connectable by `uid`); it closes when the result is dropped.
@@ -29,7 +53,7 @@ pub trait Sockets: Send + Sync + 'static {
         script: &str,
         path: PathBuf,
         uid: u32,
-    ) -> Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Any + Send + Sync>>> + Send + '_>>;
+    ) -> Pin<Box<dyn Future<Output = std::io::Result<DockerSocket>> + Send + '_>>;
     /// Path of a blob (module or asset) by its hash.
     fn blob(&self, hash: &str) -> PathBuf;
 }
@@ -47,19 +71,115 @@ pub struct WorkerdConfig {
     pub uid_base: u32,
     /// Longest wait for requests in flight when a version is replaced, milliseconds.
     pub drain_ms: u64,
+    /// Whether Workers may connect to private addresses (RFC 1918, loopback, ...) with `fetch` and `connect`. Otherwise only to public ones.
+    pub allow_private: bool,
+    /// Memory of one process, bytes; above it the kernel ends the process. `None` is unlimited.
+    pub memory_bytes: Option<u64>,
+    /// Most open descriptors of one process; an object with SQLite storage needs three.
+    pub nofile: u64,
+    /// Most threads of one process.
+    pub pids: u64,
+}
+
+impl WorkerdConfig {
+    /// Defaults: user ids from 2000000, 10 s to drain, public addresses only, 1 GiB, 65536 descriptors, 512 threads.
+    pub fn new(binary: PathBuf, run_dir: PathBuf, storage_dir: PathBuf) -> Self {
+        Self {
+            binary,
+            run_dir,
+            storage_dir,
+            uid_base: 2_000_000,
+            drain_ms: 10_000,
+            allow_private: false,
+            memory_bytes: Some(1 << 30),
+            nofile: 65_536,
+            pids: 512,
+        }
+    }
 }
 
 /// The supervisor of all scripts. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Supervisor {}
+#[derive(Clone)]
+pub struct Supervisor {
+    inner: Arc<supervisor::Inner>,
+}
 
-/// A ready process, in use until dropped.
-#[derive(Debug)]
+impl std::fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Supervisor").finish_non_exhaustive()
+    }
+}
+
+/// A ready process, in use until dropped. A process is not replaced while it is in use (within `drain_ms`).
 pub struct Lease {
     /// HTTP socket.
     pub socket: PathBuf,
     /// Distinguishes processes.
     pub process: u64,
+    running: Arc<process::Running>,
+    machine_process: machine::ProcessId,
+    held: Option<Arc<script::Script>>,
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lease")
+            .field("socket", &self.socket)
+            .field("process", &self.process)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Lease {
+    fn new(
+        script: Arc<script::Script>,
+        machine_process: machine::ProcessId,
+        running: Arc<process::Running>,
+    ) -> Self {
+        Self {
+            socket: running.http.clone(),
+            process: running.number,
+            running,
+            machine_process,
+            held: Some(script),
+        }
+    }
+
+    /// The request became a tunnel (a WebSocket), which may stay for hours: from now on the process is replaced without waiting for it.
+    /// Close the tunnel when [`Lease::closing`] resolves; workerd does not end before its tunnels do, and is killed after a few seconds.
+    pub fn upgraded(&mut self) {
+        if let Some(script) = self.held.take() {
+            script.release(self.machine_process);
+        }
+    }
+
+    /// Resolves right before the process is told to end, or when it has ended.
+    pub fn closing(&self) -> WaitForCancellationFutureOwned {
+        self.running.closing.clone().cancelled_owned()
+    }
+
+    /// Resolves when the process takes no new requests.
+    fn draining(&self) -> WaitForCancellationFutureOwned {
+        self.running.draining.clone().cancelled_owned()
+    }
+
+    fn entry(&self, entry: &config::Entry) -> Option<PathBuf> {
+        self.running.entries.get(entry).cloned()
+    }
+
+    fn dispatcher(&self) -> Option<&std::path::Path> {
+        self.running.dispatcher.as_deref()
+    }
+
+    fn machine_process(&self) -> machine::ProcessId {
+        self.machine_process
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.upgraded();
+    }
 }
 
 /// Why no process is ready.
@@ -95,54 +215,4 @@ pub struct ScriptStatus {
     pub crashes: u32,
     /// Why the last process ended, with the tail of its output.
     pub last_error: Option<String>,
-}
-
-impl Supervisor {
-    /// A supervisor with nothing to run yet.
-    pub fn new(
-        config: WorkerdConfig,
-        spawner: wharf_sandbox::Spawner,
-        sockets: Arc<dyn Sockets>,
-    ) -> Self {
-        let _ = (config, spawner, sockets);
-        todo!()
-    }
-    /// Sets what a script shall run; returns at once. The new version's process replaces the old: requests in flight are drained, new ones held.
-    pub fn set(&self, script: &str, desired: Desired) {
-        let _ = (script, desired);
-        todo!()
-    }
-    /// Ends a script's process and forgets the script; with `delete_storage` its objects' storage goes too.
-    pub async fn remove(&self, script: &str, delete_storage: bool) {
-        let _ = (script, delete_storage);
-        todo!()
-    }
-    /// A ready process, waiting while one starts or is replaced.
-    pub async fn acquire(&self, script: &str) -> Result<Lease, WorkerdError> {
-        let _ = script;
-        todo!()
-    }
-    /// Waits until the version set last is ready or has failed to start.
-    pub async fn settled(&self, script: &str) -> Result<(), WorkerdError> {
-        let _ = script;
-        todo!()
-    }
-    /// Runs the `scheduled` handler.
-    pub async fn scheduled(
-        &self,
-        script: &str,
-        cron: &str,
-        time_ms: i64,
-    ) -> Result<ScheduledOutcome, WorkerdError> {
-        let _ = (script, cron, time_ms);
-        todo!()
-    }
-    /// All scripts.
-    pub fn status(&self) -> Vec<ScriptStatus> {
-        todo!()
-    }
-    /// Drains and ends everything.
-    pub async fn shutdown(&self) {
-        todo!()
-    }
 }

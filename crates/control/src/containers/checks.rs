@@ -1,0 +1,101 @@
+//! What of an application's configuration is refused. Pure.
+
+use serde_json::Value;
+use wharf_model::InstanceType;
+
+use crate::envelope::{ApiError, ApiResult};
+
+/// Checks `configuration`, all but whether its image exists.
+pub(crate) fn configuration(configuration: &Value) -> ApiResult<()> {
+    if !configuration.is_object() {
+        return Err(ApiError::bad_request(
+            "an application needs a \"configuration\"",
+        ));
+    }
+    if let Some(kind) = configuration.get("instance_type").filter(|v| !v.is_null())
+        && kind.as_str().and_then(InstanceType::parse).is_none()
+    {
+        return Err(ApiError::bad_request(format!(
+            "unknown instance_type {kind}; there are lite, basic, standard-1, standard-2, standard-3 and standard-4"
+        )));
+    }
+    let number = |name: &str, value: Option<&Value>| match value {
+        None | Some(Value::Null) => Ok(()),
+        Some(value) if value.as_f64().is_some_and(|n| n > 0.0) => Ok(()),
+        Some(value) => Err(ApiError::bad_request(format!(
+            "{name} must be a positive number, not {value}"
+        ))),
+    };
+    number("vcpu", configuration.get("vcpu"))?;
+    number("memory_mib", configuration.get("memory_mib"))?;
+    number(
+        "disk.size_mb",
+        configuration
+            .get("disk")
+            .and_then(|disk| disk.get("size_mb")),
+    )?;
+    let ssh = configuration
+        .get("wrangler_ssh")
+        .and_then(|ssh| ssh.get("enabled"))
+        .and_then(Value::as_bool);
+    if ssh == Some(true) {
+        return Err(ApiError::unsupported(
+            "SSH sessions into containers (\"ssh\": {\"enabled\": true})",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks the policy that places instances. On one node, all but the one with its own image handling come to the same.
+pub(crate) fn scheduling_policy(policy: Option<&Value>) -> ApiResult<()> {
+    match policy.and_then(Value::as_str) {
+        Some("durable_object") => Err(ApiError::unsupported(
+            "applications with \"scheduling_policy\": \"durable_object\"",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Reads `max_instances`.
+pub(crate) fn max_instances(value: &Value) -> ApiResult<u32> {
+    value
+        .as_u64()
+        .and_then(|n| u32::try_from(n).ok())
+        .filter(|n| *n > 0)
+        .ok_or_else(|| {
+            ApiError::bad_request(format!(
+                "max_instances must be a whole number of at least 1, not {value}"
+            ))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn nonsense_is_refused() {
+        for good in [
+            json!({"image": "a:1"}),
+            json!({"instance_type": "dev", "wrangler_ssh": {"enabled": false}}),
+            json!({"vcpu": 0.5, "memory_mib": 100, "disk": {"size_mb": 2000}}),
+        ] {
+            assert!(configuration(&good).is_ok(), "{good}");
+        }
+        for bad in [
+            json!(null),
+            json!({"instance_type": "huge"}),
+            json!({"vcpu": 0}),
+            json!({"memory_mib": "lots"}),
+            json!({"disk": {"size_mb": -1}}),
+            json!({"wrangler_ssh": {"enabled": true}}),
+        ] {
+            assert!(configuration(&bad).is_err(), "{bad}");
+        }
+        assert!(max_instances(&json!(0)).is_err());
+        assert!(max_instances(&json!(1.5)).is_err());
+        assert_eq!(max_instances(&json!(3)).unwrap(), 3);
+    }
+}

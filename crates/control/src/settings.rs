@@ -1,0 +1,286 @@
+//! Settings of a script: those of its deployed version (read, and bindings changed), and those that no version carries.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use http::HeaderMap;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use wharf_model::{Binding, Script};
+use wharf_store::{ScriptSettings, SecretChange};
+
+use crate::deploying::source;
+use crate::envelope::{ApiError, ApiResult, ok, ok_with_message};
+use crate::upload::bindings::kind;
+use crate::upload::multipart;
+use crate::versions::{etag, show_bindings};
+use crate::{App, body, secrets};
+
+/// The script, or the error that wrangler takes for "not there".
+pub(crate) async fn existing(app: &Arc<App>, script: &str) -> ApiResult<Script> {
+    let name = script.to_owned();
+    app.db(move |store| store.script(&name))
+        .await?
+        .ok_or_else(|| ApiError::worker_not_found(script))
+}
+
+async fn script_settings_of(app: &Arc<App>, script: &str) -> ApiResult<ScriptSettings> {
+    existing(app, script).await?;
+    let name = script.to_owned();
+    app.db(move |store| store.script_settings(&name)).await
+}
+
+/// `GET workers/scripts/<name>/settings`: of the deployed version, or of the latest if none is deployed.
+pub(crate) async fn version_settings(
+    State(app): State<Arc<App>>,
+    Path((_, name)): Path<(String, String)>,
+) -> ApiResult {
+    let script = existing(&app, &name).await?;
+    let (version, settings) = app
+        .db(move |store| {
+            let deployed = store.deployed_version(&name)?;
+            let version = match deployed {
+                Some(version) => Some(version),
+                None => store.latest_version(&name)?,
+            };
+            Ok::<_, ApiError>((version, store.script_settings(&name)?))
+        })
+        .await?;
+    let Some(version) = version else {
+        return Ok(ok(json!({"bindings": []})));
+    };
+    let kept = |key: &str| version.extra.get(key).cloned();
+    let mut result = json!({
+        "bindings": show_bindings(&version),
+        "compatibility_date": version.compatibility_date,
+        "compatibility_flags": version.compatibility_flags,
+        "annotations": version.annotations,
+        "usage_model": "standard",
+        "etag": etag(&version),
+        "tags": settings.values.get("tags").cloned().unwrap_or_else(|| json!([])),
+        "tail_consumers": [],
+        "logpush": false,
+        "placement": kept("placement").unwrap_or_else(|| json!({})),
+        "limits": kept("limits").unwrap_or_else(|| json!({})),
+    });
+    let observability = settings
+        .values
+        .get("observability")
+        .cloned()
+        .or_else(|| kept("observability"));
+    if let Value::Object(result) = &mut result {
+        result.extend(observability.map(|value| ("observability".to_owned(), value)));
+        result.extend(
+            script
+                .migration_tag
+                .map(|tag| ("migration_tag".to_owned(), tag.into())),
+        );
+    }
+    Ok(ok(result))
+}
+
+#[derive(Debug, Deserialize)]
+struct SettingsPatch {
+    bindings: Vec<Value>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// `PATCH workers/scripts/<name>/settings` with the part `settings`: how wranglers before 4.125 put several secrets. Every binding that
+/// stays is named with its type and no value.
+pub(crate) async fn patch_version_settings(
+    State(app): State<Arc<App>>,
+    Path((_, script)): Path<(String, String)>,
+    headers: HeaderMap,
+    request: Body,
+) -> ApiResult {
+    existing(&app, &script).await?;
+    let parts = multipart::read(&app, &headers, request, "settings").await?;
+    let patch: SettingsPatch = serde_json::from_str(&parts.metadata)
+        .map_err(|error| ApiError::bad_request(format!("the settings can't be read: {error}")))?;
+    if let Some(other) = patch.rest.keys().next() {
+        return Err(ApiError::unsupported(format!(
+            "changes of settings without an upload ({other:?})"
+        )));
+    }
+    let source = source(&headers);
+    let name = script.clone();
+    let inner = Arc::clone(&app);
+    app.exclusively(script, async move {
+        let upload = inner
+            .db(move |store| {
+                let Some(deployed) = store.deployed_version(&name)? else {
+                    // Nothing serves: the next upload takes the secrets over.
+                    store.change_secrets(&name, &new_secrets(&patch.bindings)?)?;
+                    return Ok(None);
+                };
+                let bindings = patched(&deployed.bindings, &patch.bindings)?;
+                let changes = secret_changes(&deployed.bindings, &bindings);
+                Ok::<_, ApiError>(Some(secrets::next_version(
+                    deployed, bindings, source, changes,
+                )))
+            })
+            .await?;
+        match upload {
+            Some(upload) => inner.commit(upload).await.map(drop),
+            None => Ok(()),
+        }
+    })
+    .await?;
+    Ok(ok(json!({})))
+}
+
+/// The name, and the value if it is a secret with one.
+fn name_and_secret(binding: &Value) -> ApiResult<(&str, Option<&str>)> {
+    let text = |key: &str| binding.get(key).and_then(Value::as_str);
+    let name = text("name")
+        .ok_or_else(|| ApiError::bad_request(format!("a binding without \"name\": {binding}")))?;
+    let secret = text("text").filter(|_| text("type") == Some("secret_text"));
+    Ok((name, secret))
+}
+
+fn new_secrets(bindings: &[Value]) -> ApiResult<Vec<SecretChange>> {
+    let mut secrets = Vec::new();
+    for binding in bindings {
+        if let (name, Some(text)) = name_and_secret(binding)? {
+            secrets.push((name.to_owned(), Some(text.to_owned())));
+        }
+    }
+    Ok(secrets)
+}
+
+fn patched(before: &[Binding], bindings: &[Value]) -> ApiResult<Vec<Binding>> {
+    bindings
+        .iter()
+        .map(|binding| {
+            let (name, secret) = name_and_secret(binding)?;
+            if let Some(text) = secret {
+                return Ok(Binding::SecretText {
+                    name: name.to_owned(),
+                    text: text.to_owned(),
+                });
+            }
+            let wanted = binding.get("type").and_then(Value::as_str).unwrap_or("inherit");
+            before
+                .iter()
+                .find(|b| b.name() == name && (wanted == "inherit" || wanted == kind(b)))
+                .cloned()
+                .ok_or_else(|| {
+                    ApiError::unsupported(format!(
+                        "changes of bindings other than secrets without an upload (binding {name:?})"
+                    ))
+                })
+        })
+        .collect()
+}
+
+fn secret_changes(before: &[Binding], after: &[Binding]) -> Vec<SecretChange> {
+    let gone = before.iter().filter_map(|binding| match binding {
+        Binding::SecretText { name, .. } if !after.iter().any(|b| b.name() == name) => {
+            Some((name.clone(), None))
+        }
+        _ => None,
+    });
+    let put = after.iter().filter_map(|binding| match binding {
+        Binding::SecretText { name, text } => Some((name.clone(), Some(text.clone()))),
+        _ => None,
+    });
+    gone.chain(put).collect()
+}
+
+/// `GET workers/scripts/<name>/script-settings`
+pub(crate) async fn script_settings(
+    State(app): State<Arc<App>>,
+    Path((_, script)): Path<(String, String)>,
+) -> ApiResult {
+    let settings = script_settings_of(&app, &script).await?;
+    Ok(ok(Value::Object(settings.values)))
+}
+
+/// `PATCH workers/scripts/<name>/script-settings`: tags and observability are kept; what needs other machinery is refused.
+pub(crate) async fn patch_script_settings(
+    State(app): State<Arc<App>>,
+    Path((_, script)): Path<(String, String)>,
+    request: Body,
+) -> ApiResult {
+    existing(&app, &script).await?;
+    let patch: Map<String, Value> = body::json(request).await?;
+    if patch.get("logpush").and_then(Value::as_bool) == Some(true) {
+        return Err(ApiError::unsupported("Logpush jobs (\"logpush\": true)"));
+    }
+    let consumers = ["tail_consumers", "streaming_tail_consumers"];
+    if consumers.iter().any(|key| {
+        patch
+            .get(*key)
+            .and_then(Value::as_array)
+            .is_some_and(|list| !list.is_empty())
+    }) {
+        return Err(ApiError::unsupported("tail consumers"));
+    }
+    let values = app
+        .exclusively(script.clone(), {
+            let app = Arc::clone(&app);
+            async move {
+                app.db(move |store| {
+                    let mut settings = store.script_settings(&script)?;
+                    settings.values.extend(patch);
+                    store.set_script_settings(&script, &settings)?;
+                    Ok::<_, ApiError>(settings.values)
+                })
+                .await
+            }
+        })
+        .await?;
+    Ok(ok(Value::Object(values)))
+}
+
+fn show_subdomain(settings: &ScriptSettings) -> Value {
+    json!({"enabled": settings.enabled, "previews_enabled": false})
+}
+
+/// `GET workers/scripts/<name>/subdomain`
+pub(crate) async fn subdomain(
+    State(app): State<Arc<App>>,
+    Path((_, script)): Path<(String, String)>,
+) -> ApiResult {
+    Ok(ok(show_subdomain(
+        &script_settings_of(&app, &script).await?,
+    )))
+}
+
+#[derive(Debug, Deserialize)]
+struct Subdomain {
+    enabled: bool,
+    previews_enabled: Option<bool>,
+}
+
+/// `POST workers/scripts/<name>/subdomain`: whether the script has its own host name. Preview URLs are not offered, and said not to be.
+pub(crate) async fn set_subdomain(
+    State(app): State<Arc<App>>,
+    Path((_, script)): Path<(String, String)>,
+    request: Body,
+) -> ApiResult {
+    existing(&app, &script).await?;
+    let new: Subdomain = body::json(request).await?;
+    let settings = app
+        .exclusively(script.clone(), {
+            let app = Arc::clone(&app);
+            async move {
+                app.db(move |store| {
+                    let mut settings = store.script_settings(&script)?;
+                    settings.enabled = new.enabled;
+                    settings.previews_enabled = new.previews_enabled.unwrap_or(false);
+                    store.set_script_settings(&script, &settings)?;
+                    Ok::<_, ApiError>(settings)
+                })
+                .await
+            }
+        })
+        .await?;
+    let shown = show_subdomain(&settings);
+    Ok(match new.previews_enabled {
+        Some(true) => ok_with_message(shown, "preview URLs are not supported by this Wharf yet"),
+        _ => ok(shown),
+    })
+}

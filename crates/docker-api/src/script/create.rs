@@ -1,0 +1,311 @@
+//! `POST /containers/create`: which of workerd's three kinds of container it is, and what the application behind the object gives to it.
+
+use super::{APPLICATION_IMAGE, ASKED_IMAGE_LABEL, Answer, ApplicationInfo, Context, Shared};
+use crate::errors::ApiError;
+use axum::Json;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Query, State};
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use wharf_engine::{Application, Create, EngineError, Limits};
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct CreateQuery {
+    name: Option<String>,
+}
+
+/// The body. workerd writes scalar defaults (0, "") for what is not set, and Docker clients write null: both are unset.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Body {
+    image: Option<String>,
+    cmd: Option<Vec<String>>,
+    entrypoint: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    user: Option<String>,
+    working_dir: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    host_config: Option<HostConfig>,
+}
+
+/// What of `HostConfig` counts. `RestartPolicy` and `PidMode` do not: an exit must reach `wait`, and the host's processes are nobody's.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct HostConfig {
+    network_mode: Option<String>,
+    memory: Option<i64>,
+    nano_cpus: Option<i64>,
+    pids_limit: Option<i64>,
+    mounts: Option<Vec<Value>>,
+    binds: Option<Vec<String>>,
+    cap_add: Option<Vec<String>>,
+    devices: Option<Vec<Value>>,
+    security_opt: Option<Vec<String>>,
+    privileged: Option<bool>,
+}
+
+pub(crate) async fn create(
+    State(shared): Context,
+    Query(query): Query<CreateQuery>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let Some(name) = query.name.filter(|name| !name.is_empty()) else {
+        // workerd's nameless helper containers copy volumes for it.
+        return Err(ApiError::unsupported("snapshotDirectory()"));
+    };
+    let body: Body = super::parse(body)?;
+    if super::sidecar_of(&name).is_some() {
+        return shared.create_sidecar(&name).await;
+    }
+    let id = create_container(&shared, name, body).await?;
+    Ok((
+        StatusCode::CREATED,
+        Json(json!({ "Id": id, "Warnings": [] })),
+    )
+        .into_response())
+}
+
+async fn create_container(shared: &Shared, name: String, body: Body) -> Result<String, ApiError> {
+    let (unique_key, object_id) = object_of(&name).ok_or_else(|| {
+        ApiError::bad_request(format!(
+            "the container name \"{name}\" is not workerd-<uniqueKey>-<object id>: this socket serves Durable Objects only"
+        ))
+    })?;
+    let host = body.host_config.unwrap_or_default();
+    refuse_unsupported(&host)?;
+    let found = shared
+        .applications
+        .find(&shared.script, unique_key, object_id)
+        .await;
+    let application =
+        found.map_err(|reason| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason))?;
+    let asked = body.image.unwrap_or_default();
+    let image = if asked == APPLICATION_IMAGE {
+        application.image.clone()
+    } else if shared
+        .applications
+        .permits_image(&shared.script, &application, &asked)
+    {
+        asked.clone()
+    } else {
+        return Err(no_image(&format!(
+            "{asked} (application \"{}\" may not use it)",
+            application.name
+        )));
+    };
+    let mode = host.network_mode.as_deref().unwrap_or_default();
+    let network = match mode.strip_prefix("container:") {
+        Some(sidecar) => {
+            let of = super::sidecar_of(sidecar).unwrap_or(sidecar);
+            Some(shared.sidecar(sidecar, of).await?.network)
+        }
+        None => {
+            return Err(ApiError::bad_request(format!(
+                "network mode \"{mode}\" is not possible here: a container joins its sidecar's network (container:{name}-proxy)"
+            )));
+        }
+    };
+    let env = environment(body.env.unwrap_or_default(), &application, object_id);
+    // `start({entrypoint})` arrives as Cmd. On Cloudflare it is what runs, instead of the image's ENTRYPOINT and CMD, and so it is here.
+    let (entrypoint, cmd) = match (body.entrypoint, body.cmd.unwrap_or_default()) {
+        (Some(entrypoint), cmd) if !entrypoint.is_empty() => (Some(entrypoint), cmd),
+        (_, cmd) if cmd.is_empty() => (None, cmd),
+        (_, cmd) => (Some(cmd), Vec::new()),
+    };
+    let mut labels = body.labels.unwrap_or_default();
+    labels.insert(ASKED_IMAGE_LABEL.to_owned(), asked);
+    let request = Create {
+        owner: shared.owner.clone(),
+        name: name.clone(),
+        image: image.clone(),
+        cmd,
+        entrypoint,
+        env,
+        user: body.user,
+        working_dir: body.working_dir,
+        labels,
+        limits: limits(&application.limits, &host),
+        network,
+        application: Some(Application {
+            id: application.id,
+            name: application.name,
+            max_instances: application.max_instances,
+        }),
+    };
+    shared
+        .engine
+        .create(request)
+        .await
+        .map_err(|error| match error {
+            EngineError::NotFound(reason) => {
+                tracing::warn!(image, reason, "the image of an application is not here");
+                no_image(&image)
+            }
+            other => other.into(),
+        })
+}
+
+fn no_image(image: &str) -> ApiError {
+    ApiError::not_found(format!("No such image: {image}"))
+}
+
+/// `workerd-<uniqueKey>-<64 hex>` taken apart.
+fn object_of(name: &str) -> Option<(&str, &str)> {
+    let (unique_key, object_id) = name.strip_prefix("workerd-")?.rsplit_once('-')?;
+    let is_id = object_id.len() == 64 && object_id.bytes().all(|b| b.is_ascii_hexdigit());
+    (is_id && !unique_key.is_empty()).then_some((unique_key, object_id))
+}
+
+fn refuse_unsupported(host: &HostConfig) -> Result<(), ApiError> {
+    fn any<T>(list: Option<&Vec<T>>) -> bool {
+        list.is_some_and(|list| !list.is_empty())
+    }
+    let refused = [
+        (
+            any(host.mounts.as_ref()) || any(host.binds.as_ref()),
+            "start({directorySnapshots}) (volumes)",
+        ),
+        (any(host.cap_add.as_ref()), "adding capabilities"),
+        (any(host.devices.as_ref()), "passing devices"),
+        (any(host.security_opt.as_ref()), "SecurityOpt"),
+        (host.privileged == Some(true), "privileged mode"),
+    ];
+    match refused.iter().find(|(asked, _)| *asked) {
+        Some((_, feature)) => Err(ApiError::unsupported(feature)),
+        None => Ok(()),
+    }
+}
+
+/// The start's variables, with real values for the placeholders that workerd appends (contract: workerd, 1.3). A placeholder without a value is left out: it
+/// would be taken for one.
+fn environment(
+    mut env: Vec<String>,
+    application: &ApplicationInfo,
+    object_id: &str,
+) -> Vec<String> {
+    const PLACEHOLDERS: [&str; 6] = [
+        "CLOUDFLARE_COUNTRY_A2",
+        "CLOUDFLARE_DEPLOYMENT_ID",
+        "CLOUDFLARE_LOCATION",
+        "CLOUDFLARE_REGION",
+        "CLOUDFLARE_APPLICATION_ID",
+        OBJECT_ID,
+    ];
+    const OBJECT_ID: &str = "CLOUDFLARE_DURABLE_OBJECT_ID";
+    let variables = &application.variables;
+    let is_set = |key: &str| variables.iter().any(|(name, _)| name == key);
+    env.retain(|entry| {
+        let key = entry.split_once('=').map_or(entry.as_str(), |(key, _)| key);
+        !PLACEHOLDERS.contains(&key) && !is_set(key)
+    });
+    env.extend(
+        variables
+            .iter()
+            .map(|(key, value)| format!("{key}={value}")),
+    );
+    if !is_set(OBJECT_ID) {
+        env.push(format!("{OBJECT_ID}={object_id}"));
+    }
+    env
+}
+
+/// The application's limits; the request can only lower them. 0 and negative figures are unset.
+fn limits(application: &Limits, host: &HostConfig) -> Limits {
+    fn lower(limit: Option<u64>, asked: Option<i64>, unit: u64) -> Option<u64> {
+        let asked = asked
+            .and_then(|n| u64::try_from(n).ok())
+            .filter(|n| *n > 0)
+            .map(|n| (n / unit).max(1));
+        match (limit, asked) {
+            (Some(limit), Some(asked)) => Some(limit.min(asked)),
+            (limit, asked) => limit.or(asked),
+        }
+    }
+    Limits {
+        memory_bytes: lower(application.memory_bytes, host.memory, 1),
+        cpu_millis: lower(application.cpu_millis, host.nano_cpus, 1_000_000),
+        pids: lower(application.pids, host.pids_limit, 1),
+        nofile: application.nofile,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn application(variables: &[(&str, &str)]) -> ApplicationInfo {
+        let owned = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
+        ApplicationInfo {
+            id: "app".into(),
+            name: "hello".into(),
+            image: "hello:1".into(),
+            limits: Limits {
+                memory_bytes: Some(1 << 28),
+                ..Limits::default()
+            },
+            max_instances: 3,
+            variables: variables.iter().map(owned).collect(),
+        }
+    }
+
+    #[test]
+    fn names_are_taken_apart() {
+        let id = "0a".repeat(32);
+        let name = format!("workerd-my-app-Class-{id}");
+        assert_eq!(object_of(&name), Some(("my-app-Class", id.as_str())));
+        for bad in [
+            "workerd-x-00",
+            "x",
+            &format!("workerd--{id}"),
+            &format!("other-k-{id}"),
+        ] {
+            assert_eq!(object_of(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn placeholders_never_reach_the_container() {
+        let application = application(&[("CLOUDFLARE_REGION", "EEUR"), ("CLOUDFLARE_EXTRA", "1")]);
+        let env = [
+            "FOO=bar",
+            "CLOUDFLARE_REGION=REGN",
+            "CLOUDFLARE_COUNTRY_A2=XX",
+            "CLOUDFLARE_DURABLE_OBJECT_ID=xxxx",
+        ];
+        let env = environment(env.map(str::to_owned).to_vec(), &application, "abc");
+        assert_eq!(
+            env,
+            [
+                "FOO=bar",
+                "CLOUDFLARE_REGION=EEUR",
+                "CLOUDFLARE_EXTRA=1",
+                "CLOUDFLARE_DURABLE_OBJECT_ID=abc"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_request_can_only_lower_limits() {
+        let application = application(&[]).limits;
+        let of = |memory, nano_cpus, pids_limit| {
+            let host = HostConfig {
+                memory: Some(memory),
+                nano_cpus: Some(nano_cpus),
+                pids_limit: Some(pids_limit),
+                ..HostConfig::default()
+            };
+            let limits = limits(&application, &host);
+            (limits.memory_bytes, limits.cpu_millis, limits.pids)
+        };
+        assert_eq!(of(0, 0, 0), (Some(1 << 28), None, None));
+        assert_eq!(
+            of(1 << 20, 500_000_000, 7),
+            (Some(1 << 20), Some(500), Some(7))
+        );
+        assert_eq!(of(1 << 40, -1, -1), (Some(1 << 28), None, None));
+    }
+}

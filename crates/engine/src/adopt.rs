@@ -1,0 +1,213 @@
+//! What a new daemon does with what an earlier one left: processes (from the spawner) and directories.
+//!
+//! | process | record | what happens |
+//! |---|---|---|
+//! | runs | good | adopted; a script's is removed if its owner does not ask for it in time |
+//! | has ended | good | its exit is recorded |
+//! | any | missing or damaged | killed, forgotten, directory removed |
+//! | none | a script's | directory removed |
+//! | none | the operator's | kept; one that ran when the spawner died has exit code 255, as with Docker |
+
+use crate::instance::{Ask, Handle, Instance, discard, unseen_exit};
+use crate::lifecycle::State;
+use crate::record::{Label, Record};
+use crate::{EngineError, Owner, Shared, insert, log, now_ms};
+use std::collections::HashSet;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use wharf_sandbox::{Exit, Process, Survivor};
+
+/// Begins the names of directories that are being removed.
+pub(crate) const GONE_PREFIX: &str = ".gone-";
+/// How long the output that an ended process left is read.
+const LEFT_OUTPUT: Duration = Duration::from_secs(1);
+
+pub(crate) async fn adopt(
+    shared: &Arc<Shared>,
+    survivors: Vec<Survivor>,
+) -> Result<(), EngineError> {
+    let dir = &shared.config.dir;
+    // Nobody else's business: the files of all containers, and their variables.
+    std::fs::create_dir_all(dir)
+        .and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(0o700)))
+        .map_err(|error| EngineError::Internal(format!("{}: {error}", dir.display())))?;
+    let mut kept = HashSet::new();
+    for survivor in survivors {
+        if crate::owns(&survivor.label)
+            && let Some(id) = adopt_process(shared, survivor).await
+        {
+            kept.insert(id);
+        }
+    }
+    let entries = std::fs::read_dir(dir)
+        .map_err(|error| EngineError::Internal(format!("{}: {error}", dir.display())))?;
+    for entry in entries {
+        let entry =
+            entry.map_err(|error| EngineError::Internal(format!("{}: {error}", dir.display())))?;
+        let name = entry.file_name();
+        match name.to_str() {
+            Some(id) if kept.contains(id) => {}
+            Some(name) if name.starts_with(GONE_PREFIX) => {
+                if let Err(error) = std::fs::remove_dir_all(entry.path()) {
+                    tracing::warn!(dir = %entry.path().display(), %error, "left directory not removed");
+                }
+            }
+            _ => adopt_directory(shared, &entry.path()),
+        }
+    }
+    Ok(())
+}
+
+/// Returns the id if the instance is in the table now.
+async fn adopt_process(shared: &Arc<Shared>, survivor: Survivor) -> Option<String> {
+    let Survivor {
+        label,
+        process,
+        exit,
+    } = survivor;
+    let process_id = process.id.clone();
+    let read = Label::decode(&label).and_then(|label| {
+        let dir = shared.config.dir.join(&label.id);
+        let record = Record::read(&dir).ok()?;
+        (record.fixed.id == label.id).then_some((label, dir, record))
+    });
+    let Some((label, dir, mut record)) = read else {
+        tracing::warn!(
+            process = process_id,
+            "a container without a readable record is ended"
+        );
+        end(shared, &process_id).await;
+        return None;
+    };
+    // The label is written with each start, the record a little later.
+    let id = label.id.clone();
+    record.progress.generation = label.generation;
+    record.progress.started_ms = Some(label.started_ms);
+    let handle = match exit {
+        Some(exit) => adopt_ended(shared, &dir, record, process, exit).await,
+        None => adopt_running(shared, &dir, record, process, &label).await,
+    };
+    match handle {
+        Ok(handle) => {
+            if exit.is_none() && handle.fixed.owner != Owner::Operator {
+                reap_if_forgotten(handle, shared.config.adopt_idle_ms);
+            }
+            Some(id)
+        }
+        Err(error) => {
+            tracing::warn!(instance = id, %error, "not adopted: ended");
+            end(shared, &process_id).await;
+            None
+        }
+    }
+}
+
+async fn adopt_ended(
+    shared: &Arc<Shared>,
+    dir: &Path,
+    mut record: Record,
+    process: Process,
+    exit: Exit,
+) -> Result<Arc<Handle>, EngineError> {
+    let writer = log::Writer::new(dir, shared.config.log_bytes);
+    let rest = log::pump(writer, process.stdout, process.stderr);
+    // Also without the end of the pipes what they hold has been read by then.
+    let _ = tokio::time::timeout(LEFT_OUTPUT, rest).await;
+    record.progress.exit = Some(exit);
+    record.progress.finished_ms.get_or_insert_with(now_ms);
+    record
+        .write(dir)
+        .map_err(|error| EngineError::Internal(format!("{}: {error}", dir.display())))?;
+    if let Err(error) = shared.spawner.forget(&process.id).await {
+        tracing::warn!(process = process.id, %error, "the spawner keeps an ended process");
+    }
+    let state = State::Exited(exit);
+    let instance = Instance::new(shared.clone(), record, dir.to_owned(), state, None, true);
+    insert(shared, instance)
+}
+
+async fn adopt_running(
+    shared: &Arc<Shared>,
+    dir: &Path,
+    mut record: Record,
+    process: Process,
+    label: &Label,
+) -> Result<Arc<Handle>, EngineError> {
+    record.progress.exit = None;
+    record.progress.finished_ms = None;
+    let adopted = shared.networks.adopt(process.pid, label.ingress).await;
+    let network = adopted.map_err(|error| EngineError::Internal(error.to_string()))?;
+    network.set_target(wharf_net::Target::Running);
+    let mut instance = Instance::new(
+        shared.clone(),
+        record,
+        dir.to_owned(),
+        State::Running,
+        Some(network),
+        true,
+    );
+    instance.adopt(process);
+    insert(shared, instance)
+}
+
+/// Kills a process and forgets it.
+async fn end(shared: &Shared, process_id: &str) {
+    let spawner = &shared.spawner;
+    let ended = async {
+        spawner.kill(process_id).await?;
+        spawner.wait(process_id).await?;
+        spawner.forget(process_id).await
+    };
+    if let Err(error) = ended.await {
+        tracing::error!(process = process_id, %error, "left process not ended");
+    }
+}
+
+/// Removes an adopted instance whose owner has not asked for it within the bound.
+fn reap_if_forgotten(handle: Arc<Handle>, idle_ms: u64) {
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(idle_ms)).await;
+        if handle.touched.load(Ordering::Relaxed) {
+            return;
+        }
+        tracing::info!(
+            instance = handle.fixed.id,
+            name = handle.fixed.name,
+            "its owner has not come back: removed"
+        );
+        // Gone already is as good.
+        let _ = handle.ask(Ask::Remove { force: true }).await;
+    });
+}
+
+/// A directory to which no process belongs.
+fn adopt_directory(shared: &Arc<Shared>, dir: &Path) {
+    let record = Record::read(dir)
+        .inspect_err(
+            |error| tracing::warn!(dir = %dir.display(), %error, "no readable record: removed"),
+        )
+        .ok()
+        .filter(|record| record.fixed.owner == Owner::Operator && dir.ends_with(&record.fixed.id));
+    let Some(mut record) = record else {
+        return discard(dir);
+    };
+    let progress = &mut record.progress;
+    if progress.started_ms.is_some() && progress.exit.is_none() {
+        progress.exit = Some(unseen_exit());
+        progress.finished_ms = Some(now_ms());
+        progress.error = Some("the machine or the spawner ended while it ran".to_owned());
+        if let Err(error) = record.write(dir) {
+            tracing::warn!(dir = %dir.display(), %error, "instance.json not written");
+        }
+    }
+    let state = record.progress.exit.map_or(State::Created, State::Exited);
+    let instance = Instance::new(shared.clone(), record, dir.to_owned(), state, None, true);
+    if let Err(error) = insert(shared, instance) {
+        tracing::warn!(dir = %dir.display(), %error, "not taken over: removed");
+        discard(dir);
+    }
+}

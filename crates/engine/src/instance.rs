@@ -1,0 +1,552 @@
+//! The task that owns one instance: it feeds the lifecycle machine with requests and with what happens, and carries out its effects.
+
+use crate::lifecycle::{Answer, Effect, Event, Machine, State, Token, Until};
+use crate::record::{Fixed, Label, Progress, Record, process_id};
+use crate::{EngineError, Shared, log, now_ms};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use wharf_net::Target;
+use wharf_sandbox::{Exit, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds};
+
+/// How long an exit waits for the rest of the output. Its processes are dead, so the pipes end as soon as they are read empty.
+const DRAIN: Duration = Duration::from_secs(1);
+/// Requests that may wait for one instance.
+const QUEUE: usize = 64;
+
+/// What everybody may see of an instance; the task publishes it.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) state: State,
+    pub(crate) pid: Option<i32>,
+    pub(crate) progress: Progress,
+}
+
+/// The way to an instance's task.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) fixed: Arc<Fixed>,
+    pub(crate) dir: PathBuf,
+    pub(crate) view: watch::Receiver<View>,
+    pub(crate) network: Mutex<Option<wharf_net::Network>>,
+    /// Whether its owner has asked for it since this daemon has it.
+    pub(crate) touched: AtomicBool,
+    requests: mpsc::Sender<Request>,
+}
+
+/// A request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ask {
+    Start,
+    Signal(i32),
+    Stop { grace_ms: u64 },
+    Remove { force: bool },
+    Wait(Until),
+}
+
+#[derive(Debug)]
+struct Request {
+    ask: Ask,
+    reply: oneshot::Sender<Result<Answer, EngineError>>,
+}
+
+impl Handle {
+    pub(crate) async fn ask(&self, ask: Ask) -> Result<Answer, EngineError> {
+        let gone = || EngineError::NotFound(format!("No such container: {}", self.fixed.name));
+        let (reply, answer) = oneshot::channel();
+        let request = Request { ask, reply };
+        self.requests.send(request).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    pub(crate) fn network(&self) -> Option<wharf_net::Network> {
+        let network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        network.clone()
+    }
+
+    fn set_network(&self, network: Option<wharf_net::Network>) {
+        *self.network.lock().unwrap_or_else(PoisonError::into_inner) = network;
+    }
+}
+
+/// What happens to an instance by itself.
+#[derive(Debug)]
+enum Happening {
+    Spawned {
+        generation: u64,
+        result: Result<(Process, wharf_net::Network), SpawnError>,
+    },
+    Exited {
+        generation: u64,
+        result: Result<Exit, SpawnError>,
+    },
+    GraceElapsed {
+        generation: u64,
+    },
+}
+
+/// An instance about to get its task.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    handle: Arc<Handle>,
+    shared: Arc<Shared>,
+    machine: Machine,
+    progress: Progress,
+    pid: Option<i32>,
+    /// Whether the network was made for it alone and goes with its process.
+    own_network: bool,
+    view: watch::Sender<View>,
+    requests: mpsc::Receiver<Request>,
+    happenings: mpsc::UnboundedReceiver<Happening>,
+    happens: mpsc::UnboundedSender<Happening>,
+    waiting: HashMap<Token, oneshot::Sender<Result<Answer, EngineError>>>,
+    last_token: Token,
+    was_live: bool,
+}
+
+impl Instance {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        record: Record,
+        dir: PathBuf,
+        state: State,
+        network: Option<wharf_net::Network>,
+        own_network: bool,
+    ) -> Self {
+        let Record { fixed, progress } = record;
+        let (view_sender, view) = watch::channel(View {
+            state: state.clone(),
+            pid: None,
+            progress: progress.clone(),
+        });
+        let (requests_sender, requests) = mpsc::channel(QUEUE);
+        let (happens, happenings) = mpsc::unbounded_channel();
+        let was_live = state.is_live();
+        Instance {
+            machine: Machine::new(state, progress.generation, fixed.stop_signal),
+            handle: Arc::new(Handle {
+                fixed,
+                dir,
+                view,
+                network: Mutex::new(network),
+                touched: AtomicBool::new(false),
+                requests: requests_sender,
+            }),
+            shared,
+            progress,
+            pid: None,
+            own_network,
+            view: view_sender,
+            requests,
+            happenings,
+            happens,
+            waiting: HashMap::new(),
+            last_token: 0,
+            was_live,
+        }
+    }
+
+    pub(crate) fn handle(&self) -> Arc<Handle> {
+        self.handle.clone()
+    }
+
+    fn fixed(&self) -> &Fixed {
+        &self.handle.fixed
+    }
+
+    /// Takes over a process that runs already.
+    pub(crate) fn adopt(&mut self, process: Process) {
+        self.pid = Some(process.pid);
+        self.watch_process(self.machine.generation(), process);
+    }
+
+    /// Runs until the instance is removed.
+    pub(crate) async fn run(mut self) {
+        self.publish();
+        while *self.machine.state() != State::Removed {
+            let event = tokio::select! {
+                Some(happening) = self.happenings.recv() => self.event_of(happening),
+                request = self.requests.recv() => match request {
+                    Some(request) => self.event_of_request(request),
+                    // The engine is gone.
+                    None => return,
+                },
+            };
+            if let Some(event) = event {
+                self.feed(event).await;
+            }
+        }
+        self.requests.close();
+        while let Some(request) = self.requests.recv().await {
+            let _ = request.reply.send(Ok(Answer::Gone));
+        }
+    }
+
+    fn event_of_request(&mut self, Request { ask, reply }: Request) -> Option<Event> {
+        if matches!(ask, Ask::Start)
+            && !self.machine.state().is_live()
+            && !self.machine.is_removing()
+        {
+            // Counted here, by the only one who also counts it off: what is checked is what then runs.
+            let fixed = self.handle.fixed.clone();
+            let mut table = self.shared.table();
+            if let Some(application) = &fixed.application {
+                if let Err(limit) = table.check_limit(application) {
+                    let _ = reply.send(Err(limit));
+                    return None;
+                }
+                table.running(Some(application), &fixed.id);
+            }
+        }
+        self.last_token += 1;
+        let token = self.last_token;
+        self.waiting.insert(token, reply);
+        Some(match ask {
+            Ask::Start => Event::Start(token),
+            Ask::Signal(signal) => Event::Signal { signal, token },
+            Ask::Stop { grace_ms } => Event::Stop { grace_ms, token },
+            Ask::Remove { force } => Event::Remove { force, token },
+            Ask::Wait(until) => {
+                self.drop_abandoned();
+                Event::Wait { until, token }
+            }
+        })
+    }
+
+    /// Forgets waiters whose caller has gone, so that a long-lived instance does not collect them.
+    fn drop_abandoned(&mut self) {
+        let gone: Vec<Token> = self
+            .waiting
+            .iter()
+            .filter(|(_, reply)| reply.is_closed())
+            .map(|(token, _)| *token)
+            .collect();
+        if !gone.is_empty() {
+            self.waiting.retain(|token, _| !gone.contains(token));
+            self.machine.handle(Event::Abandoned(gone));
+        }
+    }
+
+    fn event_of(&mut self, happening: Happening) -> Option<Event> {
+        match happening {
+            Happening::Spawned { generation, result } => Some(self.spawned(generation, result)),
+            Happening::Exited { generation, result } => {
+                let exit = result.unwrap_or_else(|error| {
+                    self.progress.error = Some(format!("its end was not seen: {error}"));
+                    unseen_exit()
+                });
+                self.ended(exit);
+                Some(Event::Exited { generation, exit })
+            }
+            Happening::GraceElapsed { generation } => Some(Event::GraceElapsed { generation }),
+        }
+    }
+
+    fn spawned(
+        &mut self,
+        generation: u64,
+        result: Result<(Process, wharf_net::Network), SpawnError>,
+    ) -> Event {
+        match result {
+            Ok((process, network)) => {
+                network.set_target(Target::Running);
+                self.handle.set_network(Some(network));
+                self.pid = Some(process.pid);
+                self.progress.started_ms = Some(now_ms());
+                self.watch_process(generation, process);
+                Event::Spawned { generation }
+            }
+            Err(error) => {
+                let (code, refused) = match &error {
+                    SpawnError::Refused { exit_code, .. } => (*exit_code, true),
+                    SpawnError::Spawner(_) => (125, false),
+                };
+                let message = error.to_string();
+                self.progress.error = Some(message.clone());
+                self.ended(Exit {
+                    code,
+                    signal: None,
+                    oom_killed: false,
+                });
+                Event::SpawnFailed {
+                    generation,
+                    code,
+                    refused,
+                    message,
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, exit: Exit) {
+        self.pid = None;
+        self.progress.exit = Some(exit);
+        self.progress.finished_ms = Some(now_ms());
+        if let Some(network) = self.handle.network() {
+            network.set_target(Target::Ended);
+        }
+        if self.own_network {
+            self.handle.set_network(None);
+        }
+    }
+
+    /// Keeps its output and reports its end.
+    fn watch_process(&self, generation: u64, process: Process) {
+        let Process {
+            id, stdout, stderr, ..
+        } = process;
+        let writer = log::Writer::new(&self.handle.dir, self.shared.config.log_bytes);
+        let output: JoinHandle<()> = tokio::spawn(log::pump(writer, stdout, stderr));
+        let spawner = self.shared.spawner.clone();
+        let happens = self.happens.clone();
+        tokio::spawn(async move {
+            let result = spawner.wait(&id).await;
+            // A program that handed its output to something outside its cgroup must not hold up its own end.
+            let _ = tokio::time::timeout(DRAIN, output).await;
+            let _ = happens.send(Happening::Exited { generation, result });
+        });
+    }
+
+    async fn feed(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let effects = self.machine.handle(event);
+            self.progress.generation = self.machine.generation();
+            if self.machine.state().is_live() {
+                self.progress.exit = None;
+            }
+            self.publish();
+            // Before the answers: who hears of an end may count on its place.
+            self.note_idle();
+            for effect in effects {
+                if let Some(next) = self.carry_out(effect).await {
+                    events.push_back(next);
+                }
+            }
+        }
+    }
+
+    fn publish(&self) {
+        self.view.send_replace(View {
+            state: self.machine.state().clone(),
+            pid: self.pid,
+            progress: self.progress.clone(),
+        });
+    }
+
+    fn note_idle(&mut self) {
+        let live = self.machine.state().is_live();
+        if live == std::mem::replace(&mut self.was_live, live) {
+            return;
+        }
+        let excess = {
+            let fixed = &self.handle.fixed;
+            let mut table = self.shared.table();
+            table.set_idle(&fixed.id, !live);
+            if live {
+                return;
+            }
+            table.stopped(fixed.application.as_ref(), &fixed.id);
+            table.excess(&fixed.owner, now_ms())
+        };
+        crate::drop_excess(excess);
+    }
+
+    async fn carry_out(&mut self, effect: Effect) -> Option<Event> {
+        match effect {
+            Effect::Spawn { generation } => self.spawn(generation),
+            Effect::Signal {
+                generation,
+                signal,
+                token,
+            } => {
+                let id = process_id(&self.fixed().id, generation);
+                let sent = self.shared.spawner.signal(&id, signal).await;
+                match (token, sent) {
+                    (Some(token), Ok(true)) => self.answer(token, Ok(Answer::Done)),
+                    (Some(token), Ok(false)) => self.answer(token, Ok(Answer::NotRunning)),
+                    (Some(token), Err(error)) => {
+                        self.answer(token, Err(EngineError::Internal(error.to_string())));
+                    }
+                    (None, Ok(_)) => {}
+                    (None, Err(error)) => {
+                        tracing::warn!(instance = self.fixed().id, %error, "stop signal not sent");
+                    }
+                }
+            }
+            Effect::ArmTimer { generation, ms } => {
+                let happens = self.happens.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                    let _ = happens.send(Happening::GraceElapsed { generation });
+                });
+            }
+            Effect::KillAll { generation } => {
+                let id = process_id(&self.fixed().id, generation);
+                if let Err(error) = self.shared.spawner.kill(&id).await {
+                    tracing::error!(instance = self.fixed().id, %error, "instance not killed");
+                }
+            }
+            Effect::Persist => {
+                let record = Record {
+                    fixed: self.handle.fixed.clone(),
+                    progress: self.progress.clone(),
+                };
+                if let Err(error) = record.write(&self.handle.dir) {
+                    tracing::warn!(dir = %self.handle.dir.display(), %error, "instance.json not written");
+                }
+            }
+            Effect::Forget { generation } => {
+                let id = process_id(&self.fixed().id, generation);
+                if let Err(error) = self.shared.spawner.forget(&id).await {
+                    tracing::warn!(instance = self.fixed().id, %error, "the spawner keeps an ended process");
+                }
+            }
+            Effect::CleanUp => {
+                self.handle.set_network(None);
+                discard(&self.handle.dir);
+                self.shared.table().remove(&self.fixed().id);
+                return Some(Event::Cleaned);
+            }
+            Effect::Reply { token, answer } => self.answer(token, Ok(answer)),
+        }
+        None
+    }
+
+    fn answer(&mut self, token: Token, answer: Result<Answer, EngineError>) {
+        if let Some(reply) = self.waiting.remove(&token) {
+            // The caller may have gone.
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn spawn(&mut self, generation: u64) {
+        let first = self.progress.started_ms.is_none();
+        self.progress.error = None;
+        self.progress.finished_ms = None;
+        let network = self.handle.network();
+        if let Some(network) = &network {
+            network.set_target(Target::Pending);
+        }
+        let handle = self.handle.clone();
+        let shared = self.shared.clone();
+        let happens = self.happens.clone();
+        tokio::spawn(async move {
+            let result = start_process(&shared, &handle, generation, first, network).await;
+            let _ = happens.send(Happening::Spawned { generation, result });
+        });
+    }
+}
+
+/// The whole way from a created instance to its process.
+async fn start_process(
+    shared: &Shared,
+    handle: &Handle,
+    generation: u64,
+    first: bool,
+    network: Option<wharf_net::Network>,
+) -> Result<(Process, wharf_net::Network), SpawnError> {
+    let failed =
+        |what: &str, error: &dyn std::fmt::Display| SpawnError::Spawner(format!("{what}: {error}"));
+    let network = match network {
+        Some(network) => network,
+        None => shared
+            .networks
+            .create()
+            .await
+            .map_err(|e| failed("network", &e))?,
+    };
+    let fixed = &handle.fixed;
+    if !first {
+        // overlayfs wants an empty work directory; the kernel leaves its own folder in a used one.
+        renew(&handle.dir.join("work")).map_err(|e| failed("work directory", &e))?;
+    }
+    let label = Label {
+        id: fixed.id.clone(),
+        generation,
+        ingress: network.ingress(),
+        started_ms: now_ms(),
+    };
+    let hostname = fixed.hostname().to_owned();
+    let file = |target: &str, content: String| Mount::File {
+        target: target.into(),
+        content,
+    };
+    let spec = ProcessSpec {
+        id: process_id(&fixed.id, generation),
+        label: label.encode().map_err(|e| failed("label", &e))?,
+        argv: fixed.argv.clone(),
+        env: fixed.env.clone(),
+        cwd: fixed.working_dir.clone(),
+        user: fixed.user.clone(),
+        root: Root::Overlay {
+            lower: fixed.lower.clone(),
+            upper: handle.dir.join("upper"),
+            work: handle.dir.join("work"),
+        },
+        network: wharf_sandbox::Network::Namespace,
+        mounts: vec![
+            file("/etc/resolv.conf", network.resolv_conf()),
+            file("/etc/hosts", hosts(&hostname)),
+            file("/etc/hostname", format!("{hostname}\n")),
+        ],
+        hostname: Some(hostname),
+        limits: fixed.limits.clone(),
+        stdin_pipe: false,
+    };
+    let netns = network.namespace().map_err(|e| failed("network", &e))?;
+    let fds = SpawnFds {
+        netns: Some(netns),
+        inherit: Vec::new(),
+    };
+    let process = shared.spawner.spawn(&spec, fds).await?;
+    Ok((process, network))
+}
+
+/// /etc/hosts. The container has no address of its own but loopback.
+fn hosts(hostname: &str) -> String {
+    format!(
+        "127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+    )
+}
+
+fn renew(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    std::fs::create_dir(dir)
+}
+
+/// Takes a directory out of the way at once and removes it in the background. A daemon that dies meanwhile leaves `.gone-*`, which the next one removes.
+pub(crate) fn discard(dir: &Path) {
+    let Some(name) = dir.file_name() else { return };
+    let mut hidden = std::ffi::OsString::from(crate::adopt::GONE_PREFIX);
+    hidden.push(name);
+    let hidden = dir.with_file_name(hidden);
+    if let Err(error) = std::fs::rename(dir, &hidden) {
+        if error.kind() != io::ErrorKind::NotFound {
+            tracing::error!(dir = %dir.display(), %error, "an instance's directory stays behind; remove it by hand");
+        }
+        return;
+    }
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = std::fs::remove_dir_all(&hidden) {
+            tracing::error!(dir = %hidden.display(), %error, "an instance's directory stays behind; the next start tries again");
+        }
+    });
+}
+
+/// Docker's exit code for a container whose end nobody saw.
+pub(crate) fn unseen_exit() -> Exit {
+    Exit {
+        code: 255,
+        signal: None,
+        oom_killed: false,
+    }
+}

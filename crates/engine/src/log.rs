@@ -1,0 +1,236 @@
+//! The kept output of one instance: two segment files, `log.0` (being written) and `log.1` (the one before), each at most half of the bound.
+//!
+//! An entry is one byte for the stream (1 out, 2 err), eight for the time (unix ms, little endian), four for the length, and the bytes. A torn last
+//! entry (the machine stopped in the midst of a write) is cut off when the file is opened again.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use tokio::net::unix::pipe;
+
+const HEADER: usize = 13;
+/// Most bytes read at a time from a pipe.
+const CHUNK: usize = 16 * 1024;
+
+/// One piece of output: whether it is from standard error, when it came (unix ms), and its bytes.
+pub(crate) type Entry = (bool, i64, Vec<u8>);
+
+/// Appends entries. The files are made with the first one.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    dir: PathBuf,
+    segment_bytes: u64,
+    current: Option<(File, u64)>,
+}
+
+impl Writer {
+    pub(crate) fn new(dir: &Path, log_bytes: u64) -> Self {
+        Writer {
+            dir: dir.to_owned(),
+            // A bound of less than two chunks would drop everything at once.
+            segment_bytes: (log_bytes / 2).max(CHUNK as u64 * 2),
+            current: None,
+        }
+    }
+
+    pub(crate) fn append(&mut self, is_stderr: bool, unix_ms: i64, bytes: &[u8]) -> io::Result<()> {
+        let mut entry = Vec::with_capacity(HEADER + bytes.len());
+        entry.push(if is_stderr { 2 } else { 1 });
+        entry.extend_from_slice(&unix_ms.to_le_bytes());
+        entry.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+        entry.extend_from_slice(bytes);
+        let path = self.dir.join("log.0");
+        let (mut file, mut length) = match self.current.take() {
+            Some(open) => open,
+            None => open_append(&path)?,
+        };
+        if length > 0 && length + entry.len() as u64 > self.segment_bytes {
+            fs::rename(&path, self.dir.join("log.1"))?;
+            (file, length) = open_append(&path)?;
+        }
+        file.write_all(&entry)?;
+        self.current = Some((file, length + entry.len() as u64));
+        Ok(())
+    }
+}
+
+fn open_append(path: &Path) -> io::Result<(File, u64)> {
+    let file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .open(path)?;
+    let length = file.metadata()?.len();
+    if length == 0 {
+        return Ok((file, 0));
+    }
+    let (_, good) = parse(&fs::read(path)?);
+    if good < length {
+        file.set_len(good)?;
+    }
+    Ok((file, good))
+}
+
+/// All entries kept, oldest first.
+pub(crate) fn read(dir: &Path) -> io::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for name in ["log.1", "log.0"] {
+        let mut bytes = Vec::new();
+        match File::open(dir.join(name)) {
+            Ok(mut file) => file.read_to_end(&mut bytes)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        entries.extend(parse(&bytes).0);
+    }
+    Ok(entries)
+}
+
+/// Whole entries, and how many bytes they take.
+fn parse(mut bytes: &[u8]) -> (Vec<Entry>, u64) {
+    let (mut entries, mut good) = (Vec::new(), 0);
+    while let Some((head, rest)) = bytes.split_at_checked(HEADER) {
+        let mut time = [0; 8];
+        time.copy_from_slice(&head[1..9]);
+        let mut length = [0; 4];
+        length.copy_from_slice(&head[9..13]);
+        let Some((body, rest)) = rest.split_at_checked(u32::from_le_bytes(length) as usize) else {
+            break;
+        };
+        if !matches!(head[0], 1 | 2) {
+            break;
+        }
+        entries.push((head[0] == 2, i64::from_le_bytes(time), body.to_vec()));
+        good += (HEADER + body.len()) as u64;
+        bytes = rest;
+    }
+    (entries, good)
+}
+
+/// Carries both pipes into the log until both are at their end. Whatever goes wrong with the disk, the pipes are still emptied: a full log must not
+/// stop the program that writes it.
+pub(crate) async fn pump(mut writer: Writer, stdout: OwnedFd, stderr: OwnedFd) {
+    let mut pipes = [receiver(stdout), receiver(stderr)];
+    let mut complained = false;
+    loop {
+        let [out, err] = &pipes;
+        let is_stderr = tokio::select! {
+            () = readable(out.as_ref()), if out.is_some() => false,
+            () = readable(err.as_ref()), if err.is_some() => true,
+            else => return,
+        };
+        // Allocated only while there is something to read: most instances are silent most of the time.
+        let mut bytes = vec![0; CHUNK];
+        let slot = &mut pipes[usize::from(is_stderr)];
+        let Some(pipe) = slot else { continue };
+        match pipe.try_read(&mut bytes) {
+            Ok(0) => *slot = None,
+            Ok(length) => {
+                let written = writer.append(is_stderr, crate::now_ms(), &bytes[..length]);
+                if let Err(error) = written
+                    && !std::mem::replace(&mut complained, true)
+                {
+                    tracing::warn!(dir = %writer.dir.display(), %error, "output of an instance cannot be kept");
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::warn!(dir = %writer.dir.display(), %error, "output of an instance cannot be read");
+                *slot = None;
+            }
+        }
+    }
+}
+
+fn receiver(fd: OwnedFd) -> Option<pipe::Receiver> {
+    pipe::Receiver::from_owned_fd(fd)
+        .inspect_err(|error| tracing::warn!(%error, "output of an instance is no pipe"))
+        .ok()
+}
+
+async fn readable(pipe: Option<&pipe::Receiver>) {
+    if let Some(pipe) = pipe
+        // An error shows again in the read that follows.
+        && pipe.readable().await.is_ok()
+    {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_output_is_kept_within_the_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let bound = 4 * CHUNK as u64;
+        let mut writer = Writer::new(dir.path(), bound);
+        for n in 0..1000i64 {
+            let line = format!("{n:0>1000}\n");
+            writer.append(n % 2 == 1, n, line.as_bytes()).unwrap();
+        }
+        let kept = read(dir.path()).unwrap();
+        let bytes: usize = kept.iter().map(|e| HEADER + e.2.len()).sum();
+        assert!(bytes as u64 <= bound && bytes as u64 > bound / 2 - 2000);
+        assert_eq!(kept.last().unwrap().1, 999);
+        assert!(
+            kept.iter()
+                .zip(kept.iter().skip(1))
+                .all(|(a, b)| a.1 + 1 == b.1)
+        );
+        assert!(kept.iter().all(|e| e.0 == (e.1 % 2 == 1)));
+    }
+
+    #[test]
+    fn a_torn_entry_is_cut_off_and_writing_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path(), 1 << 20);
+        writer.append(false, 1, b"whole").unwrap();
+        writer.append(false, 2, b"torn").unwrap();
+        drop(writer);
+        let path = dir.path().join("log.0");
+        let length = fs::metadata(&path).unwrap().len();
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(length - 2)
+            .unwrap();
+        let mut writer = Writer::new(dir.path(), 1 << 20);
+        writer.append(true, 3, b"after").unwrap();
+        assert_eq!(
+            read(dir.path()).unwrap(),
+            vec![(false, 1, b"whole".to_vec()), (true, 3, b"after".to_vec())]
+        );
+    }
+
+    #[tokio::test]
+    async fn both_pipes_are_read_to_their_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out_read, out_write) = io::pipe().unwrap();
+        let (err_read, err_write) = io::pipe().unwrap();
+        let task = tokio::spawn(pump(
+            Writer::new(dir.path(), 1 << 20),
+            out_read.into(),
+            err_read.into(),
+        ));
+        { err_write }.write_all(b"oops").unwrap();
+        let mut out = out_write;
+        out.write_all(b"one").unwrap();
+        tokio::task::yield_now().await;
+        out.write_all(b"two").unwrap();
+        drop(out);
+        task.await.unwrap();
+        let kept = read(dir.path()).unwrap();
+        let text = |stderr: bool| -> Vec<u8> {
+            kept.iter()
+                .filter(|e| e.0 == stderr)
+                .flat_map(|e| e.2.clone())
+                .collect()
+        };
+        assert_eq!(
+            (text(false), text(true)),
+            (b"onetwo".to_vec(), b"oops".to_vec())
+        );
+    }
+}

@@ -1,0 +1,128 @@
+//! What outlives the daemon: `instance.json` in the instance's directory, and the label that the spawner keeps with the process.
+
+use crate::Owner;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use wharf_sandbox::{Exit, Limits};
+
+/// Begins each label of this crate.
+const LABEL_KIND: &str = "instance:";
+
+/// What never changes after create.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Fixed {
+    pub(crate) id: String,
+    pub(crate) owner: Owner,
+    pub(crate) name: String,
+    pub(crate) image: String,
+    pub(crate) image_id: String,
+    pub(crate) diff_ids: Vec<String>,
+    pub(crate) lower: Vec<PathBuf>,
+    pub(crate) application: Option<crate::Application>,
+    pub(crate) argv: Vec<String>,
+    pub(crate) env: Vec<String>,
+    pub(crate) user: String,
+    pub(crate) working_dir: String,
+    pub(crate) stop_signal: i32,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) limits: Limits,
+    pub(crate) created_ms: i64,
+}
+
+impl Fixed {
+    /// Docker's rule: the first twelve digits of the id.
+    pub(crate) fn hostname(&self) -> &str {
+        &self.id[..12]
+    }
+}
+
+/// What each start and end changes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    /// Of the last start of this name; 0 before the first.
+    pub(crate) generation: u64,
+    pub(crate) started_ms: Option<i64>,
+    pub(crate) finished_ms: Option<i64>,
+    /// How the last process ended; `None` while one runs or before the first.
+    pub(crate) exit: Option<Exit>,
+    /// Why it did not start, or what else is to be known of its end.
+    pub(crate) error: Option<String>,
+}
+
+/// Everything about an instance that a new daemon needs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) fixed: Arc<Fixed>,
+    pub(crate) progress: Progress,
+}
+
+impl Record {
+    /// Writes the record whole or not at all (for a killed daemon; after a power cut no process is left that would need it).
+    pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
+        let temporary = dir.join("instance.json.new");
+        std::fs::write(&temporary, serde_json::to_vec(self)?)?;
+        std::fs::rename(temporary, dir.join("instance.json"))
+    }
+
+    pub(crate) fn read(dir: &Path) -> io::Result<Self> {
+        let record: Record = serde_json::from_slice(&std::fs::read(dir.join("instance.json"))?)?;
+        let id = &record.fixed.id;
+        if id.len() != 64 || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(io::Error::other("the id in instance.json is damaged"));
+        }
+        Ok(record)
+    }
+}
+
+/// What the spawner is told of a process: enough to find its record, and what is newer than the record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Label {
+    pub(crate) id: String,
+    pub(crate) generation: u64,
+    pub(crate) ingress: SocketAddr,
+    pub(crate) started_ms: i64,
+}
+
+impl Label {
+    pub(crate) fn encode(&self) -> Result<String, serde_json::Error> {
+        Ok(format!("{LABEL_KIND}{}", serde_json::to_string(self)?))
+    }
+
+    pub(crate) fn decode(text: &str) -> Option<Self> {
+        serde_json::from_str(text.strip_prefix(LABEL_KIND)?).ok()
+    }
+}
+
+/// Whether a process with this label (`ProcessSpec::label`) is the engine's.
+pub fn owns(label: &str) -> bool {
+    label.starts_with(LABEL_KIND)
+}
+
+/// The spawner's name for one start of an instance: distinct per generation, so that nothing meant for one start reaches another.
+pub(crate) fn process_id(id: &str, generation: u64) -> String {
+    format!("{}-{generation}", &id[..32])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_told_from_others() {
+        let label = Label {
+            id: "a".repeat(64),
+            generation: 3,
+            ingress: "127.0.0.1:4000".parse().unwrap(),
+            started_ms: 5,
+        };
+        let text = label.encode().unwrap();
+        assert!(owns(&text));
+        assert_eq!(Label::decode(&text), Some(label));
+        assert!(!owns("workerd:{}"));
+        assert_eq!(Label::decode("instance:nonsense"), None);
+    }
+}

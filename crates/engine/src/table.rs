@@ -1,0 +1,208 @@
+//! The table of all instances: by id, by owner and name; who is idle; how many of an application run. Behind one short lock, never held over an await.
+
+use crate::instance::Handle;
+use crate::{Application, EngineError, Owner};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+/// Most instances without a process that are kept per script; the oldest go first.
+const MAX_IDLE: usize = 100;
+/// An instance that was made but not started is left alone for this long, milliseconds: its start is on the way.
+const YOUNG_MS: i64 = 60_000;
+/// Names whose last generation is remembered after their removal.
+const MAX_REMEMBERED: usize = 65_536;
+
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    by_id: HashMap<String, Arc<Handle>>,
+    names: HashMap<Owner, HashMap<String, String>>,
+    /// Instances without a process, oldest first, by a counter.
+    idle: HashMap<Owner, BTreeMap<u64, String>>,
+    idle_at: HashMap<String, u64>,
+    counter: u64,
+    /// Instances with a process, by application id.
+    running: HashMap<String, HashSet<String>>,
+    /// Last generation of names that are not in the table.
+    generations: HashMap<Owner, HashMap<String, u64>>,
+    remembered: usize,
+    /// No name that is not remembered has had a generation above this.
+    generation_floor: u64,
+}
+
+impl Table {
+    pub(crate) fn insert(&mut self, handle: Arc<Handle>) -> Result<(), EngineError> {
+        let fixed = &handle.fixed;
+        self.check_name(&fixed.owner, &fixed.name)?;
+        self.names
+            .entry(fixed.owner.clone())
+            .or_default()
+            .insert(fixed.name.clone(), fixed.id.clone());
+        self.by_id.insert(fixed.id.clone(), handle);
+        Ok(())
+    }
+
+    /// Whether the name is free.
+    pub(crate) fn check_name(&self, owner: &Owner, name: &str) -> Result<(), EngineError> {
+        match self.names.get(owner).and_then(|names| names.get(name)) {
+            None => Ok(()),
+            Some(id) => Err(EngineError::Conflict(format!(
+                "Conflict. The container name \"/{name}\" is already in use by container \"{id}\". You have to remove (or rename) that container to be able to reuse that name."
+            ))),
+        }
+    }
+
+    /// Forgets an instance; its name is free at once.
+    pub(crate) fn remove(&mut self, id: &str) {
+        self.set_idle(id, false);
+        let Some(handle) = self.by_id.remove(id) else {
+            return;
+        };
+        let fixed = &handle.fixed;
+        self.stopped(fixed.application.as_ref(), id);
+        if let Some(names) = self.names.get_mut(&fixed.owner) {
+            names.remove(&fixed.name);
+            if names.is_empty() {
+                self.names.remove(&fixed.owner);
+            }
+        }
+        let generation = handle.view.borrow().progress.generation;
+        self.remember(&fixed.owner, &fixed.name, generation);
+    }
+
+    fn remember(&mut self, owner: &Owner, name: &str, generation: u64) {
+        if self.remembered >= MAX_REMEMBERED {
+            // Names begin above everything forgotten, so that no generation of a name ever comes twice.
+            let highest = self.generations.values().flat_map(HashMap::values).max();
+            self.generation_floor = self.generation_floor.max(highest.copied().unwrap_or(0));
+            self.generations.clear();
+            self.remembered = 0;
+        }
+        let names = self.generations.entry(owner.clone()).or_default();
+        if names.insert(name.to_owned(), generation).is_none() {
+            self.remembered += 1;
+        }
+    }
+
+    /// Generation of the last start of a name that is not in the table.
+    pub(crate) fn last_generation(&self, owner: &Owner, name: &str) -> u64 {
+        let remembered = self.generations.get(owner).and_then(|n| n.get(name));
+        remembered.copied().unwrap_or(self.generation_floor)
+    }
+
+    /// By name (a leading slash is Docker's), id, or unique id prefix.
+    pub(crate) fn find(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
+        let name = reference.strip_prefix('/').unwrap_or(reference);
+        if let Some(id) = self.names.get(owner).and_then(|names| names.get(name))
+            && let Some(handle) = self.by_id.get(id)
+        {
+            return Ok(handle.clone());
+        }
+        let own = |handle: &&Arc<Handle>| handle.fixed.owner == *owner;
+        if let Some(handle) = self.by_id.get(name).filter(own) {
+            return Ok(handle.clone());
+        }
+        let missing = || EngineError::NotFound(format!("No such container: {name}"));
+        if name.is_empty() || name.len() >= 64 || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(missing());
+        }
+        let mut matches = self
+            .by_id
+            .values()
+            .filter(own)
+            .filter(|handle| handle.fixed.id.starts_with(name));
+        match (matches.next(), matches.next()) {
+            (Some(handle), None) => Ok(handle.clone()),
+            (None, _) => Err(missing()),
+            (Some(_), Some(_)) => Err(EngineError::Invalid(format!(
+                "multiple IDs found with provided prefix: {name}"
+            ))),
+        }
+    }
+
+    /// All, of one owner or of everyone, oldest first.
+    pub(crate) fn all(&self, owner: Option<&Owner>) -> Vec<Arc<Handle>> {
+        let mut handles: Vec<_> = self
+            .by_id
+            .values()
+            .filter(|handle| owner.is_none_or(|owner| handle.fixed.owner == *owner))
+            .cloned()
+            .collect();
+        handles.sort_by(|a, b| {
+            (a.fixed.created_ms, &a.fixed.id).cmp(&(b.fixed.created_ms, &b.fixed.id))
+        });
+        handles
+    }
+
+    /// Whether one more of the application may run.
+    pub(crate) fn check_limit(&self, application: &Application) -> Result<(), EngineError> {
+        let running = self.running.get(&application.id).map_or(0, HashSet::len);
+        if running < application.max_instances as usize {
+            return Ok(());
+        }
+        let Application {
+            name,
+            max_instances,
+            ..
+        } = application;
+        Err(EngineError::Limit(format!(
+            "application \"{name}\" already runs {running} of max_instances {max_instances}; raise max_instances or let one sleep"
+        )))
+    }
+
+    /// Counts an instance as running.
+    pub(crate) fn running(&mut self, application: Option<&Application>, id: &str) {
+        if let Some(application) = application {
+            let ids = self.running.entry(application.id.clone()).or_default();
+            ids.insert(id.to_owned());
+        }
+    }
+
+    /// Counts it no more.
+    pub(crate) fn stopped(&mut self, application: Option<&Application>, id: &str) {
+        if let Some(application) = application
+            && let Some(ids) = self.running.get_mut(&application.id)
+        {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.running.remove(&application.id);
+            }
+        }
+    }
+
+    /// Notes that an instance has a process, or has none.
+    pub(crate) fn set_idle(&mut self, id: &str, idle: bool) {
+        let Some(owner) = self.by_id.get(id).map(|handle| handle.fixed.owner.clone()) else {
+            return;
+        };
+        let of_owner = self.idle.entry(owner.clone()).or_default();
+        if let Some(at) = self.idle_at.remove(id) {
+            of_owner.remove(&at);
+        }
+        if idle {
+            self.counter += 1;
+            of_owner.insert(self.counter, id.to_owned());
+            self.idle_at.insert(id.to_owned(), self.counter);
+        } else if of_owner.is_empty() {
+            self.idle.remove(&owner);
+        }
+    }
+
+    /// Instances of a script that are too many without a process. The operator's own stay, as with Docker.
+    pub(crate) fn excess(&self, owner: &Owner, now_ms: i64) -> Vec<Arc<Handle>> {
+        let Some(idle) = self.idle.get(owner) else {
+            return Vec::new();
+        };
+        if *owner == Owner::Operator || idle.len() <= MAX_IDLE {
+            return Vec::new();
+        }
+        idle.values()
+            .filter_map(|id| self.by_id.get(id))
+            .filter(|handle| {
+                let ended = handle.view.borrow().progress.exit.is_some();
+                ended || now_ms - handle.fixed.created_ms > YOUNG_MS
+            })
+            .take(idle.len() - MAX_IDLE)
+            .cloned()
+            .collect()
+    }
+}

@@ -1,0 +1,156 @@
+//! A daemon dies, another takes over. The first one's death is the end of its runtime: all its tasks and descriptors go at once, as with SIGKILL.
+
+#![allow(clippy::unwrap_used)] // helpers of tests
+
+mod common;
+
+use common::{Daemon, World, script_owner, shell};
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use wharf_engine::lifecycle::State;
+use wharf_engine::{Application, EngineError, Owner};
+
+const SPAWNER: &str = env!("CARGO_BIN_EXE_wharf-engine-spawner-test");
+const TICKS: &str = "n=0; while :; do n=$((n+1)); echo tick $n; sleep 0.02; done";
+
+fn first_daemon(world: &World, work: impl AsyncFnOnce(&Daemon)) {
+    let runtime = Runtime::new().unwrap();
+    runtime.block_on(async {
+        let daemon = world.daemon(60_000).await;
+        work(&daemon).await;
+    });
+    drop(runtime);
+}
+
+#[test]
+fn running_containers_are_adopted_with_their_output() {
+    let world = World::new(SPAWNER);
+    let owner = script_owner();
+    let mut ingress = None;
+    first_daemon(&world, async |daemon| {
+        let mut request = shell(&owner, "a", TICKS);
+        request.application = Some(Application {
+            id: "app".into(),
+            name: "hello".into(),
+            max_instances: 1,
+        });
+        daemon.engine.create(request).await.unwrap();
+        daemon.engine.start_instance(&owner, "a").await.unwrap();
+        daemon.says(&owner, "a", "tick 1\n").await;
+        daemon.create(&owner, "never-started", TICKS).await;
+        ingress = Some(daemon.engine.network(&owner, "a").await.unwrap().ingress());
+    });
+    Runtime::new().unwrap().block_on(async {
+        let daemon = world.daemon(60_000).await;
+        let engine = &daemon.engine;
+        let inspect = engine.inspect(&owner, "a").await.unwrap();
+        assert_eq!((inspect.state, inspect.generation), (State::Running, 1));
+        assert_eq!(
+            engine.network(&owner, "a").await.ok().map(|n| n.ingress()),
+            ingress
+        );
+        assert!(matches!(
+            engine.inspect(&owner, "never-started").await,
+            Err(EngineError::NotFound(_))
+        ));
+        let seen = daemon.output(&owner, "a", false).await.lines().count();
+        daemon
+            .says(&owner, "a", &format!("tick {}\n", seen + 10))
+            .await;
+        let output = daemon.output(&owner, "a", false).await;
+        let wanted: String = (1..=output.lines().count())
+            .map(|n| format!("tick {n}\n"))
+            .collect();
+        assert_eq!(output, wanted, "no line lost, none twice");
+        // It counts against its application.
+        let mut request = shell(&owner, "b", TICKS);
+        request.application = Some(Application {
+            id: "app".into(),
+            name: "hello".into(),
+            max_instances: 1,
+        });
+        assert!(matches!(
+            engine.create(request).await,
+            Err(EngineError::Limit(_))
+        ));
+        engine.stop(&owner, "a", Some(0)).await.unwrap();
+        assert_eq!(engine.wait(&owner, "a", false).await.unwrap().code, 137);
+        daemon.end().await;
+        assert_eq!(world.directories(), 0);
+    });
+}
+
+#[test]
+fn an_exit_that_nobody_saw_is_still_exact() {
+    let world = World::new(SPAWNER);
+    let owner = script_owner();
+    first_daemon(&world, async |daemon| {
+        daemon
+            .run(
+                &owner,
+                "a",
+                "echo started; sleep 0.5; echo last words; exit 9",
+            )
+            .await;
+        daemon.says(&owner, "a", "started").await;
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    Runtime::new().unwrap().block_on(async {
+        let daemon = world.daemon(60_000).await;
+        assert_eq!(
+            daemon.engine.wait(&owner, "a", false).await.unwrap().code,
+            9
+        );
+        assert_eq!(
+            daemon.output(&owner, "a", false).await,
+            "started\nlast words\n"
+        );
+        daemon.end().await;
+    });
+}
+
+#[test]
+fn what_nobody_asks_for_is_reaped_and_what_is_damaged_is_ended() {
+    let world = World::new(SPAWNER);
+    let owner = script_owner();
+    let mut ids = Vec::new();
+    first_daemon(&world, async |daemon| {
+        for name in ["forgotten", "wanted", "damaged"] {
+            ids.push(daemon.run(&owner, name, TICKS).await);
+        }
+        daemon.run(&Owner::Operator, "operators", TICKS).await;
+    });
+    std::fs::write(world.instances().join(&ids[2]).join("instance.json"), "{").unwrap();
+    Runtime::new().unwrap().block_on(async {
+        let daemon = world.daemon(500).await;
+        let engine = &daemon.engine;
+        engine.inspect(&owner, "wanted").await.unwrap();
+        assert!(matches!(
+            engine.inspect(&owner, "damaged").await,
+            Err(EngineError::NotFound(_))
+        ));
+        let reaped = async {
+            while engine.list(Some(&owner)).await.len() > 1 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), reaped)
+            .await
+            .unwrap();
+        assert_eq!(
+            engine.inspect(&owner, "wanted").await.unwrap().state,
+            State::Running
+        );
+        assert_eq!(
+            engine
+                .inspect(&Owner::Operator, "operators")
+                .await
+                .unwrap()
+                .state,
+            State::Running
+        );
+        assert_eq!(world.directories(), 2);
+        daemon.end().await;
+        assert_eq!(world.directories(), 0);
+    });
+}

@@ -1,0 +1,110 @@
+//! The DNS answerer of a network: every query that leaves the container by port 53 arrives here, whomever it was meant for.
+//!
+//! Messages go to the upstream servers as they are, and back. Without internet every name is said not to exist, at once.
+//! By UDP and by TCP, so that a client may follow up on a truncated answer.
+
+mod packet;
+mod upstream;
+
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use crate::Shared;
+use packet::{Code, Query};
+pub(crate) use upstream::Upstreams;
+
+/// How many queries of one network may be under way; more are dropped, and clients ask again.
+const IN_FLIGHT: usize = 256;
+/// How many TCP connections of one network are served at a time; more wait.
+const CONNECTIONS: usize = 64;
+/// How long a client's TCP connection may be silent.
+const IDLE: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy)]
+enum By {
+    Udp,
+    Tcp,
+}
+
+/// Answers queries that come by UDP.
+pub(crate) async fn serve_udp(shared: Arc<Shared>, socket: UdpSocket) {
+    let socket = Arc::new(socket);
+    let slots = Arc::new(Semaphore::new(IN_FLIGHT));
+    let mut buffer = vec![0; usize::from(u16::MAX)];
+    loop {
+        let (length, client) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            Err(error) => {
+                // Errors of single packets (a client that is gone already) arrive here too.
+                tracing::debug!(%error, "receiving a DNS query");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            }
+        };
+        let Ok(slot) = slots.clone().try_acquire_owned() else {
+            continue;
+        };
+        let packet = buffer[..length].to_vec();
+        let (socket, shared2) = (socket.clone(), shared.clone());
+        shared.spawn(async move {
+            let _slot = slot;
+            if let Some(answer) = answer(&shared2, &packet, By::Udp).await
+                && let Err(error) = socket.send_to(&answer, client).await
+            {
+                tracing::debug!(%error, "sending a DNS answer");
+            }
+        });
+    }
+}
+
+/// Answers queries that come by TCP.
+pub(crate) async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let (stream, slot) = crate::accept(&listener, &slots).await;
+        let shared2 = shared.clone();
+        shared.spawn(async move {
+            let _slot = slot;
+            match connection(&shared2, stream).await {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::UnexpectedEof => {}
+                Err(error) => tracing::debug!(%error, "a DNS connection ended"),
+            }
+        });
+    }
+}
+
+async fn connection(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    loop {
+        let query = timeout(IDLE, upstream::read_message(&mut stream)).await??;
+        let Some(answer) = answer(shared, &query, By::Tcp).await else {
+            return Ok(());
+        };
+        timeout(IDLE, upstream::write_message(&mut stream, &answer)).await??;
+    }
+}
+
+async fn answer(shared: &Shared, packet: &[u8], by: By) -> Option<Vec<u8>> {
+    let query = Query::parse(packet)?;
+    if query.forwardable().is_none() {
+        return Some(query.answer(Code::FormatError));
+    }
+    if !shared.policy.borrow().internet {
+        return Some(query.answer(Code::NoSuchName));
+    }
+    let upstreams = &shared.config.upstreams;
+    let answer = match by {
+        By::Udp => upstreams.ask_udp(query).await,
+        By::Tcp => upstreams.ask_tcp(query).await,
+    };
+    Some(answer.unwrap_or_else(|error| {
+        tracing::warn!(%error, "no DNS server answered a container's query");
+        query.answer(Code::ServerFailure)
+    }))
+}

@@ -1,0 +1,212 @@
+//! Connections to ports inside a namespace.
+//!
+//! Sockets for them are made ahead, inside, by a thread that ends again; connecting one then needs no thread hop. A socket that
+//! was refused is tried again or goes back to the stock.
+
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use wharf_sandbox::netns::{self, Connecting};
+
+/// The stock of each family; fewer of IPv6, since almost everything listens on IPv4.
+const STOCK: [usize; 2] = [8, 2];
+/// Below this many of IPv4 the stock is filled up in the background.
+const LOW: usize = 3;
+/// How long a listener whose queue is full may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy)]
+enum Family {
+    V4 = 0,
+    V6 = 1,
+}
+
+/// A namespace and the stock of sockets in it.
+#[derive(Debug)]
+pub(crate) struct Inside {
+    namespace: OwnedFd,
+    stock: Mutex<[Vec<OwnedFd>; 2]>,
+    filling: AtomicBool,
+    /// The kernel makes no IPv6 sockets.
+    v4_only: AtomicBool,
+    /// Those who found the stock empty wait for one filling, instead of each making its own.
+    empty: tokio::sync::Mutex<()>,
+}
+
+impl Inside {
+    /// Fills the stock; blocks for a moment.
+    pub(crate) fn new(namespace: OwnedFd) -> io::Result<Self> {
+        let inside = Self {
+            namespace,
+            stock: Mutex::default(),
+            filling: AtomicBool::new(false),
+            v4_only: AtomicBool::new(false),
+            empty: tokio::sync::Mutex::default(),
+        };
+        inside.fill()?;
+        Ok(inside)
+    }
+
+    pub(crate) fn namespace(&self) -> &OwnedFd {
+        &self.namespace
+    }
+
+    /// Dials once.
+    pub(crate) async fn dial(self: &Arc<Self>, port: u16) -> io::Result<TcpStream> {
+        self.attempt(port).connect().await
+    }
+
+    /// A dial that may be repeated.
+    pub(crate) fn attempt(self: &Arc<Self>, port: u16) -> Attempt {
+        Attempt {
+            inside: self.clone(),
+            port,
+            sockets: [None, None],
+        }
+    }
+
+    fn stock(&self) -> MutexGuard<'_, [Vec<OwnedFd>; 2]> {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fill(&self) -> io::Result<()> {
+        let missing = {
+            let stock = self.stock();
+            [0, 1].map(|i| STOCK[i].saturating_sub(stock[i].len()))
+        };
+        let (v4, v6) = netns::tcp_sockets(self.namespace.as_fd(), missing[0], missing[1])?;
+        if v6.len() < missing[1] {
+            self.v4_only.store(true, Ordering::Relaxed);
+        }
+        let mut stock = self.stock();
+        stock[0].extend(v4);
+        stock[1].extend(v6);
+        Ok(())
+    }
+
+    async fn take(self: &Arc<Self>, family: Family) -> io::Result<OwnedFd> {
+        if let Some(socket) = self.pop(family) {
+            return Ok(socket);
+        }
+        let _alone = self.empty.lock().await;
+        loop {
+            // What was made may be gone again: others take from the stock too.
+            if let Some(socket) = self.pop(family) {
+                return Ok(socket);
+            }
+            if matches!(family, Family::V6) && self.v4_only.load(Ordering::Relaxed) {
+                return Err(ErrorKind::Unsupported.into());
+            }
+            let inside = self.clone();
+            tokio::task::spawn_blocking(move || inside.fill())
+                .await
+                .map_err(io::Error::other)??;
+        }
+    }
+
+    fn pop(self: &Arc<Self>, family: Family) -> Option<OwnedFd> {
+        let (socket, low) = {
+            let mut stock = self.stock();
+            (stock[family as usize].pop(), stock[0].len() < LOW)
+        };
+        if low && socket.is_some() && !self.filling.swap(true, Ordering::Relaxed) {
+            let inside = self.clone();
+            // Nobody waits for it: whoever finds the stock empty fills it and sees the error.
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = inside.fill() {
+                    tracing::debug!(%error, "sockets inside a namespace could not be made ahead");
+                }
+                inside.filling.store(false, Ordering::Relaxed);
+            });
+        }
+        socket
+    }
+
+    fn give_back(&self, family: usize, socket: OwnedFd) {
+        let mut stock = self.stock();
+        if stock[family].len() < STOCK[family] {
+            stock[family].push(socket);
+        }
+    }
+}
+
+/// A dial to one port, to be repeated until somebody listens.
+pub(crate) struct Attempt {
+    inside: Arc<Inside>,
+    port: u16,
+    sockets: [Option<OwnedFd>; 2],
+}
+
+impl Attempt {
+    /// Tries 127.0.0.1, then ::1. ConnectionRefused means that neither listens.
+    pub(crate) async fn connect(&mut self) -> io::Result<TcpStream> {
+        for (family, address) in [
+            (
+                Family::V4,
+                SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)),
+            ),
+            (
+                Family::V6,
+                SocketAddr::from((Ipv6Addr::LOCALHOST, self.port)),
+            ),
+        ] {
+            match self.connect_to(family, address).await {
+                Ok(stream) => return Ok(stream),
+                Err(e) if e.kind() == ErrorKind::ConnectionRefused => {}
+                // A kernel without IPv6, or with it switched off.
+                Err(e)
+                    if matches!(family, Family::V6)
+                        && matches!(
+                            e.kind(),
+                            ErrorKind::Unsupported
+                                | ErrorKind::AddrNotAvailable
+                                | ErrorKind::NetworkUnreachable
+                        ) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Err(ErrorKind::ConnectionRefused.into())
+    }
+
+    async fn connect_to(&mut self, family: Family, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = match self.sockets[family as usize].take() {
+            Some(socket) => socket,
+            None => self.inside.take(family).await?,
+        };
+        let state = match netns::connect_socket(socket.as_fd(), address) {
+            Ok(state) => state,
+            Err(e) => {
+                if e.kind() == ErrorKind::ConnectionRefused {
+                    self.sockets[family as usize] = Some(socket);
+                }
+                return Err(e);
+            }
+        };
+        let stream = TcpStream::from_std(socket.into())?;
+        if state == Connecting::Begun {
+            tokio::time::timeout(CONNECT_TIMEOUT, stream.writable())
+                .await
+                .map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
+            if let Some(e) = stream.take_error()? {
+                return Err(e);
+            }
+        }
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        for (family, socket) in self.sockets.iter_mut().enumerate() {
+            if let Some(socket) = socket.take() {
+                self.inside.give_back(family, socket);
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Bytes carried both ways between two TCP connections.
+//!
+//! An end of stream on one side becomes a half-close of the other, so each way ends for itself. An error on either side, or the end
+//! of the carrying task, resets both: the peers must be able to tell a cut from an end.
+//! No buffer is kept while nothing flows: threads have one each, and what a peer does not take at once is copied.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+const BUFFER: usize = 128 * 1024;
+
+/// How long the open way may lie still after the other has ended. A peer that closed wholly looks the same as one that half-closed
+/// until something is sent to it, so without a bound such a pair would stay for ever.
+const HALF_OPEN: Duration = Duration::from_secs(15 * 60);
+
+thread_local! {
+    static SHARED: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);
+}
+
+/// A connection that is reset when it is dropped, unless it came to its end.
+#[derive(Debug)]
+pub(crate) struct Guarded {
+    stream: TcpStream,
+    clean: bool,
+}
+
+impl Guarded {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            clean: false,
+        }
+    }
+
+    /// Sends small writes at once.
+    pub(crate) fn set_nodelay(&self) -> io::Result<()> {
+        self.stream.set_nodelay(true)
+    }
+
+    /// Sends all of it.
+    pub(crate) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.stream.writable().await?;
+            match self.stream.try_write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if !self.clean {
+            // It fails only on sockets that are gone already.
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}
+
+/// Resets a connection.
+pub(crate) fn reset(stream: TcpStream) {
+    drop(Guarded::new(stream));
+}
+
+/// Carries bytes until both ways have ended.
+///
+/// # Errors
+/// The first error of either side; both connections are reset then.
+pub(crate) async fn relay(mut a: Guarded, mut b: Guarded) -> io::Result<()> {
+    {
+        let moved = AtomicU64::new(0);
+        let there = one_way(&a.stream, &b, &moved);
+        let back = one_way(&b.stream, &a, &moved);
+        tokio::pin!(there, back);
+        tokio::select! {
+            end = &mut there => { end?; last_way(back, &moved).await?; }
+            end = &mut back => { end?; last_way(there, &moved).await?; }
+        }
+    }
+    a.clean = true;
+    b.clean = true;
+    Ok(())
+}
+
+/// Waits for the way that is still open, as long as something moves.
+async fn last_way(
+    mut way: Pin<&mut impl Future<Output = io::Result<()>>>,
+    moved: &AtomicU64,
+) -> io::Result<()> {
+    loop {
+        let before = moved.load(Ordering::Relaxed);
+        if let Ok(end) = timeout(HALF_OPEN, &mut way).await {
+            return end;
+        }
+        if moved.load(Ordering::Relaxed) == before {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+}
+
+async fn one_way(from: &TcpStream, to: &Guarded, moved: &AtomicU64) -> io::Result<()> {
+    loop {
+        from.readable().await?;
+        match pump(from, &to.stream) {
+            Ok(Pumped::End) => break,
+            Ok(Pumped::All(n)) => {
+                moved.fetch_add(n as u64, Ordering::Relaxed);
+            }
+            Ok(Pumped::Left(rest)) => {
+                to.write_all(&rest).await?;
+                moved.fetch_add(rest.len() as u64, Ordering::Relaxed);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+    }
+    match rustix::net::shutdown(&to.stream, rustix::net::Shutdown::Write) {
+        // The peer is gone wholly; the other way learns it for itself.
+        Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+enum Pumped {
+    End,
+    All(usize),
+    /// What the receiver did not take.
+    Left(Vec<u8>),
+}
+
+/// One read, and one write of what was read.
+fn pump(from: &TcpStream, to: &TcpStream) -> io::Result<Pumped> {
+    SHARED.with_borrow_mut(|buffer| {
+        let read = from.try_read(buffer)?;
+        if read == 0 {
+            return Ok(Pumped::End);
+        }
+        let written = match to.try_write(&buffer[..read]) {
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(e) => return Err(e),
+        };
+        Ok(if written == read {
+            Pumped::All(read)
+        } else {
+            Pumped::Left(buffer[written..read].to_vec())
+        })
+    })
+}

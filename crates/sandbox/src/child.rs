@@ -1,0 +1,375 @@
+//! The way from clone to exec: what a new process does to itself before it becomes the program.
+//!
+//! Owns: the order of the steps. Each one that fails ends the process with a message over the report pipe.
+//! Must not: return, or touch anything that the parent goes on using.
+//!
+//! ```text
+//! signals -> v1 cgroups -> session -> netns -> cgroup namespace -> mounts, pivot (containers) -> hostname -> keyring -> user lookup
+//!   -> working directory -> descriptors -> limits -> ids and capabilities -> no_new_privs -> seccomp (containers) -> exec
+//! ```
+//! A user namespace will be joined between the mounts and the ids.
+
+mod caps;
+mod mounts;
+mod rooted;
+mod user;
+
+use crate::cgroup::Cgroup;
+use crate::spec::{ProcessSpec, Root};
+use crate::sys::{self, BpfInstruction, Disposition};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::process::{Resource, Rlimit};
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Docker's default for images that set no PATH; only for the look-up of the program.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// One atomic write to a pipe.
+pub(crate) const MAX_REPORT: usize = libc::PIPE_BUF;
+
+/// Signals that the spawner ignores or handles; the program starts with the defaults.
+pub(crate) const CHANGED_SIGNALS: [i32; 5] = [
+    libc::SIGPIPE,
+    libc::SIGINT,
+    libc::SIGHUP,
+    libc::SIGTERM,
+    libc::SIGCHLD,
+];
+
+/// A step that failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// What a shell would exit with: 127 not found, 126 not executable, else 125.
+    pub(crate) exit_code: u8,
+    /// For a person.
+    pub(crate) message: String,
+}
+
+/// Names the step in an error.
+trait Step<T> {
+    fn step(self, name: impl FnOnce() -> String) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
+    fn step(self, name: impl FnOnce() -> String) -> Result<T, Failure> {
+        self.map_err(|error| Failure {
+            exit_code: 125,
+            message: format!("{}: {}", name(), describe(&error.into())),
+        })
+    }
+}
+
+/// An error as the C library says it, without Rust's "(os error 2)".
+fn describe(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => rustix_text(number),
+        None => error.to_string(),
+    }
+}
+
+fn rustix_text(number: i32) -> String {
+    let text = io::Error::from_raw_os_error(number).to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut letters = text.chars();
+    letters
+        .next()
+        .map(|first| first.to_lowercase().chain(letters).collect())
+        .unwrap_or_default()
+}
+
+/// Everything the child needs; made by the parent, so that the child only acts.
+pub(crate) struct Plan<'a> {
+    pub(crate) spec: &'a ProcessSpec,
+    pub(crate) cgroup: &'a Cgroup,
+    pub(crate) netns: Option<BorrowedFd<'a>>,
+    /// `None`: /dev/null.
+    pub(crate) stdin: Option<BorrowedFd<'a>>,
+    pub(crate) stdout: BorrowedFd<'a>,
+    pub(crate) stderr: BorrowedFd<'a>,
+    pub(crate) inherit: &'a [(i32, OwnedFd)],
+    /// Write end of the pipe for a [`Failure`]: one byte of exit code, then the message. Closed by exec.
+    pub(crate) report: BorrowedFd<'a>,
+    pub(crate) filter: &'a [BpfInstruction],
+}
+
+/// Runs in the child. Never returns, not even by panic.
+pub(crate) fn run(plan: &Plan<'_>) -> ! {
+    // The pipe moves when descriptors are placed: its number may be wanted by the program.
+    let report = Cell::new(plan.report);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        match set_up(plan, &report) {
+            Ok(never) => match never {},
+            Err(failure) => failure,
+        }
+    }));
+    let failure = match outcome {
+        Ok(failure) => failure,
+        Err(_) => Failure {
+            exit_code: 125,
+            message: "the process panicked while it was set up".to_owned(),
+        },
+    };
+    let mut bytes = vec![failure.exit_code];
+    bytes.extend_from_slice(failure.message.as_bytes());
+    bytes.truncate(MAX_REPORT);
+    let _ = rustix::io::write(report.get(), &bytes); // Without a reader there is nobody to tell.
+    sys::exit_now(i32::from(failure.exit_code))
+}
+
+/// Ends in exec, or with the step that failed.
+fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, Failure> {
+    let spec = plan.spec;
+    for signal in CHANGED_SIGNALS {
+        sys::set_signal(signal, Disposition::Default);
+    }
+    plan.cgroup
+        .enter_v1()
+        .step(|| "entering the cgroup".to_owned())?;
+    rustix::process::umask(Mode::empty());
+    rustix::process::setsid().step(|| "setsid".to_owned())?;
+    if let Some(netns) = plan.netns {
+        rustix::thread::move_into_link_name_space(
+            netns,
+            Some(rustix::thread::LinkNameSpaceType::Network),
+        )
+        .step(|| "entering the network namespace".to_owned())?;
+    }
+    if let Root::Overlay { lower, upper, work } = &spec.root {
+        sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
+        mounts::enter_root(lower, upper, work, &spec.mounts, plan.cgroup)?;
+    } else if !spec.mounts.is_empty() {
+        return Err(Failure {
+            exit_code: 125,
+            message: "mounts need a root of their own; this process has the host's".to_owned(),
+        });
+    }
+    if let Some(name) = &spec.hostname {
+        rustix::system::sethostname(name.as_bytes()).step(|| format!("hostname {name:?}"))?;
+    }
+    sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
+
+    let mut user = user::look_up(&spec.user).map_err(|message| Failure {
+        exit_code: 125,
+        message,
+    })?;
+    if matches!(spec.root, Root::Host) {
+        user.groups.clear();
+    }
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    enter_directory(&spec.cwd, &user)?;
+
+    let env = environment(spec, &user)?;
+    let argv = strings(&spec.argv, "argument")?;
+    let candidates = programs(spec)?;
+
+    report.set(place_descriptors(plan, &user)?);
+    limit_files(spec)?;
+
+    let keep = if matches!(spec.root, Root::Host) {
+        caps::NONE
+    } else {
+        caps::CONTAINER
+    };
+    caps::bound(keep).step(|| "dropping capabilities from the bounding set".to_owned())?;
+    let groups: Vec<Gid> = user.groups.iter().map(|g| Gid::from_raw(*g)).collect();
+    rustix::thread::set_thread_groups(&groups).step(|| "setgroups".to_owned())?;
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    rustix::thread::set_thread_res_gid(gid, gid, gid).step(|| format!("setgid {}", user.gid))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).step(|| format!("setuid {}", user.uid))?;
+    caps::limit(if user.uid == 0 { keep } else { caps::NONE })
+        .step(|| "setting capabilities".to_owned())?;
+    rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
+    sys::block_signals(&[]).step(|| "unblocking signals".to_owned())?;
+    if matches!(spec.root, Root::Overlay { .. }) {
+        sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
+    }
+    Err(execute(&spec.argv[0], &candidates, &argv, &env))
+}
+
+/// The working directory is made if missing, and entered. Symbolic links count from the root, which is the process's own by now.
+fn enter_directory(cwd: &str, user: &user::User) -> Result<(), Failure> {
+    let path = Path::new(if cwd.is_empty() { "/" } else { cwd });
+    if !path.is_absolute() {
+        return Err(Failure {
+            exit_code: 125,
+            message: format!("working directory {cwd:?} is not absolute"),
+        });
+    }
+    let root = rustix::fs::open(
+        "/",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .step(|| "opening /".to_owned())?;
+    let directory = rooted::ensure(
+        root.as_fd(),
+        path,
+        rooted::Kind::Directory,
+        Some((user.uid, user.gid)),
+    )
+    .step(|| format!("working directory {cwd:?}"))?;
+    rustix::process::fchdir(&directory).step(|| format!("working directory {cwd:?}"))
+}
+
+fn strings(texts: &[String], what: &str) -> Result<Vec<CString>, Failure> {
+    texts
+        .iter()
+        .map(|text| {
+            CString::new(text.as_str()).map_err(|_| Failure {
+                exit_code: 125,
+                message: format!("{what} {text:?} contains a NUL byte"),
+            })
+        })
+        .collect()
+}
+
+fn environment(spec: &ProcessSpec, user: &user::User) -> Result<Vec<CString>, Failure> {
+    let mut env = strings(&spec.env, "environment entry")?;
+    if !spec.env.iter().any(|e| e.starts_with("HOME=")) {
+        env.extend(strings(&[format!("HOME={}", user.home)], "home directory")?);
+    }
+    Ok(env)
+}
+
+/// Paths to try, in order: the program itself, or its name in each directory of PATH.
+fn programs(spec: &ProcessSpec) -> Result<Vec<CString>, Failure> {
+    let name = &spec.argv[0];
+    if name.contains('/') {
+        return strings(std::slice::from_ref(name), "program");
+    }
+    let path = spec
+        .env
+        .iter()
+        .rev()
+        .find_map(|e| e.strip_prefix("PATH="))
+        .unwrap_or(DEFAULT_PATH);
+    let found: Vec<String> = path
+        .split(':')
+        .map(|d| {
+            if d.is_empty() {
+                format!("./{name}")
+            } else {
+                format!("{d}/{name}")
+            }
+        })
+        .collect();
+    strings(&found, "program")
+}
+
+/// Puts every descriptor at its number; all others close at exec. Returns where the report pipe is now.
+fn place_descriptors(plan: &Plan<'_>, user: &user::User) -> Result<BorrowedFd<'static>, Failure> {
+    let null;
+    let stdin = match plan.stdin {
+        Some(pipe) => pipe,
+        None => {
+            // The process's own /dev/null: the host's node could be changed through /proc/self/fd/0.
+            null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .step(|| "opening /dev/null".to_owned())?;
+            null.as_fd()
+        }
+    };
+    // Programs open /dev/stdout anew, which asks the pipe's owner.
+    for pipe in [plan.stdin, Some(plan.stdout), Some(plan.stderr)]
+        .into_iter()
+        .flatten()
+    {
+        rustix::fs::fchown(pipe, Some(Uid::from_raw(user.uid)), None)
+            .step(|| "giving the pipes to the user".to_owned())?;
+    }
+    let mut wanted = vec![(0, stdin), (1, plan.stdout), (2, plan.stderr)];
+    wanted.extend(
+        plan.inherit
+            .iter()
+            .map(|(number, fd)| (*number, fd.as_fd())),
+    );
+    let above = wanted.iter().map(|(number, _)| *number).max().unwrap_or(2) + 1;
+    // First out of the way of all targets, then into place.
+    let aside = |fd: BorrowedFd<'_>| -> Result<std::os::fd::RawFd, Failure> {
+        let copy = rustix::io::fcntl_dupfd_cloexec(fd, above)
+            .step(|| "moving descriptors aside".to_owned())?;
+        Ok(std::os::fd::IntoRawFd::into_raw_fd(copy))
+    };
+    let report = aside(plan.report)?;
+    let copies = wanted
+        .iter()
+        .map(|(number, fd)| Ok((*number, aside(*fd)?)))
+        .collect::<Result<Vec<_>, Failure>>()?;
+    sys::close_on_exec_from(3).step(|| "marking descriptors".to_owned())?;
+    for (number, copy) in copies {
+        // SAFETY: `copy` was opened above; owners of what `number` was belong to the parent's memory image and are never dropped here,
+        // as this process only ends by exec or _exit.
+        unsafe { sys::dup_onto(sys::borrow(copy), number) }
+            .step(|| format!("descriptor {number}"))?;
+    }
+    // SAFETY: opened above and never closed before exec.
+    Ok(unsafe { sys::borrow(report) })
+}
+
+/// Raises or lowers the limit of open files, as far as the hard limit and capabilities allow.
+fn limit_files(spec: &ProcessSpec) -> Result<(), Failure> {
+    let Some(wanted) = spec.limits.nofile else {
+        return Ok(());
+    };
+    let limit = |n: u64| Rlimit {
+        current: Some(n),
+        maximum: Some(n),
+    };
+    match rustix::process::setrlimit(Resource::Nofile, limit(wanted)) {
+        Err(rustix::io::Errno::PERM) => {
+            let hard = rustix::process::getrlimit(Resource::Nofile)
+                .maximum
+                .unwrap_or(wanted);
+            rustix::process::setrlimit(Resource::Nofile, limit(wanted.min(hard)))
+        }
+        other => other,
+    }
+    .step(|| format!("limit of {wanted} open files"))
+}
+
+fn execute(name: &str, candidates: &[CString], argv: &[CString], env: &[CString]) -> Failure {
+    let mut refused = None;
+    for program in candidates {
+        let error = sys::exec(program, argv, env);
+        let number = error.raw_os_error().unwrap_or_default();
+        match number {
+            libc::ENOENT | libc::ENOTDIR => {
+                // The file is there and yet "not found": what interprets it is missing.
+                if rustix::fs::stat(program.as_c_str()).is_ok() {
+                    let message = format!(
+                        "exec: {name:?}: no such file or directory (the file exists; its interpreter or loader does not)"
+                    );
+                    return Failure {
+                        exit_code: 127,
+                        message,
+                    };
+                }
+            }
+            libc::EACCES if candidates.len() > 1 => refused = Some(number),
+            _ => {
+                return Failure {
+                    exit_code: 126,
+                    message: format!("exec: {name:?}: {}", rustix_text(number)),
+                };
+            }
+        }
+    }
+    match refused {
+        Some(number) => Failure {
+            exit_code: 126,
+            message: format!("exec: {name:?}: {}", rustix_text(number)),
+        },
+        None if name.contains('/') => Failure {
+            exit_code: 127,
+            message: format!("exec: {name:?}: no such file or directory"),
+        },
+        None => Failure {
+            exit_code: 127,
+            message: format!("exec: {name:?}: executable file not found in $PATH"),
+        },
+    }
+}

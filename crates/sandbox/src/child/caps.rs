@@ -1,0 +1,54 @@
+//! Capabilities (capabilities(7)).
+
+use rustix::io::{Errno, Result};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
+    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+};
+
+/// Docker's default set.
+pub(super) const CONTAINER: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::AUDIT_WRITE);
+
+/// No capability.
+pub(super) const NONE: CapabilitySet = CapabilitySet::empty();
+
+/// Drops everything but `keep` from the bounding set, for good.
+pub(super) fn bound(keep: CapabilitySet) -> Result<()> {
+    for bit in 0..u64::BITS {
+        let one = CapabilitySet::from_bits_retain(1 << bit);
+        match capability_is_in_bounding_set(one) {
+            Ok(true) if !keep.contains(one) => remove_capability_from_bounding_set(one)?,
+            Ok(_) => {}
+            Err(Errno::INVAL) => break, // Beyond the kernel's last one.
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Permitted and effective become `keep` (as far as they are held), inheritable and ambient empty.
+pub(super) fn limit(keep: CapabilitySet) -> Result<()> {
+    clear_ambient_capability_set()?;
+    let held = capabilities(None)?.permitted & keep;
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: held,
+            permitted: held,
+            inheritable: NONE,
+        },
+    )
+}

@@ -1,0 +1,417 @@
+//! A container's file system: the overlay as root, and what Linux programs expect in it.
+//!
+//! All of it happens in the process's own mount namespace. The image is hostile: no path inside it is followed blindly.
+
+use super::rooted::{self, Kind};
+use super::{Failure, Step};
+use crate::cgroup::Cgroup;
+use crate::spec::Mount;
+use crate::{overlay, sys};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
+    fsopen, mount_change, move_mount, open_tree, unmount,
+};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
+const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
+const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
+const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+
+/// Hidden from containers (Docker's list). Files become /dev/null, directories empty.
+const MASKED: [&str; 11] = [
+    "proc/acpi",
+    "proc/asound",
+    "proc/interrupts",
+    "proc/kcore",
+    "proc/keys",
+    "proc/latency_stats",
+    "proc/sched_debug",
+    "proc/scsi",
+    "proc/timer_list",
+    "sys/devices/virtual/powercap",
+    "sys/firmware",
+];
+
+/// Readable only (Docker's list).
+const READ_ONLY: [&str; 5] = [
+    "proc/bus",
+    "proc/fs",
+    "proc/irq",
+    "proc/sys",
+    "proc/sysrq-trigger",
+];
+
+/// Name, major, minor of the device nodes that every container has.
+const DEVICES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+/// Makes the root, fills it, and makes it `/`.
+pub(super) fn enter_root(
+    lower: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    extra: &[Mount],
+    cgroup: &Cgroup,
+) -> Result<(), Failure> {
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .step(|| "making mounts private".to_owned())?;
+    let root =
+        mount_root(lower, upper, work).step(|| "mounting the root file system".to_owned())?;
+    let root = root.as_fd();
+
+    let proc = system_directory(root, "proc")?;
+    let proc = attach_new("proc", &[], NOSUID | NODEV | NOEXEC, proc.as_fd())
+        .step(|| "mounting /proc".to_owned())?;
+    let sys = system_directory(root, "sys")?;
+    let sys = attach_new("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY, sys.as_fd())
+        .step(|| "mounting /sys".to_owned())?;
+    let dev = system_directory(root, "dev")?;
+    let dev = devices(dev.as_fd()).step(|| "mounting /dev".to_owned())?;
+    show_cgroups(sys.as_fd(), cgroup).step(|| "mounting /sys/fs/cgroup".to_owned())?;
+    for path in MASKED {
+        mask(top(path, proc.as_fd(), sys.as_fd()), path, dev.as_fd())
+            .step(|| format!("masking /{path}"))?;
+    }
+    for path in READ_ONLY {
+        make_read_only(top(path, proc.as_fd(), sys.as_fd()), path)
+            .step(|| format!("making /{path} read-only"))?;
+    }
+    extra_mounts(root, work, extra)?;
+
+    rustix::process::fchdir(root).step(|| "entering the root file system".to_owned())?;
+    rustix::process::pivot_root(".", ".").step(|| "pivot_root".to_owned())?;
+    unmount(".", UnmountFlags::DETACH).step(|| "leaving the host's file system".to_owned())?;
+    rustix::process::chdir("/").step(|| "entering the root file system".to_owned())
+}
+
+/// Attached on top of `upper`: a directory that surely exists, and is covered only in this namespace.
+fn mount_root(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedFd> {
+    let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
+    match overlay::mount_detached(&lower, Some((upper, work))) {
+        Ok(root) => {
+            let place = open_directory(CWD, upper)?;
+            attach(root.as_fd(), place.as_fd())?;
+            Ok(root)
+        }
+        Err(error) if overlay::is_unsupported(&error) => {
+            overlay::mount_at(&lower, Some((upper, work)), upper)?;
+            open_directory(CWD, upper)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn open_directory(at: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(
+        at,
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(mount, "", target, "", flags)?)
+}
+
+fn attach_new(
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+    target: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(fs.as_fd(), "source", kind)?;
+    for (key, value) in options {
+        if value.is_empty() {
+            fsconfig_set_flag(fs.as_fd(), *key)?;
+        } else {
+            fsconfig_set_string(fs.as_fd(), *key, *value)?;
+        }
+    }
+    fsconfig_create(fs.as_fd())?;
+    let mount = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    attach(mount.as_fd(), target)?;
+    Ok(mount)
+}
+
+/// A detached copy of what is at `path` below `at`; `path` may be empty.
+fn clone_of(
+    at: BorrowedFd<'_>,
+    path: impl rustix::path::Arg,
+    recursive: bool,
+) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(at, path, flags)
+}
+
+/// `/proc`, `/sys` or `/dev` of the image, made if missing. A symbolic link in its place would put the mount elsewhere and leave the
+/// masks behind.
+fn system_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure> {
+    match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error).step(|| format!("making /{name}")),
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(root, name, flags, Mode::empty())
+        .step(|| format!("the image's /{name} must be a directory"))
+}
+
+/// /dev: a tmpfs where new device nodes do not work. The six that do are mounts of their own.
+fn devices(target: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let dev = attach_new(
+        "tmpfs",
+        &[("mode", "755"), ("size", "65536k")],
+        NOSUID,
+        target,
+    )?;
+    let at = dev.as_fd();
+    for (name, major, minor) in DEVICES {
+        let mode = Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(
+            at,
+            name,
+            FileType::CharacterDevice,
+            mode,
+            rustix::fs::makedev(major, minor),
+        )?;
+        let node = clone_of(at, name, false)?;
+        move_mount(
+            node.as_fd(),
+            "",
+            at,
+            name,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )?;
+    }
+    for (link, to) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ] {
+        rustix::fs::symlinkat(to, at, link)?;
+    }
+    for name in ["pts", "shm", "mqueue"] {
+        rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755))?;
+    }
+    // Only this mount, not the nodes mounted on it.
+    sys::set_mount_attributes(at, libc::MOUNT_ATTR_NODEV, false)?;
+    let pts = [
+        ("newinstance", ""),
+        ("ptmxmode", "0666"),
+        ("mode", "0620"),
+        ("gid", "5"),
+    ];
+    attach_new(
+        "devpts",
+        &pts,
+        NOSUID | NOEXEC,
+        open_directory(at, Path::new("pts"))?.as_fd(),
+    )?;
+    let shm = [("mode", "1777"), ("size", "65536k")];
+    attach_new(
+        "tmpfs",
+        &shm,
+        NOSUID | NODEV | NOEXEC,
+        open_directory(at, Path::new("shm"))?.as_fd(),
+    )?;
+    match attach_new(
+        "mqueue",
+        &[],
+        NOSUID | NODEV | NOEXEC,
+        open_directory(at, Path::new("mqueue"))?.as_fd(),
+    ) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {} // A kernel without POSIX message queues.
+        other => drop(other?),
+    }
+    Ok(dev)
+}
+
+/// Language runtimes read their limits from here. Only the container's own cgroup is shown, read-only.
+fn show_cgroups(sys: BorrowedFd<'_>, cgroup: &Cgroup) -> io::Result<()> {
+    let Ok(place) = open_directory(sys, Path::new("fs/cgroup")) else {
+        return Ok(());
+    }; // A kernel without cgroups in sysfs.
+    let views = cgroup.views();
+    let many = views.iter().any(|(_, name)| !name.as_os_str().is_empty());
+    let base = if many {
+        Some(attach_new(
+            "tmpfs",
+            &[("mode", "755"), ("size", "64k")],
+            NOSUID | NODEV | NOEXEC,
+            place.as_fd(),
+        )?)
+    } else {
+        None
+    };
+    for (host, name) in views {
+        let view = clone_of(CWD, host, false)?;
+        let attributes = libc::MOUNT_ATTR_RDONLY
+            | libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NODEV
+            | libc::MOUNT_ATTR_NOEXEC;
+        sys::set_mount_attributes(view.as_fd(), attributes, false)?;
+        match &base {
+            Some(base) => {
+                rustix::fs::mkdirat(base, &name, Mode::from_raw_mode(0o755))?;
+                attach(view.as_fd(), open_directory(base.as_fd(), &name)?.as_fd())?;
+            }
+            None => attach(view.as_fd(), place.as_fd())?,
+        }
+    }
+    if let Some(base) = base {
+        sys::set_mount_attributes(base.as_fd(), libc::MOUNT_ATTR_RDONLY, false)?;
+    }
+    Ok(())
+}
+
+/// The mount that `path` lies in, and nothing of the image on the way.
+fn top<'a>(path: &str, proc: BorrowedFd<'a>, sys: BorrowedFd<'a>) -> BorrowedFd<'a> {
+    if path.starts_with("proc/") { proc } else { sys }
+}
+
+/// Opens `proc/x` or `sys/x` below the mount of /proc or /sys. `None`: this kernel has no such file.
+fn open_system(mount: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
+    let below = path.split_once('/').map_or(path, |(_, below)| below);
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(mount, below, flags, Mode::empty(), resolve) {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn mask(mount: BorrowedFd<'_>, path: &str, dev: BorrowedFd<'_>) -> io::Result<()> {
+    let Some(target) = open_system(mount, path)? else {
+        return Ok(());
+    };
+    let stat = rustix::fs::fstat(&target)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        attach_new(
+            "tmpfs",
+            &[("mode", "755"), ("size", "4k")],
+            NOSUID | NODEV | NOEXEC | RDONLY,
+            target.as_fd(),
+        )?;
+    } else {
+        attach(clone_of(dev, "null", false)?.as_fd(), target.as_fd())?;
+    }
+    Ok(())
+}
+
+fn make_read_only(mount: BorrowedFd<'_>, path: &str) -> io::Result<()> {
+    let Some(target) = open_system(mount, path)? else {
+        return Ok(());
+    };
+    let copy = clone_of(target.as_fd(), "", true)?;
+    let attributes = libc::MOUNT_ATTR_RDONLY
+        | libc::MOUNT_ATTR_NOSUID
+        | libc::MOUNT_ATTR_NODEV
+        | libc::MOUNT_ATTR_NOEXEC;
+    sys::set_mount_attributes(copy.as_fd(), attributes, true)?;
+    attach(copy.as_fd(), target.as_fd())
+}
+
+/// The request's own mounts, in order.
+fn extra_mounts(root: BorrowedFd<'_>, work: &Path, mounts: &[Mount]) -> Result<(), Failure> {
+    let mut scratch = None;
+    for (index, mount) in mounts.iter().enumerate() {
+        match mount {
+            Mount::Bind {
+                source,
+                target,
+                read_only,
+            } => {
+                let name = || format!("mounting {} at {}", source.display(), target.display());
+                let copy = clone_of(CWD, source.as_path(), true).step(name)?;
+                let mut attributes = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
+                if *read_only {
+                    attributes |= libc::MOUNT_ATTR_RDONLY;
+                }
+                sys::set_mount_attributes(copy.as_fd(), attributes, true).step(name)?;
+                put(root, copy.as_fd(), target).step(name)?;
+            }
+            Mount::File { target, content } => {
+                let name = || format!("mounting a file at {}", target.display());
+                // A tmpfs for all files, attached where only this namespace sees it, and only until the pivot.
+                let scratch = match &scratch {
+                    Some(scratch) => scratch,
+                    None => scratch.insert(make_scratch(work, mounts).step(name)?),
+                };
+                let file = write_file(scratch.as_fd(), &index.to_string(), content).step(name)?;
+                put(root, file.as_fd(), target).step(name)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn make_scratch(work: &Path, mounts: &[Mount]) -> io::Result<OwnedFd> {
+    let bytes: usize = mounts
+        .iter()
+        .map(|m| {
+            if let Mount::File { content, .. } = m {
+                content.len()
+            } else {
+                0
+            }
+        })
+        .sum();
+    let size = (bytes + 1024 * 1024).to_string(); // Room for the container to edit them.
+    let place = open_directory(CWD, work)?;
+    attach_new(
+        "tmpfs",
+        &[("mode", "755"), ("size", &size)],
+        NOSUID | NODEV | NOEXEC,
+        place.as_fd(),
+    )
+}
+
+fn write_file(scratch: BorrowedFd<'_>, name: &str, content: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(scratch, name, flags, Mode::from_raw_mode(0o644))?;
+    io::Write::write_all(&mut std::fs::File::from(file), content.as_bytes())?;
+    Ok(clone_of(scratch, name, false)?)
+}
+
+/// Attaches `mount` at `target` inside the root; the target is made as a file or a directory, like the source.
+fn put(root: BorrowedFd<'_>, mount: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
+    let stat = rustix::fs::statat(mount, "", AtFlags::EMPTY_PATH)?;
+    let kind = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        Kind::Directory
+    } else {
+        Kind::File
+    };
+    let place = rooted::ensure(root, target, kind, None)?;
+    if rustix::fs::fstatfs(&place)?.f_type == rustix::fs::PROC_SUPER_MAGIC {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "nothing can be mounted below /proc",
+        ));
+    }
+    attach(mount, place.as_fd())
+}

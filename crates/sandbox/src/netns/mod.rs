@@ -1,0 +1,260 @@
+//! Network namespaces with nothing but loopback in them, and sockets inside them.
+//!
+//! Owns: how a namespace is set up, and how sockets come to be inside one. Must not: carry traffic or know of policy.
+//!
+//! All functions run on a thread of their own that enters the namespace and ends; the caller's thread never changes namespace.
+//! A socket stays in the namespace where it was made, whoever uses it afterwards: connections inside are therefore made by
+//! keeping unconnected sockets ready ([`tcp_sockets`]) and connecting them on any thread, with no thread hop.
+//!
+//! Every namespace is set up alike, so all have the same addresses ([`ADDRESS_V4`], [`ADDRESS_V6`]).
+
+mod link;
+mod netlink;
+mod nft;
+mod pause;
+
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+
+use netlink::named;
+pub use pause::Pause;
+
+/// The namespace's own IPv4 address, on loopback: the source of what goes outside.
+pub const ADDRESS_V4: Ipv4Addr = Ipv4Addr::new(10, 88, 71, 2);
+/// The namespace's own IPv6 address, on loopback, where [`Redirect::ipv6`] was asked for.
+pub const ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0x6861, 0x7266, 0, 0, 0, 0, 2);
+
+/// How many connections wait for accept.
+const BACKLOG: i32 = 1024;
+
+/// Ports, inside every namespace, where redirected traffic arrives.
+#[derive(Debug, Clone, Copy)]
+pub struct Redirect {
+    /// All outbound TCP (nft nat REDIRECT; the original destination by SO_ORIGINAL_DST).
+    pub tcp_port: u16,
+    /// All outbound UDP and TCP to port 53.
+    pub dns_port: u16,
+    /// Whether there is a way out by IPv6 too. Without it there is no IPv6 route, and connects fail at once with ENETUNREACH:
+    /// right on hosts that have no IPv6 themselves, since a redirected connection is accepted before it is known whether the
+    /// destination can be reached. `::1` exists either way.
+    pub ipv6: bool,
+}
+
+/// Makes a namespace: loopback up, a default route to it (with `src`), TCP and UDP/53 to non-loopback destinations redirected to
+/// 127.0.0.1 and ::1, everything else to outside refused with EPERM.
+/// `net.ipv4.ip_unprivileged_port_start` is 0 inside and pings need no capability.
+///
+/// # Errors
+/// What the kernel refused, with the step that it refused: no CAP_SYS_ADMIN, or a kernel without nf_tables.
+pub fn create(redirect: Redirect) -> io::Result<OwnedFd> {
+    let v6 = redirect.ipv6.then_some(ADDRESS_V6);
+    on_own_thread(move || {
+        unshare()?;
+        let namespace = File::open("/proc/thread-self/ns/net")
+            .map_err(|e| named("opening /proc/thread-self/ns/net", e))?;
+        link::configure(ADDRESS_V4, v6)?;
+        nft::install(redirect, ADDRESS_V4, v6)?;
+        // These files show the namespace of the thread that opens them.
+        for (file, value) in [
+            ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
+            ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+        ] {
+            std::fs::write(file, value).map_err(|e| named(&format!("writing {file}"), e))?;
+        }
+        Ok(namespace.into())
+    })
+}
+
+/// The network namespace of a running process.
+///
+/// # Errors
+/// No such process, or no right to look at it; also if the process is in the namespace of the caller, which means that the
+/// process id now names something else than one of our containers.
+pub fn of_process(pid: i32) -> io::Result<OwnedFd> {
+    let path = format!("/proc/{pid}/ns/net");
+    let namespace = File::open(&path).map_err(|e| named(&format!("opening {path}"), e))?;
+    let own = File::open("/proc/thread-self/ns/net")
+        .map_err(|e| named("opening /proc/thread-self/ns/net", e))?;
+    let (theirs, ours) = (rustix::fs::fstat(&namespace)?, rustix::fs::fstat(&own)?);
+    if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino) {
+        return Err(io::Error::other(format!(
+            "process {pid} has no network namespace of its own"
+        )));
+    }
+    Ok(namespace.into())
+}
+
+/// Runs a function on a fresh thread inside the namespace and waits for it. What it opens stays inside.
+///
+/// # Errors
+/// The thread could not be started or may not enter; or the function panicked.
+pub fn run_inside<T: Send>(
+    netns: BorrowedFd<'_>,
+    function: impl FnOnce() -> T + Send,
+) -> io::Result<T> {
+    on_own_thread(move || {
+        enter(netns)?;
+        Ok(function())
+    })
+}
+
+/// A non-blocking TCP listener bound inside.
+///
+/// # Errors
+/// As [`run_inside`], and those of socket(2), bind(2), listen(2).
+pub fn listen_tcp(netns: BorrowedFd<'_>, addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    run_inside(netns, || {
+        let socket = socket(family_of(addr), SocketType::STREAM)?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        rustix::net::bind(&socket, &addr)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        Ok(socket.into())
+    })?
+}
+
+/// A non-blocking UDP socket bound inside.
+///
+/// # Errors
+/// As [`run_inside`], and those of socket(2) and bind(2).
+pub fn bind_udp(netns: BorrowedFd<'_>, addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    run_inside(netns, || {
+        let socket = socket(family_of(addr), SocketType::DGRAM)?;
+        rustix::net::bind(&socket, &addr)?;
+        Ok(socket.into())
+    })?
+}
+
+/// Non-blocking TCP sockets made inside and not connected yet: `v4` of IPv4, then `v6` of IPv6 (none if the kernel has no IPv6).
+/// They keep the namespace alive. [`connect_socket`] connects one.
+///
+/// # Errors
+/// As [`run_inside`], and those of socket(2).
+pub fn tcp_sockets(
+    netns: BorrowedFd<'_>,
+    v4: usize,
+    v6: usize,
+) -> io::Result<(Vec<OwnedFd>, Vec<OwnedFd>)> {
+    run_inside(netns, || {
+        let first = (0..v4)
+            .map(|_| socket(AddressFamily::INET, SocketType::STREAM))
+            .collect::<io::Result<Vec<_>>>()?;
+        let second = (0..v6)
+            .map(|_| socket(AddressFamily::INET6, SocketType::STREAM))
+            .collect::<io::Result<Vec<_>>>();
+        match second {
+            Ok(second) => Ok((first, second)),
+            Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok((first, Vec::new())),
+            Err(e) => Err(e),
+        }
+    })?
+}
+
+/// How far [`connect_socket`] came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connecting {
+    /// Connected.
+    Done,
+    /// Begun; the socket becomes writable at the end, and SO_ERROR says how it went.
+    Begun,
+}
+
+/// Connects a socket of [`tcp_sockets`], on the caller's thread, without blocking. On loopback the kernel mostly knows the outcome
+/// at once. After a refusal the same socket may be tried again (Linux resets it: connect(2) to a closed port leaves it unconnected).
+///
+/// # Errors
+/// Those of connect(2), e.g. ECONNREFUSED.
+pub fn connect_socket(socket: BorrowedFd<'_>, addr: SocketAddr) -> io::Result<Connecting> {
+    // A non-blocking connect over loopback ends with the answer already in, but says EINPROGRESS; the second call tells.
+    match rustix::net::connect(socket, &addr) {
+        Ok(()) => return Ok(Connecting::Done),
+        Err(rustix::io::Errno::INPROGRESS) => {}
+        Err(e) => return Err(e.into()),
+    }
+    match rustix::net::connect(socket, &addr) {
+        Ok(()) | Err(rustix::io::Errno::ISCONN) => Ok(Connecting::Done),
+        Err(rustix::io::Errno::ALREADY | rustix::io::Errno::INPROGRESS) => Ok(Connecting::Begun),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// A non-blocking TCP socket made inside, on which `connect` to `addr` has been begun; the caller awaits writability.
+/// A refusal is reported at once where the kernel knows it (loopback does).
+///
+/// # Errors
+/// As [`run_inside`], [`connect_socket`].
+pub fn connect_tcp(netns: BorrowedFd<'_>, addr: SocketAddr) -> io::Result<std::net::TcpStream> {
+    let socket = run_inside(netns, || socket(family_of(addr), SocketType::STREAM))??;
+    connect_socket(socket.as_fd(), addr)?;
+    Ok(socket.into())
+}
+
+/// Where a redirected connection wanted to go (SO_ORIGINAL_DST, IP6T_SO_ORIGINAL_DST).
+///
+/// # Errors
+/// ENOENT if the connection was not redirected.
+pub fn original_destination(stream: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    let local = SocketAddr::try_from(rustix::net::getsockname(stream)?)?;
+    Ok(match local {
+        SocketAddr::V4(_) => sockopt::ip_original_dst(stream)?.into(),
+        SocketAddr::V6(_) => sockopt::ipv6_original_dst(stream)?.into(),
+    })
+}
+
+fn family_of(addr: SocketAddr) -> AddressFamily {
+    if addr.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    }
+}
+
+fn socket(family: AddressFamily, kind: SocketType) -> io::Result<OwnedFd> {
+    let protocol = (kind == SocketType::STREAM).then_some(ipproto::TCP);
+    let socket = rustix::net::socket_with(
+        family,
+        kind,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        protocol,
+    )?;
+    if family == AddressFamily::INET6 {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    Ok(socket)
+}
+
+fn on_own_thread<T: Send>(function: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("wharf-netns".to_owned())
+            .stack_size(256 * 1024)
+            .spawn_scoped(scope, function)?
+            .join()
+            .map_err(|_| io::Error::other("a thread inside a network namespace panicked"))?
+    })
+}
+
+fn unshare() -> io::Result<()> {
+    // SAFETY: takes no pointers; it changes the namespace of the calling thread alone, which is one of `on_own_thread`.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        return Err(named(
+            "making a network namespace (it needs root)",
+            io::Error::last_os_error(),
+        ));
+    }
+    Ok(())
+}
+
+fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the call; only the calling thread, which is one of `on_own_thread`, changes namespace.
+    if unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+        return Err(named(
+            "entering a network namespace",
+            io::Error::last_os_error(),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! Starting one process: check the request, make pipes and the cgroup, clone.
+//!
+//! Later, pools of prepared processes and cgroups plug in here: [`launch`] would take one instead of making it.
+
+use crate::cgroup::{Cgroup, Manager};
+use crate::child::{self, Plan};
+use crate::spec::{Network, ProcessSpec, Root};
+use crate::sys::{self, BpfInstruction, Forked};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// A process between clone and exec.
+pub(super) struct Launched {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+    pub(super) stdin: Option<OwnedFd>,
+    /// End of file: exec succeeded (or the process was killed before). Else a [`child::Failure`].
+    pub(super) report: OwnedFd,
+    pub(super) cgroup: Cgroup,
+}
+
+/// Descriptors that came with the request.
+pub(super) struct Given {
+    pub(super) netns: Option<OwnedFd>,
+    pub(super) inherit: Vec<(i32, OwnedFd)>,
+}
+
+/// Why a request cannot be carried out as it stands.
+pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
+    let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if spec.id.is_empty() || spec.id.len() > 64 || !spec.id.chars().all(valid) {
+        return Err(format!(
+            "process id {:?}: use 1 to 64 of a-z, 0-9 and -",
+            spec.id
+        ));
+    }
+    if spec.argv.first().is_none_or(String::is_empty) {
+        return Err("no command: set CMD or ENTRYPOINT in the image, or give one".to_owned());
+    }
+    if (spec.network == Network::Namespace) != given.netns.is_some() {
+        return Err(
+            "a network namespace must be given exactly when the process is to use one".to_owned(),
+        );
+    }
+    let mut numbers: Vec<i32> = given.inherit.iter().map(|(number, _)| *number).collect();
+    numbers.sort_unstable();
+    if numbers.first().is_some_and(|n| *n < 3) || numbers.windows(2).any(|w| w[0] == w[1]) {
+        return Err("inherited descriptors need distinct numbers from 3 on".to_owned());
+    }
+    Ok(())
+}
+
+/// Starts the process. It may still fail; see [`Launched::report`].
+pub(super) fn launch(
+    manager: &Manager,
+    filter: &[BpfInstruction],
+    spec: &ProcessSpec,
+    given: &Given,
+) -> io::Result<Launched> {
+    let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (child_stdin, stdin) = if spec.stdin_pipe {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        (Some(read), Some(write))
+    } else {
+        (None, None)
+    };
+    let (report, child_report) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&report, true)?;
+
+    let cgroup = manager.create(&spec.id, &spec.limits)?;
+    let mut namespaces = 0;
+    if matches!(spec.root, Root::Overlay { .. }) {
+        namespaces |= libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
+    }
+    if spec.hostname.is_some() {
+        namespaces |= libc::CLONE_NEWUTS;
+    }
+    let forked = cgroup.open_v2().and_then(|v2| {
+        // SAFETY: the spawner has one thread, and the child goes to `child::run`, which does not return.
+        unsafe { sys::fork_with(namespaces as u64, v2.as_ref().map(AsFd::as_fd)) }
+    });
+    match forked {
+        Ok(Forked::Child) => child::run(&Plan {
+            spec,
+            cgroup: &cgroup,
+            netns: given.netns.as_ref().map(AsFd::as_fd),
+            stdin: child_stdin.as_ref().map(AsFd::as_fd),
+            stdout: child_stdout.as_fd(),
+            stderr: child_stderr.as_fd(),
+            inherit: &given.inherit,
+            report: child_report.as_fd(),
+            filter,
+        }),
+        Ok(Forked::Parent { pid, pidfd }) => Ok(Launched {
+            pid,
+            pidfd,
+            stdout,
+            stderr,
+            stdin,
+            report,
+            cgroup,
+        }),
+        Err(error) => {
+            cgroup.remove()?;
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The spawner as a process: detaching from the daemon, the lock, the socket, and the end.
+
+use super::server::Server;
+use crate::cgroup::Manager;
+use crate::seccomp;
+use crate::sys::{self, Disposition};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::process::{Resource, Rlimit};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// What the starting daemon reads from the spawner's standard output: this, or an error's text.
+pub(super) const READY: &str = "ready";
+
+/// How long to wait for a spawner that is just ending.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+struct Arguments {
+    socket: PathBuf,
+    grace: Duration,
+    cgroup_name: String,
+}
+
+fn parse(args: &[String]) -> Result<Arguments, String> {
+    let [.., socket, grace, cgroup_name] = args else {
+        return Err(
+            "the spawner needs three arguments: socket, grace period in milliseconds, cgroup name"
+                .to_owned(),
+        );
+    };
+    let grace = grace
+        .parse()
+        .map(Duration::from_millis)
+        .map_err(|e| format!("grace period {grace:?}: {e}"))?;
+    let socket = PathBuf::from(socket);
+    if !socket.is_absolute() {
+        return Err(format!(
+            "the socket's path {} is not absolute",
+            socket.display()
+        ));
+    }
+    if cgroup_name.is_empty() || cgroup_name.contains(['/', '.']) {
+        return Err(format!(
+            "cgroup name {cgroup_name:?}: it must be one path component without dots"
+        ));
+    }
+    Ok(Arguments {
+        socket,
+        grace,
+        cgroup_name: cgroup_name.clone(),
+    })
+}
+
+/// The spawner's main: called by the executable before it starts threads. Never returns normally to the caller's program flow.
+///
+/// The last three of `args` are what [`super::Spawner::start`] appends. The calling process ends at once; its child, detached from
+/// the session, is the spawner. It tells on standard output whether it listens.
+pub fn run(args: &[String]) -> ExitCode {
+    let arguments = match parse(args) {
+        Ok(arguments) => arguments,
+        Err(text) => {
+            println!("{text}");
+            return ExitCode::from(2);
+        }
+    };
+    // SAFETY: the executable calls this first thing, so nothing owns a descriptor above standard error yet.
+    if let Err(error) = unsafe { sys::close_from(3) } {
+        println!("closing inherited descriptors: {error}");
+        return ExitCode::FAILURE;
+    }
+    // SAFETY: as above, there is one thread.
+    match unsafe { sys::fork() } {
+        Ok(Some(_)) => return ExitCode::SUCCESS,
+        Ok(None) => {}
+        Err(error) => {
+            println!("fork: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    match serve(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Before it is ready the daemon reads this; afterwards it is /dev/null, and the log has it.
+            println!("{error}");
+            eprintln!("spawner: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(arguments: &Arguments) -> io::Result<()> {
+    rustix::process::setsid()?;
+    rustix::process::chdir("/")?;
+    rustix::thread::set_name(c"wharf-spawner")?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    for signal in 1..=64 {
+        sys::set_signal(signal, Disposition::Default); // What the daemon's parents ignored is not for containers to inherit.
+    }
+    for signal in [libc::SIGINT, libc::SIGHUP, libc::SIGPIPE] {
+        sys::set_signal(signal, Disposition::Ignore);
+    }
+    sys::block_signals(&[libc::SIGCHLD, libc::SIGTERM])?;
+    let signals = sys::signal_fd(&[libc::SIGCHLD, libc::SIGTERM])?;
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    rustix::process::setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: files.maximum,
+            maximum: files.maximum,
+        },
+    )?;
+
+    let lock = Lock::take(&arguments.socket)?;
+    let manager = Manager::open(&arguments.cgroup_name)?;
+    let listener = match listen(&arguments.socket) {
+        Ok(listener) => listener,
+        Err(error) => {
+            manager.remove()?;
+            lock.release()?;
+            return Err(error);
+        }
+    };
+    announce()?;
+    let mut server = Server::new(
+        listener,
+        signals,
+        manager,
+        seccomp::program(),
+        arguments.grace,
+    );
+    let result = server.run();
+    // Whatever happened: nobody may connect any more, and the next spawner cleans up what is left in the cgroups.
+    match std::fs::remove_file(&arguments.socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let end = result.and_then(|()| server.remove_cgroups());
+    lock.release()?;
+    if end.is_ok() {
+        server.say_goodbye();
+    }
+    end
+}
+
+/// Binds the socket for this user only; one that a dead spawner left is replaced (the lock is held).
+fn listen(socket: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let before = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(socket)
+        .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", socket.display())));
+    rustix::process::umask(before);
+    let listener = listener?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Tells the daemon, then lets go of its pipe.
+fn announce() -> io::Result<()> {
+    let mut out = io::stdout();
+    writeln!(out, "{READY}")?;
+    out.flush()?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    for number in [0, 1] {
+        // SAFETY: the standard streams are owned by nobody; they stay open.
+        unsafe { sys::dup_onto(null.as_fd(), number) }?;
+    }
+    Ok(())
+}
+
+/// `<socket>.lock`: held for life, so that there is one spawner per socket.
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    fn take(socket: &Path) -> io::Result<Lock> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        let start = Instant::now();
+        loop {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+                .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                // An ending spawner removes the file: then this lock is on a file that nobody finds any more.
+                Ok(()) => match std::fs::metadata(&path) {
+                    Ok(found) if found.ino() == file.metadata()?.ino() => {
+                        return Ok(Lock { path, _file: file });
+                    }
+                    _ => continue,
+                },
+                Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < LOCK_WAIT => {
+                    std::thread::sleep(Duration::from_millis(10))
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(io::Error::other(format!(
+                        "another spawner holds {}",
+                        path.display()
+                    )));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn release(self) -> io::Result<()> {
+        std::fs::remove_file(&self.path)
+    }
+}

@@ -1,0 +1,317 @@
+//! The messages between daemon and spawner, and their frames on a Unix stream socket.
+//!
+//! A frame is two little-endian u32 (length of the payload, number of descriptors), then the payload (JSON). Descriptors travel
+//! with the frame's first byte, so they arrive before the frame is complete, and in order.
+
+use super::Exit;
+use crate::spec::ProcessSpec;
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Changes whenever daemon and spawner of two builds could misunderstand each other.
+pub(super) const VERSION: u32 = 1;
+
+/// Arguments and environment may hold megabytes (execve(2)); this is above what exec takes.
+pub(super) const MAX_PAYLOAD: usize = 16 * 1024 * 1024;
+/// SCM_MAX_FD (unix(7)).
+pub(super) const MAX_DESCRIPTORS: usize = 253;
+const HEADER: usize = 8;
+
+/// From the daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Request {
+    /// Comes back in the reply.
+    pub(super) number: u64,
+    pub(super) body: RequestBody,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum RequestBody {
+    /// The first one: from now on this is the daemon. Answered by [`Message::Welcome`].
+    Hello,
+    /// Descriptors: the network namespace if `netns`, then one per number in `inherit`.
+    Spawn {
+        spec: Box<ProcessSpec>,
+        netns: bool,
+        inherit: Vec<i32>,
+    },
+    Signal {
+        id: String,
+        signal: i32,
+    },
+    Kill {
+        id: String,
+    },
+    Forget {
+        id: String,
+    },
+    Shutdown,
+}
+
+/// From the spawner.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Message {
+    /// The first one; `survivors` messages of that kind follow.
+    Welcome {
+        version: u32,
+        pid: u32,
+        survivors: usize,
+    },
+    /// Descriptors: standard output, standard error.
+    Survivor {
+        id: String,
+        label: String,
+        pid: i32,
+        exit: Option<Exit>,
+    },
+    Reply {
+        number: u64,
+        body: ReplyBody,
+    },
+    /// A process has ended, and all of its cgroup with it.
+    Exited {
+        id: String,
+        exit: Exit,
+    },
+    /// Another daemon took this one's place.
+    Replaced,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum ReplyBody {
+    /// Descriptors: standard output, standard error, standard input if it is a pipe.
+    Spawned {
+        id: String,
+        pid: i32,
+    },
+    Refused {
+        message: String,
+        exit_code: i32,
+    },
+    Failed {
+        message: String,
+    },
+    /// Whether the signal found a process.
+    Signalled(bool),
+    Done,
+}
+
+/// A frame to send.
+#[derive(Debug)]
+pub(super) struct Frame {
+    bytes: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+    sent: usize,
+}
+
+impl Frame {
+    pub(super) fn new(message: &impl Serialize, descriptors: Vec<OwnedFd>) -> io::Result<Frame> {
+        let mut bytes = vec![0; HEADER];
+        serde_json::to_writer(&mut bytes, message)?;
+        let length = bytes.len() - HEADER;
+        if length > MAX_PAYLOAD || descriptors.len() > MAX_DESCRIPTORS {
+            let text = format!(
+                "a request of {length} bytes and {} descriptors; at most {MAX_PAYLOAD} and {MAX_DESCRIPTORS}",
+                descriptors.len()
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        bytes[..4].copy_from_slice(&(length as u32).to_le_bytes());
+        bytes[4..HEADER].copy_from_slice(&(descriptors.len() as u32).to_le_bytes());
+        Ok(Frame {
+            bytes,
+            descriptors,
+            sent: 0,
+        })
+    }
+}
+
+/// Frames on their way out.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    frames: VecDeque<Frame>,
+}
+
+impl Outbox {
+    pub(super) fn push(&mut self, frame: Frame) {
+        self.frames.push_back(frame);
+    }
+
+    pub(super) fn extend(&mut self, frames: impl IntoIterator<Item = Frame>) {
+        self.frames.extend(frames);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Sends as much as the socket takes. WouldBlock when something is left.
+    pub(super) fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        while let Some(frame) = self.frames.front_mut() {
+            let rest = [IoSlice::new(&frame.bytes[frame.sent..])];
+            let borrowed: Vec<BorrowedFd<'_>> = frame.descriptors.iter().map(AsFd::as_fd).collect();
+            let mut space =
+                [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if frame.sent == 0 && !borrowed.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(&borrowed));
+            }
+            match sendmsg(
+                socket,
+                &rest,
+                &mut control,
+                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+            ) {
+                Ok(sent) => {
+                    frame.sent += sent;
+                    if frame.sent == frame.bytes.len() {
+                        self.frames.pop_front();
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes and descriptors on their way in.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    bytes: Vec<u8>,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+impl Inbox {
+    /// Receives once. `Ok(false)` at the end of the stream; WouldBlock when nothing is there.
+    pub(super) fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        let mut chunk = [0u8; 64 * 1024];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received = loop {
+            match recvmsg(
+                socket,
+                &mut [IoSliceMut::new(&mut chunk)],
+                &mut control,
+                flags,
+            ) {
+                Err(Errno::INTR) => {}
+                other => break other?,
+            }
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors.extend(descriptors);
+            }
+        }
+        self.bytes.extend_from_slice(&chunk[..received.bytes]);
+        Ok(received.bytes > 0)
+    }
+
+    /// The next whole frame: its payload and descriptors.
+    pub(super) fn next(&mut self) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+        let Some(header) = self.bytes.first_chunk::<HEADER>() else {
+            return Ok(None);
+        };
+        let [a, b, c, d, e, f, g, h] = *header;
+        let length = u32::from_le_bytes([a, b, c, d]) as usize;
+        let count = u32::from_le_bytes([e, f, g, h]) as usize;
+        if length > MAX_PAYLOAD {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a frame is too long",
+            ));
+        }
+        if self.bytes.len() < HEADER + length {
+            return Ok(None);
+        }
+        if self.descriptors.len() < count {
+            let text = "descriptors were lost in transit: the limit of open files (RLIMIT_NOFILE) is reached";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        let payload = self.bytes[HEADER..HEADER + length].to_vec();
+        self.bytes.drain(..HEADER + length);
+        if self.bytes.is_empty() {
+            self.bytes.shrink_to(64 * 1024); // One big request must not stay in the spawner's memory.
+        }
+        Ok(Some((payload, self.descriptors.drain(..count).collect())))
+    }
+}
+
+/// Reads a payload.
+pub(super) fn parse<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> io::Result<T> {
+    serde_json::from_slice(payload).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn big_frames_and_their_descriptors_arrive_in_order() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut outbox, mut inbox) = (Outbox::default(), Inbox::default());
+        let mut readers = Vec::new();
+        for n in 0..20u8 {
+            let (mut reader, writer) = std::io::pipe().unwrap();
+            let text = "x".repeat(usize::from(n) * 30_000);
+            outbox.push(Frame::new(&(n, text), vec![OwnedFd::from(writer)]).unwrap());
+            outbox.push(Frame::new(&"no descriptors", vec![]).unwrap());
+            readers.push(move |mut writer: std::fs::File| {
+                writer.write_all(&[n]).unwrap();
+                drop(writer);
+                let mut bytes = Vec::new();
+                reader.read_to_end(&mut bytes).unwrap();
+                assert_eq!(bytes, [n]);
+            });
+        }
+        let mut readers = readers.into_iter();
+        let mut seen = 0;
+        while seen < 40 {
+            let flushed = outbox.flush(ours.as_fd());
+            assert!(flushed.is_ok() || flushed.unwrap_err().kind() == io::ErrorKind::WouldBlock);
+            inbox.fill(theirs.as_fd()).unwrap();
+            while let Some((payload, descriptors)) = inbox.next().unwrap() {
+                if seen % 2 == 0 {
+                    let (n, text): (u8, String) = parse(&payload).unwrap();
+                    assert_eq!(usize::from(n), seen / 2);
+                    assert_eq!(text.len(), usize::from(n) * 30_000);
+                    let [fd] = <[OwnedFd; 1]>::try_from(descriptors).unwrap();
+                    readers.next().unwrap()(fd.into());
+                } else {
+                    assert!(descriptors.is_empty());
+                }
+                seen += 1;
+            }
+        }
+        assert!(outbox.is_empty());
+        drop(ours);
+        assert!(!inbox.fill(theirs.as_fd()).unwrap());
+    }
+
+    #[test]
+    fn nonsense_is_an_error() {
+        let mut inbox = Inbox {
+            bytes: vec![0xff; 16],
+            descriptors: VecDeque::new(),
+        };
+        assert!(inbox.next().is_err());
+        let mut inbox = Inbox {
+            bytes: vec![0, 0, 0, 0, 1, 0, 0, 0],
+            descriptors: VecDeque::new(),
+        };
+        assert!(inbox.next().is_err(), "a missing descriptor");
+    }
+}

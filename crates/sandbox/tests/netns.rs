@@ -1,0 +1,264 @@
+//! Network namespaces on the real kernel. Needs root.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use wharf_sandbox::netns::{self, ADDRESS_V4, ADDRESS_V6, Connecting, Redirect};
+
+const WAIT: Duration = Duration::from_secs(10);
+
+fn namespace(ipv6: bool) -> OwnedFd {
+    netns::create(Redirect {
+        tcp_port: 64001,
+        dns_port: 64053,
+        ipv6,
+    })
+    .unwrap()
+}
+
+fn inside<T: Send>(ns: &OwnedFd, function: impl FnOnce() -> T + Send) -> T {
+    netns::run_inside(ns.as_fd(), function).unwrap()
+}
+
+fn connect(addr: &str) -> io::Result<TcpStream> {
+    let addr: SocketAddr = addr.parse().unwrap();
+    TcpStream::connect_timeout(&addr, WAIT)
+}
+
+fn blocking(listener: TcpListener) -> TcpListener {
+    listener.set_nonblocking(false).unwrap();
+    listener
+}
+
+#[test]
+fn holds_nothing_but_loopback_and_leaves_the_caller_alone() {
+    let before = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let ns = namespace(true);
+    let (devices, own) = inside(&ns, || {
+        (
+            std::fs::read_to_string("/proc/thread-self/net/dev").unwrap(),
+            std::fs::read_link("/proc/thread-self/ns/net").unwrap(),
+        )
+    });
+    let names: Vec<_> = devices
+        .lines()
+        .skip(2)
+        .filter_map(|l| Some(l.split_once(':')?.0.trim()))
+        .filter(|n| !n.starts_with("sit") && !n.starts_with("tunl") && !n.starts_with("gre"))
+        .collect();
+    assert_eq!(names, ["lo"]);
+    assert_ne!(own, before);
+    assert_eq!(
+        std::fs::read_link("/proc/thread-self/ns/net").unwrap(),
+        before
+    );
+}
+
+#[test]
+fn low_ports_and_pings_need_no_capability() {
+    let ns = namespace(false);
+    let (port, ping) = inside(&ns, || {
+        (
+            std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap(),
+            std::fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap(),
+        )
+    });
+    assert_eq!(port.trim(), "0");
+    assert_eq!(
+        ping.split_whitespace().collect::<Vec<_>>(),
+        ["0", "2147483647"]
+    );
+}
+
+#[test]
+fn outbound_tcp_arrives_at_the_redirect_with_its_destination() {
+    let ns = namespace(true);
+    for (listen, destination, own) in [
+        ("127.0.0.1:64001", "203.0.113.5:80", IpAddr::V4(ADDRESS_V4)),
+        ("[::1]:64001", "[2001:db8::5]:443", IpAddr::V6(ADDRESS_V6)),
+    ] {
+        let listener = blocking(netns::listen_tcp(ns.as_fd(), listen.parse().unwrap()).unwrap());
+        let mut client = inside(&ns, || connect(destination)).unwrap();
+        let (mut server, peer) = listener.accept().unwrap();
+        assert_eq!(peer.ip(), own);
+        assert_eq!(
+            netns::original_destination(server.as_fd()).unwrap(),
+            destination.parse().unwrap()
+        );
+        client.write_all(b"ping").unwrap();
+        let mut got = [0; 4];
+        server.read_exact(&mut got).unwrap();
+        server.write_all(&got).unwrap();
+        client.set_read_timeout(Some(WAIT)).unwrap();
+        client.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"ping");
+    }
+}
+
+#[test]
+fn dns_by_udp_and_tcp_arrives_at_its_own_port_and_is_answered_from_where_it_was_sent() {
+    let ns = namespace(true);
+    for (bind, server) in [
+        ("127.0.0.1:64053", "192.0.2.53:53"),
+        ("[::1]:64053", "[2001:db8::53]:53"),
+    ] {
+        let answerer = netns::bind_udp(ns.as_fd(), bind.parse().unwrap()).unwrap();
+        answerer.set_nonblocking(false).unwrap();
+        answerer.set_read_timeout(Some(WAIT)).unwrap();
+        let client = inside(&ns, || {
+            let any = if server.starts_with('[') {
+                "[::]:0"
+            } else {
+                "0.0.0.0:0"
+            };
+            UdpSocket::bind(any).unwrap()
+        });
+        client.set_read_timeout(Some(WAIT)).unwrap();
+        client.send_to(b"who", server).unwrap();
+        let mut buffer = [0; 16];
+        let (n, from) = answerer.recv_from(&mut buffer).unwrap();
+        answerer.send_to(&buffer[..n], from).unwrap();
+        let (n, from) = client.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..n], from), (&b"who"[..], server.parse().unwrap()));
+
+        let listener = blocking(netns::listen_tcp(ns.as_fd(), bind.parse().unwrap()).unwrap());
+        let _client = inside(&ns, || connect(server)).unwrap();
+        listener.accept().unwrap();
+    }
+}
+
+#[test]
+fn loopback_and_the_own_address_stay_inside() {
+    let ns = namespace(true);
+    let trap =
+        netns::listen_tcp(ns.as_fd(), SocketAddr::new([127, 0, 0, 1].into(), 64001)).unwrap();
+    let app = netns::listen_tcp(ns.as_fd(), "0.0.0.0:8080".parse().unwrap()).unwrap();
+    let app6 = netns::listen_tcp(ns.as_fd(), "[::]:8080".parse().unwrap()).unwrap();
+    for addr in ["127.0.0.1:8080", "127.1.2.3:8080", "10.88.71.2:8080"] {
+        inside(&ns, || connect(addr)).unwrap();
+        app.accept().unwrap();
+    }
+    for addr in ["[::1]:8080", "[fd77:6861:7266::2]:8080"] {
+        inside(&ns, || connect(addr)).unwrap();
+        app6.accept().unwrap();
+    }
+    assert_eq!(trap.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
+fn traffic_that_is_neither_tcp_nor_dns_fails_at_once() {
+    let ns = namespace(true);
+    for (bind, to) in [
+        ("0.0.0.0:0", "203.0.113.5:443"),
+        ("[::]:0", "[2001:db8::5]:443"),
+    ] {
+        let error =
+            inside(&ns, || UdpSocket::bind(bind).unwrap().send_to(b"quic", to)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{to}");
+    }
+}
+
+#[test]
+fn without_ipv6_its_connects_fail_at_once_but_its_loopback_works() {
+    let ns = namespace(false);
+    let error = inside(&ns, || connect("[2001:db8::5]:443")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NetworkUnreachable);
+    let app = netns::listen_tcp(ns.as_fd(), "[::1]:8080".parse().unwrap()).unwrap();
+    inside(&ns, || connect("[::1]:8080")).unwrap();
+    app.accept().unwrap();
+}
+
+#[test]
+fn a_prepared_socket_can_be_tried_until_somebody_listens() {
+    let ns = namespace(false);
+    let (v4, v6) = netns::tcp_sockets(ns.as_fd(), 1, 1).unwrap();
+    for (socket, addr) in [(&v4[0], "127.0.0.1:8080"), (&v6[0], "[::1]:8080")] {
+        let addr: SocketAddr = addr.parse().unwrap();
+        for _ in 0..50 {
+            let error = netns::connect_socket(socket.as_fd(), addr).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        }
+        let app = blocking(netns::listen_tcp(ns.as_fd(), addr).unwrap());
+        let state = netns::connect_socket(socket.as_fd(), addr).unwrap();
+        assert_eq!(state, Connecting::Done);
+        app.accept().unwrap();
+    }
+    let error = netns::connect_tcp(ns.as_fd(), "127.0.0.1:8081".parse().unwrap()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    let app = blocking(netns::listen_tcp(ns.as_fd(), "127.0.0.1:8081".parse().unwrap()).unwrap());
+    netns::connect_tcp(ns.as_fd(), "127.0.0.1:8081".parse().unwrap()).unwrap();
+    app.accept().unwrap();
+}
+
+#[test]
+fn connections_inside_are_not_tracked() {
+    let ns = namespace(true);
+    let app = netns::listen_tcp(ns.as_fd(), "127.0.0.1:8080".parse().unwrap()).unwrap();
+    let count = || {
+        std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count")
+            .unwrap()
+            .trim()
+            .parse::<u32>()
+            .unwrap()
+    };
+    let _trap = netns::listen_tcp(ns.as_fd(), "127.0.0.1:64001".parse().unwrap()).unwrap();
+    let (local, outbound) = inside(&ns, || {
+        let _connections: Vec<_> = (0..20)
+            .map(|_| connect("127.0.0.1:8080").unwrap())
+            .collect();
+        let local = count();
+        let _out = connect("203.0.113.5:80").unwrap();
+        (local, count())
+    });
+    drop(app);
+    assert_eq!((local, outbound), (0, 1));
+}
+
+#[test]
+fn the_namespace_of_a_process_outlives_it_only_by_its_descriptor() {
+    let error = netns::of_process(std::process::id().cast_signed()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("no network namespace of its own"),
+        "{error}"
+    );
+    let ns = namespace(false);
+    let mut child = inside(&ns, || {
+        std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap()
+    });
+    let found = netns::of_process(child.id().cast_signed());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let link = |fd: &OwnedFd| {
+        inside(fd, || {
+            std::fs::read_link("/proc/thread-self/ns/net").unwrap()
+        })
+    };
+    assert_eq!(link(&found.unwrap()), link(&ns));
+}
+
+#[test]
+fn making_one_is_refused_with_a_reason_when_the_rules_cannot_be_set() {
+    // A thread without privileges stands for every kernel that refuses.
+    let error = std::thread::spawn(|| {
+        rustix::thread::set_thread_uid(rustix::thread::Uid::from_raw(65534)).unwrap();
+        netns::create(Redirect {
+            tcp_port: 64001,
+            dns_port: 64053,
+            ipv6: false,
+        })
+        .unwrap_err()
+    })
+    .join()
+    .unwrap();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+    assert!(error.to_string().contains("root"), "{error}");
+}

@@ -1,0 +1,455 @@
+//! What a container can see and must not be able to do.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::collections::HashMap;
+use std::os::unix::fs::symlink;
+use support::{Place, bind, file};
+use wharf_sandbox::{Root, SpawnError};
+
+#[tokio::test]
+async fn namespaces_are_its_own() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let script = r#"
+        echo "self $$"
+        echo "processes $(ls /proc | grep -c '^[0-9]')"
+        echo "interfaces $(ls /sys/class/net | tr '\n' ' ')"
+        echo "hostname $(hostname)"
+        echo "mounts $(grep -c . /proc/self/mountinfo)"
+        echo "host-paths $(grep -c -e wharf -e /work /proc/self/mountinfo)"
+        echo "cgroup $(cut -d: -f3 /proc/self/cgroup | sort -u | grep -c -v '^/$')"
+        for n in mnt pid net ipc uts cgroup; do echo "$n $(readlink /proc/self/ns/$n)"; done
+        echo "umask $(umask)"
+    "#;
+    let ran = place.run(&spawner, "ns", script).await;
+    let seen: HashMap<&str, &str> = ran
+        .out
+        .lines()
+        .filter_map(|l| l.trim().split_once(' '))
+        .collect();
+    assert_eq!(seen["self"], "1");
+    assert_eq!(
+        seen["processes"], "4",
+        "the shell, its subshell, ls and grep: {ran:?}"
+    );
+    assert_eq!(seen["interfaces"].trim(), "lo");
+    assert_eq!(seen["hostname"], "inside");
+    assert_eq!(seen["umask"], "0022");
+    for kind in ["mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+        let ours = std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+        assert_ne!(seen[kind], ours.to_str().unwrap(), "{kind}");
+    }
+    let mounts = place
+        .run(&spawner, "mounts", "cat /proc/self/mountinfo")
+        .await
+        .out;
+    let places: Vec<&str> = mounts
+        .lines()
+        .map(|l| l.split(' ').nth(4).unwrap())
+        .collect();
+    for place in &places {
+        assert!(
+            *place == "/"
+                || ["/proc", "/dev", "/sys"]
+                    .iter()
+                    .any(|p| place.starts_with(p)),
+            "{mounts}"
+        );
+    }
+    let cgroups = place
+        .run(
+            &spawner,
+            "cg",
+            "grep -E ':(memory|cpu|pids)?:' /proc/self/cgroup",
+        )
+        .await
+        .out;
+    // The v2 line, and the v1 ones if any, begin at the container's own cgroup.
+    assert!(cgroups.lines().all(|l| l.ends_with(":/")), "{cgroups}");
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
+async fn privileges_are_dockers_default() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let status = |out: String| -> HashMap<String, String> {
+        out.lines()
+            .filter_map(|l| l.split_once(':'))
+            .map(|(k, v)| (k.to_owned(), v.trim().to_owned()))
+            .collect()
+    };
+    let root = status(
+        place
+            .run(&spawner, "root", "cat /proc/self/status")
+            .await
+            .out,
+    );
+    // CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE
+    let docker = "00000000a80425fb";
+    assert_eq!(
+        (
+            root["CapEff"].as_str(),
+            root["CapPrm"].as_str(),
+            root["CapBnd"].as_str()
+        ),
+        (docker, docker, docker)
+    );
+    assert_eq!(
+        (root["CapInh"].as_str(), root["CapAmb"].as_str()),
+        ("0000000000000000", "0000000000000000")
+    );
+    assert_eq!(
+        (root["NoNewPrivs"].as_str(), root["Seccomp"].as_str()),
+        ("1", "2")
+    );
+    let app = status(
+        place
+            .run_with(&spawner, "app", "cat /proc/self/status", |s| {
+                s.user = "app".into()
+            })
+            .await
+            .out,
+    );
+    assert_eq!(
+        (
+            app["CapEff"].as_str(),
+            app["CapPrm"].as_str(),
+            app["CapBnd"].as_str()
+        ),
+        ("0000000000000000", "0000000000000000", docker)
+    );
+    assert_eq!(
+        (app["NoNewPrivs"].as_str(), app["Seccomp"].as_str()),
+        ("1", "2")
+    );
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
+async fn what_must_fail_fails() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let host_disk = std::fs::metadata("/")
+        .map(|m| std::os::unix::fs::MetadataExt::dev(&m))
+        .unwrap();
+    let (major, minor) = (rustix::fs::major(host_disk), rustix::fs::minor(host_disk));
+    let attempts = [
+        ("mount", "mount -t tmpfs none /tmp".to_owned()),
+        ("umount", "umount /proc/sys".to_owned()),
+        ("remount", "mount -o remount,rw /sys".to_owned()),
+        ("namespace", "unshare -U true".to_owned()),
+        ("mount namespace", "unshare -m true".to_owned()),
+        (
+            "host's disk",
+            format!("mknod /tmp/disk b {major} {minor}; head -c 1 /tmp/disk"),
+        ),
+        (
+            "host's disk in /dev",
+            format!("mknod /dev/disk b {major} {minor}; head -c 1 /dev/disk"),
+        ),
+        (
+            "host's disk in /dev/shm",
+            format!("mknod /dev/shm/disk b {major} {minor}; head -c 1 /dev/shm/disk"),
+        ),
+        (
+            "kernel memory",
+            "mknod /tmp/mem c 1 1; head -c 1 /tmp/mem".to_owned(),
+        ),
+        ("sysctl", "echo 1 > /proc/sys/kernel/panic".to_owned()),
+        ("sysrq", "echo h > /proc/sysrq-trigger".to_owned()),
+        ("core image", "head -c 1 /proc/kcore | grep -q .".to_owned()),
+        ("sysfs", "echo 1 > /sys/kernel/mm/ksm/run".to_owned()),
+        (
+            "own limits",
+            "echo max > /sys/fs/cgroup/pids/pids.max || echo max > /sys/fs/cgroup/pids.max"
+                .to_owned(),
+        ),
+        (
+            "a new cgroup",
+            "mkdir /sys/fs/cgroup/x || mkdir /sys/fs/cgroup/memory/x".to_owned(),
+        ),
+        ("hostname", "hostname other".to_owned()),
+        (
+            "clock",
+            "date -s 2020-01-01; [ $(date +%Y) = 2020 ]".to_owned(),
+        ),
+        (
+            "interface",
+            "ip link set lo up && ip link add dummy0 type dummy".to_owned(),
+        ),
+        ("reboot", "reboot -f".to_owned()),
+        ("null device of the host", "rm /dev/null".to_owned()),
+    ];
+    for (number, (what, script)) in attempts.into_iter().enumerate() {
+        let ran = place
+            .run(
+                &spawner,
+                &format!("try-{number}"),
+                &format!("({script}) && echo it worked"),
+            )
+            .await;
+        assert!(!ran.out.contains("it worked"), "{what}: {ran:?}");
+    }
+    let empty = place.run(&spawner, "masked", "ls /proc/acpi /proc/scsi /sys/firmware 2>/dev/null | grep -v :; cat /proc/timer_list /proc/keys").await;
+    assert_eq!(empty.out.trim(), "", "{empty:?}");
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
+async fn what_should_work_works() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let script = r#"
+        set -e
+        echo x > /dev/null
+        [ "$(head -c 3 /dev/zero | wc -c)" = 3 ]
+        [ "$(head -c 3 /dev/urandom | wc -c)" = 3 ]
+        [ "$(head -c 3 /dev/random | wc -c)" = 3 ]
+        echo x > /dev/full && exit 1
+        echo to stdout > /dev/stdout
+        echo shared > /dev/shm/file
+        chown 5:6 /tmp
+        chmod 000 /dev/null
+        chroot / true
+        ls /dev/pts /dev/mqueue
+        mkfifo /tmp/fifo
+        su app -s /bin/sh -c 'id -u'
+        [ -e /dev/fd/0 ]
+        cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null || true
+    "#;
+    let ran = place
+        .run_with(&spawner, "ok", script, |s| {
+            s.limits.memory_bytes = Some(64 << 20)
+        })
+        .await;
+    assert_eq!(ran.exit.code, 0, "{ran:?}");
+    assert!(
+        ran.out.contains("to stdout") && ran.out.contains("1000") && ran.out.contains("67108864"),
+        "{ran:?}"
+    );
+    let null = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata("/dev/null").unwrap());
+    assert_eq!(null & 0o777, 0o666, "the host's /dev/null is another one");
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
+async fn extra_mounts_and_their_content() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let shared = place.path("shared");
+    std::fs::write(shared.join("from-host"), "host").unwrap();
+    let script = "cat /etc/resolv.conf /ro/from-host; echo inside > /rw/new; echo x > /ro/new && echo wrote; echo edit >> /etc/hosts; cat /etc/hosts";
+    let ran = place
+        .run_with(&spawner, "m", script, |spec| {
+            spec.mounts = vec![
+                file("/etc/resolv.conf", "nameserver 10.0.0.1\n"),
+                file("/etc/hosts", "127.0.0.1 localhost\n"),
+                bind(&shared, "/ro", true),
+                bind(&shared, "/rw", false),
+            ];
+        })
+        .await;
+    assert_eq!(
+        ran.out, "nameserver 10.0.0.1\nhost127.0.0.1 localhost\nedit\n",
+        "{ran:?}"
+    );
+    assert_eq!(
+        std::fs::read_to_string(shared.join("new")).unwrap(),
+        "inside\n"
+    );
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
+async fn hostile_images_cannot_lead_mounts_outside() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let outside = place.path("outside");
+    let layer = place.path("hostile");
+    std::fs::create_dir(layer.join("etc")).unwrap();
+    symlink(&outside, layer.join("absolute")).unwrap();
+    symlink(
+        format!("../../../../../../..{}", outside.display()),
+        layer.join("relative"),
+    )
+    .unwrap();
+    symlink(
+        "../run/systemd/resolve/stub-resolv.conf",
+        layer.join("etc/resolv.conf"),
+    )
+    .unwrap();
+    symlink("/proc/self/root", layer.join("magic")).unwrap();
+    let base = place.busybox();
+    let hostile = |spec: &mut wharf_sandbox::ProcessSpec| {
+        let Root::Overlay { lower, .. } = &mut spec.root else {
+            unreachable!()
+        };
+        *lower = vec![layer.clone(), base.clone()];
+    };
+    let ran = place
+        .run_with(
+            &spawner,
+            "links",
+            "cat /absolute/a /relative/b /etc/resolv.conf /run/systemd/resolve/stub-resolv.conf /m",
+            |spec| {
+                hostile(spec);
+                spec.mounts = vec![
+                    file("/absolute/a", "A"),
+                    file("/relative/b", "B"),
+                    file("/etc/resolv.conf", "R"),
+                    file("/magic/m", "M"),
+                ];
+                spec.cwd = "/absolute/work/dir".into();
+            },
+        )
+        .await;
+    assert_eq!(ran.out, "ABRRM", "{ran:?}");
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+
+    for target in ["/proc/x", "/proc/self/attr", "/magic/proc/x"] {
+        let (mut spec, fds) = place.container("refused", "true");
+        hostile(&mut spec);
+        spec.mounts = vec![file(target, "")];
+        assert!(
+            matches!(
+                support::run(&spawner, &spec, fds).await,
+                Err(SpawnError::Refused { .. })
+            ),
+            "{target}"
+        );
+    }
+    for name in ["proc", "sys", "dev"] {
+        let layer = place.path(&format!("{name}-link"));
+        std::fs::create_dir(layer.join("elsewhere")).unwrap();
+        symlink("elsewhere", layer.join(name)).unwrap();
+        let (mut spec, fds) = place.container("refused", "true");
+        spec.root = Root::Overlay {
+            lower: vec![layer, base.clone()],
+            upper: place.path(&format!("{name}-upper")),
+            work: place.path(&format!("{name}-work")),
+        };
+        match support::run(&spawner, &spec, fds).await {
+            Err(SpawnError::Refused { message, .. }) => {
+                assert!(message.contains(name), "{message}")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // A pipe in place of a file that is read while the process is set up must not hang it.
+    let layer = place.path("fifo");
+    std::fs::create_dir(layer.join("etc")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        layer.join("etc/passwd"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
+    let ran = place
+        .run_with(&spawner, "fifo", "id -u", |spec| {
+            let Root::Overlay { lower, .. } = &mut spec.root else {
+                unreachable!()
+            };
+            *lower = vec![layer.clone(), base.clone()];
+        })
+        .await;
+    assert_eq!(ran.out, "0\n");
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
+async fn nothing_is_mounted_on_the_host() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let (mut spec, fds) = place.container("c", "echo ready; sleep 1000");
+    spec.mounts = vec![file("/etc/hosts", "")];
+    let process = spawner.spawn(&spec, fds).await.unwrap();
+    assert_eq!(support::first_line(&process).await, "ready");
+    let during = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(
+        !during.contains(place.dir.path().to_str().unwrap()),
+        "{during}"
+    );
+    assert_eq!(before.lines().count(), during.lines().count());
+    place.finish(spawner).await;
+}
+
+/// Runs inside (as a program of its own) what [`threads_work_and_refused_system_calls_are_refused`] expects.
+fn inside() {
+    let threads: Vec<_> = (0..8).map(|n| std::thread::spawn(move || n)).collect();
+    let sum: i32 = threads.into_iter().map(|t| t.join().unwrap()).sum();
+    println!("threads {sum}");
+    for (name, number) in [
+        ("clone3", libc::SYS_clone3),
+        ("unshare", libc::SYS_unshare),
+        ("keyctl", libc::SYS_keyctl),
+        ("bpf", libc::SYS_bpf),
+        ("newest", 9999),
+    ] {
+        // SAFETY: with arguments that are all zero these fail (or, unshare of nothing, do nothing) without a filter, too.
+        let result = unsafe { libc::syscall(number, 0, 0, 0, 0, 0) };
+        let errno = std::io::Error::last_os_error().raw_os_error();
+        println!(
+            "{name} {}",
+            if result == 0 {
+                "worked"
+            } else if errno == Some(libc::ENOSYS) {
+                "ENOSYS"
+            } else if errno == Some(libc::EPERM) {
+                "EPERM"
+            } else {
+                "other"
+            }
+        );
+    }
+}
+
+#[tokio::test]
+async fn threads_work_and_refused_system_calls_are_refused() {
+    if std::env::var_os("INSIDE").is_some() {
+        return inside();
+    }
+    let place = Place::new();
+    let spawner = place.start().await;
+    let (mut spec, fds) = place.container("threads", "");
+    spec.root = Root::Overlay {
+        lower: vec![],
+        upper: place.path("u"),
+        work: place.path("w"),
+    };
+    // This program itself, with the host's C library.
+    spec.mounts = vec![bind(&std::env::current_exe().unwrap(), "/program", true)];
+    spec.mounts.extend(
+        ["/usr", "/lib", "/lib64"]
+            .map(std::path::Path::new)
+            .into_iter()
+            .filter(|p| p.exists())
+            .map(|p| bind(p, p.to_str().unwrap(), true)),
+    );
+    spec.argv = [
+        "/program",
+        "--nocapture",
+        "--exact",
+        "threads_work_and_refused_system_calls_are_refused",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    spec.env.push("INSIDE=1".into());
+    let ran = support::run(&spawner, &spec, fds).await.unwrap();
+    for line in [
+        "threads 28",
+        "clone3 ENOSYS",
+        "unshare EPERM",
+        "keyctl EPERM",
+        "bpf EPERM",
+        "newest ENOSYS",
+    ] {
+        assert!(ran.out.lines().any(|l| l == line), "{line}: {ran:?}");
+    }
+    place.finish(spawner).await;
+}

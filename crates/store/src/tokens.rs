@@ -1,0 +1,185 @@
+//! Who may speak to this node: API tokens, and the short-lived passwords that `docker login` gets.
+//!
+//! Only SHA-256 hashes are kept. The tokens have 256 random bits, so a slow hash would add nothing.
+
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+use crate::{Result, Store, now_ms, random};
+
+/// What a registry token allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegistryToken {
+    /// Whether it may push; pulling is always allowed.
+    pub push: bool,
+}
+
+fn fresh(prefix: &str) -> Result<(String, Vec<u8>)> {
+    let token = format!("{prefix}{}", hex::encode(random(32)?));
+    let hash = Sha256::digest(token.as_bytes()).to_vec();
+    Ok((token, hash))
+}
+
+/// Compares with every hash, each in constant time, so that the answer's time tells nothing about a near hit.
+fn matches<'a>(token: &str, hashes: impl Iterator<Item = &'a [u8]>) -> bool {
+    let wanted = Sha256::digest(token.as_bytes());
+    hashes
+        .fold(Choice::from(0), |found, hash| {
+            found | wanted.as_slice().ct_eq(hash)
+        })
+        .into()
+}
+
+impl Store {
+    /// The first API token, made and returned if there is none yet; `None` from then on. It is shown once and can't be read again.
+    pub fn first_token(&self) -> Result<Option<String>> {
+        let (token, hash) = fresh("wharf_")?;
+        let made = self.change(|transaction| {
+            Ok(transaction.execute(
+                "INSERT INTO tokens (hash, name, created_ms)
+                 SELECT ?1, 'first', ?2 WHERE NOT EXISTS (SELECT 1 FROM tokens)",
+                (hash, now_ms()),
+            )?)
+        })?;
+        Ok((made == 1).then_some(token))
+    }
+
+    /// Makes a further API token. It is returned once and can't be read again.
+    pub fn create_token(&self, name: &str) -> Result<String> {
+        let (token, hash) = fresh("wharf_")?;
+        self.change(|transaction| {
+            transaction.execute(
+                "INSERT INTO tokens (hash, name, created_ms) VALUES (?1, ?2, ?3)",
+                (hash, name, now_ms()),
+            )?;
+            Ok(())
+        })?;
+        Ok(token)
+    }
+
+    /// Whether this is one of the API tokens. A store that can't be read lets nobody in, and logs why.
+    pub fn check_token(&self, token: &str) -> bool {
+        self.try_check_token(token).unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot check an API token");
+            false
+        })
+    }
+
+    fn try_check_token(&self, token: &str) -> Result<bool> {
+        let connection = self.connection();
+        let hashes = connection
+            .prepare_cached("SELECT hash FROM tokens")?
+            .query_map([], |row| row.get::<_, Vec<u8>>(0))?
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(matches(token, hashes.iter().map(Vec::as_slice)))
+    }
+
+    /// Makes a password for the registry that works for `lifetime_ms` milliseconds.
+    pub fn create_registry_token(&self, push: bool, lifetime_ms: i64) -> Result<String> {
+        let (token, hash) = fresh("")?;
+        self.change(|transaction| {
+            transaction.execute(
+                "DELETE FROM registry_tokens WHERE expires_ms < ?1",
+                [now_ms()],
+            )?;
+            transaction.execute(
+                "INSERT INTO registry_tokens (hash, push, expires_ms) VALUES (?1, ?2, ?3)",
+                (hash, push, now_ms().saturating_add(lifetime_ms)),
+            )?;
+            Ok(())
+        })?;
+        Ok(token)
+    }
+
+    /// Whether the registry shall let this password in: an unexpired registry token, or an API token.
+    pub fn check_registry_token(&self, token: &str) -> bool {
+        self.registry_token(token).is_some()
+    }
+
+    /// What a registry password allows; `None` if it is wrong or expired. API tokens allow all.
+    pub fn registry_token(&self, token: &str) -> Option<RegistryToken> {
+        let found = self.try_registry_token(token).unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot check a registry token");
+            None
+        });
+        found.or_else(|| {
+            self.check_token(token)
+                .then_some(RegistryToken { push: true })
+        })
+    }
+
+    fn try_registry_token(&self, token: &str) -> Result<Option<RegistryToken>> {
+        let connection = self.connection();
+        let rows = connection
+            .prepare_cached("SELECT hash, push FROM registry_tokens WHERE expires_ms >= ?1")?
+            .query_map([now_ms()], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<Result<Vec<(Vec<u8>, bool)>, _>>()?;
+        let may = |push: bool| {
+            matches(
+                token,
+                rows.iter()
+                    .filter(|row| row.1 == push)
+                    .map(|row| row.0.as_slice()),
+            )
+        };
+        let (full, pull) = (may(true), may(false));
+        Ok((full || pull).then_some(RegistryToken { push: full }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_token_is_shown_once_and_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let token = store.first_token().unwrap().unwrap();
+        assert_eq!(store.first_token().unwrap(), None);
+        drop(store);
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.first_token().unwrap(), None);
+        assert!(store.check_token(&token));
+        assert!(!store.check_token(&token[..token.len() - 1]));
+        assert!(!store.check_token(""));
+    }
+
+    #[test]
+    fn tokens_are_not_in_the_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let token = store.create_token("ci").unwrap();
+        let needle = token.as_bytes();
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                let content = std::fs::read(&path).unwrap();
+                assert!(
+                    !content.windows(needle.len()).any(|w| w == needle),
+                    "{} holds the token",
+                    path.display()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn registry_passwords_expire_and_are_not_api_tokens() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let api = store.create_token("ci").unwrap();
+        let live = store.create_registry_token(false, 60_000).unwrap();
+        let dead = store.create_registry_token(true, -1).unwrap();
+        assert_eq!(
+            store.registry_token(&live),
+            Some(RegistryToken { push: false })
+        );
+        assert_eq!(
+            store.registry_token(&api),
+            Some(RegistryToken { push: true })
+        );
+        assert!(!store.check_registry_token(&dead));
+        assert!(!store.check_token(&live));
+    }
+}

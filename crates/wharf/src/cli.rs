@@ -1,0 +1,279 @@
+//! The command line: one function a verb. What needs a running node is asked over the operator's socket.
+
+use crate::config::Config;
+use clap::{Args, Parser, Subcommand};
+use hyper::Method;
+use serde_json::Value;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use wharf_docker_cli::Client;
+use wharf_docker_cli::client::{empty, escape, stream};
+
+/// Run Cloudflare Containers apps on your own machine.
+#[derive(Debug, Parser)]
+#[command(name = "wharf", version)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Configuration file [default: /etc/wharf/wharf.toml, if it exists]
+    #[arg(long, global = true, env = "WHARF_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where the node keeps its state [default: /var/lib/wharf]
+    #[arg(long, global = true, env = "WHARF_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a node
+    Up {
+        /// Gateway address [default: 127.0.0.1:8080]
+        #[arg(long)]
+        listen: Option<std::net::SocketAddr>,
+        /// Control API and registry address [default: 127.0.0.1:7400]
+        #[arg(long)]
+        control_listen: Option<std::net::SocketAddr>,
+        /// Development: the page for an unknown host lists the Workers that exist
+        #[arg(long)]
+        dev: bool,
+    },
+    /// Print the variables that point wrangler at this node: eval "$(wharf env)"
+    Env {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run the project's own wrangler against this node
+    #[command(disable_help_flag = true)]
+    Wrangler {
+        /// wrangler's arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Docker-compatible commands
+    #[command(disable_help_flag = true)]
+    Docker {
+        /// docker's arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Say what is running
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Images of this node
+    #[command(subcommand)]
+    Image(Image),
+    /// Print a wharf.toml with every key, its default and its meaning
+    Config,
+}
+
+#[derive(Debug, Subcommand)]
+enum Image {
+    /// Make an image from a root file system's tar (plain, gzip or zstd); `-` reads standard input
+    Import {
+        /// Name of the image, e.g. debian:12
+        name: String,
+        /// The tar
+        rootfs: PathBuf,
+    },
+    /// List images
+    Ls {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove images
+    Rm {
+        /// Names or ids
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// Runs the command line of this process; returns the exit code.
+pub(crate) async fn main() -> i32 {
+    let cli = Cli::parse();
+    match run(cli).await {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("wharf: {e:#}");
+            1
+        }
+    }
+}
+
+/// `docker ...` against the socket; used by `wharf docker` and by the link that wrangler runs.
+pub(crate) async fn docker(args: Vec<String>, socket: PathBuf) -> i32 {
+    wharf_docker_cli::main(args, format!("unix://{}", socket.display())).await
+}
+
+/// `<data>/bin/docker` belongs to `<data>/run/wharf.sock`; the link's own path tells which node is meant.
+pub(crate) fn socket_beside_executable() -> PathBuf {
+    let called_as = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    let data_dir = called_as.parent().and_then(Path::parent).filter(|d| d.join("run/wharf.sock").exists());
+    match data_dir {
+        Some(dir) => dir.join("run/wharf.sock"),
+        None => Config::default().socket(),
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<i32> {
+    let mut config = Config::load(cli.common.config.as_deref())?;
+    if let Some(dir) = cli.common.data_dir {
+        config.data_dir = std::path::absolute(&dir)?;
+    }
+    let socket = config.socket();
+    match cli.verb {
+        Verb::Up { listen, control_listen, dev } => {
+            config.gateway.listen = listen.unwrap_or(config.gateway.listen);
+            config.control.listen = control_listen.unwrap_or(config.control.listen);
+            config.gateway.dev |= dev;
+            crate::daemon::up(config).await?;
+            Ok(0)
+        }
+        Verb::Env { json } => {
+            let variables = environment(&socket).await?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&variables)?);
+            } else {
+                for (key, value) in pairs(&variables) {
+                    println!("export {key}={}", shell_quote(&value));
+                }
+            }
+            Ok(0)
+        }
+        Verb::Wrangler { args } => {
+            let variables = environment(&socket).await?;
+            let program = local_wrangler().ok_or_else(|| {
+                anyhow::anyhow!("no wrangler here: node_modules/.bin/wrangler is not in this folder or above, nor wrangler in PATH; run `npm install --save-dev wrangler`")
+            })?;
+            let error = std::process::Command::new(&program).args(args).envs(pairs(&variables)).exec();
+            anyhow::bail!("{}: {error}", program.display())
+        }
+        Verb::Docker { args } => Ok(docker(args, socket).await),
+        Verb::Status { json } => status(&socket, json).await,
+        Verb::Image(Image::Ls { json: false }) => Ok(docker(vec!["images".into()], socket).await),
+        Verb::Image(Image::Ls { json: true }) => {
+            let list = client(&socket)?.json(Method::GET, "/images/json", empty()).await?;
+            println!("{}", serde_json::to_string_pretty(&list)?);
+            Ok(0)
+        }
+        Verb::Image(Image::Rm { names }) => {
+            Ok(docker(["rmi".into()].into_iter().chain(names).collect(), socket).await)
+        }
+        Verb::Image(Image::Import { name, rootfs }) => import(&socket, &name, &rootfs).await,
+        Verb::Config => {
+            print!("{}", Config::documented());
+            Ok(0)
+        }
+    }
+}
+
+fn client(socket: &Path) -> anyhow::Result<Client> {
+    Ok(Client::new(&format!("unix://{}", socket.display()))?)
+}
+
+/// The variables that wrangler reads (contract: wrangler, section 1), from the running node.
+async fn environment(socket: &Path) -> anyhow::Result<Value> {
+    Ok(client(socket)?.json(Method::GET, "/wharf/env", empty()).await?)
+}
+
+fn pairs(variables: &Value) -> Vec<(String, String)> {
+    let entries = variables.as_object().into_iter().flatten();
+    entries.map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned())).collect()
+}
+
+fn shell_quote(value: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:@=,+".contains(&b);
+    if !value.is_empty() && value.bytes().all(plain) {
+        return value.to_owned();
+    }
+    format!("'{}'", value.replace('\'', r"'\''"))
+}
+
+/// node_modules/.bin/wrangler of this folder or one above, else wrangler from PATH.
+fn local_wrangler() -> Option<PathBuf> {
+    let here = std::env::current_dir().ok()?;
+    let local = here.ancestors().map(|d| d.join("node_modules/.bin/wrangler")).find(|p| p.exists());
+    local.or_else(|| {
+        let path = std::env::var_os("PATH")?;
+        std::env::split_paths(&path).map(|d| d.join("wrangler")).find(|p| p.exists())
+    })
+}
+
+async fn import(socket: &Path, name: &str, rootfs: &Path) -> anyhow::Result<i32> {
+    let reader: Box<dyn tokio::io::AsyncRead + Send + Sync + Unpin> = if rootfs == Path::new("-") {
+        Box::new(tokio::io::stdin())
+    } else {
+        let file = tokio::fs::File::open(rootfs).await;
+        Box::new(file.map_err(|e| anyhow::anyhow!("{}: {e}", rootfs.display()))?)
+    };
+    let path = format!("/images/create?fromSrc=-&repo={}", escape(name));
+    let mut id = String::new();
+    client(socket)?
+        .json_lines(Method::POST, &path, stream(reader), |line| {
+            id = line["status"].as_str().unwrap_or_default().to_owned();
+        })
+        .await?;
+    println!("{id}");
+    Ok(0)
+}
+
+async fn status(socket: &Path, json: bool) -> anyhow::Result<i32> {
+    let status = client(socket)?.json(Method::GET, "/wharf/status", empty()).await?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+        return Ok(0);
+    }
+    let text = |v: &Value| match v {
+        Value::String(s) => s.clone(),
+        Value::Null => "-".into(),
+        other => other.to_string(),
+    };
+    println!("gateway  http://{}", text(&status["gateway"]));
+    println!("control  http://{}", text(&status["control"]));
+    let scripts = status["scripts"].as_array().cloned().unwrap_or_default();
+    println!("\nWORKER                   STATE     PID      CRASHES  URL");
+    for s in &scripts {
+        let cell = |key: &str| text(&s[key]);
+        println!("{:<24} {:<9} {:<8} {:<8} {}", cell("script"), cell("state"), cell("pid"), cell("crashes"), cell("url"));
+        if let Some(error) = s["last_error"].as_str() {
+            println!("  last error: {}", error.lines().next().unwrap_or_default());
+        }
+    }
+    let instances = status["instances"].as_array().cloned().unwrap_or_default();
+    println!("\nCONTAINER     APPLICATION              STATE               PID      IMAGE");
+    for i in &instances {
+        let cell = |key: &str| text(&i[key]);
+        let id: String = cell("id").chars().take(12).collect();
+        println!("{id:<13} {:<24} {:<19} {:<8} {}", cell("application"), cell("state"), cell("pid"), cell("image"));
+    }
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn exported_values_survive_a_shell() {
+        assert_eq!(shell_quote("http://127.0.0.1:7400/client/v4"), "http://127.0.0.1:7400/client/v4");
+        assert_eq!(shell_quote("it's"), r"'it'\''s'");
+        assert_eq!(shell_quote(""), "''");
+    }
+}

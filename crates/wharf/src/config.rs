@@ -1,0 +1,238 @@
+//! The configuration: `wharf.toml`, overridden by the command line.
+//!
+//! Owns: every key, its default and its meaning ([`Config::documented`] prints them). Must not: start anything.
+
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Where a node's configuration is looked for when `--config` is not given.
+pub(crate) const DEFAULT_FILE: &str = "/etc/wharf/wharf.toml";
+
+/// The whole configuration. Unknown keys are refused.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) gateway: Gateway,
+    pub(crate) control: Control,
+    pub(crate) workerd: Workerd,
+    pub(crate) containers: Containers,
+    pub(crate) network: Network,
+    pub(crate) node: Node,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Gateway {
+    pub(crate) listen: SocketAddr,
+    pub(crate) base_domains: Vec<String>,
+    pub(crate) dev: bool,
+    pub(crate) max_header_bytes: usize,
+    pub(crate) idle_timeout_ms: u64,
+    pub(crate) max_connections: usize,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Control {
+    pub(crate) listen: SocketAddr,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Workerd {
+    pub(crate) binary: Option<PathBuf>,
+    pub(crate) uid_base: u32,
+    pub(crate) drain_ms: u64,
+    pub(crate) memory_mib: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Containers {
+    pub(crate) stop_grace_ms: u64,
+    pub(crate) log_bytes: u64,
+    pub(crate) orphan_grace_ms: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Network {
+    pub(crate) pool_size: usize,
+    pub(crate) hold_ms: u64,
+    pub(crate) dns_servers: Vec<SocketAddr>,
+    pub(crate) allow_private: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Node {
+    pub(crate) location: String,
+    pub(crate) region: String,
+    pub(crate) country: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            data_dir: "/var/lib/wharf".into(),
+            gateway: Gateway::default(),
+            control: Control::default(),
+            workerd: Workerd::default(),
+            containers: Containers::default(),
+            network: Network::default(),
+            node: Node::default(),
+        }
+    }
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Gateway {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            base_domains: vec!["localhost".into()],
+            dev: false,
+            max_header_bytes: 64 << 10,
+            idle_timeout_ms: 75_000,
+            max_connections: 4096,
+        }
+    }
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Control { listen: SocketAddr::from(([127, 0, 0, 1], 7400)) }
+    }
+}
+
+impl Default for Workerd {
+    fn default() -> Self {
+        Workerd { binary: None, uid_base: 720_000, drain_ms: 30_000, memory_mib: 1024 }
+    }
+}
+
+impl Default for Containers {
+    fn default() -> Self {
+        Containers { stop_grace_ms: 10_000, log_bytes: 1 << 20, orphan_grace_ms: 60_000 }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Network { pool_size: 8, hold_ms: 5_000, dns_servers: Vec::new(), allow_private: false }
+    }
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Node { location: "loc01".into(), region: "LOCAL".into(), country: "XX".into() }
+    }
+}
+
+/// Every key with its default, as a valid `wharf.toml`. A test holds it against [`Config::default`].
+const DOCUMENTED: &str = r#"# Where Wharf keeps its state: metadata, images, Durable Object storage. `--data-dir` overrides it.
+data_dir = "/var/lib/wharf"
+
+[gateway]
+# Address of the HTTP front door.
+listen = "127.0.0.1:8080"
+# <script>.<base> is served for each of these.
+base_domains = ["localhost"]
+# Whether the 404 page for an unknown host lists the Workers that exist.
+dev = false
+# Largest head of a request, bytes.
+max_header_bytes = 65536
+# Idle keep-alive connections are closed after this, milliseconds; a request's head must arrive within it too.
+idle_timeout_ms = 75000
+# Most client connections at a time.
+max_connections = 4096
+
+[control]
+# Address of the control API (wrangler) and of the registry.
+listen = "127.0.0.1:7400"
+
+[workerd]
+# The workerd executable. Default: $WHARF_WORKERD, else `workerd` beside the wharf executable, in target/tools, or in PATH.
+# binary = "/usr/local/bin/workerd"
+# Each script's workerd runs as user uid_base + the script's number.
+uid_base = 720000
+# A replaced version's requests in flight may take this long, milliseconds.
+drain_ms = 30000
+# Memory limit of one workerd process, MiB.
+memory_mib = 1024
+
+[containers]
+# From the stop signal to SIGKILL, milliseconds.
+stop_grace_ms = 10000
+# Output kept per instance, bytes.
+log_bytes = 1048576
+# After the daemon died: how long containers live on without it, and how long an adopted one is kept when its object does not wake, milliseconds.
+orphan_grace_ms = 60000
+
+[network]
+# Network namespaces kept ready.
+pool_size = 8
+# How long a connection to a container waits for the port to listen, milliseconds.
+hold_ms = 5000
+# DNS servers for containers, "1.2.3.4:53"; empty: those of /etc/resolv.conf.
+dns_servers = []
+# Whether containers may reach private, link-local and loopback ranges outside their own namespace.
+allow_private = false
+
+[node]
+# What CLOUDFLARE_LOCATION, CLOUDFLARE_REGION and CLOUDFLARE_COUNTRY_A2 say inside containers.
+location = "loc01"
+region = "LOCAL"
+country = "XX"
+"#;
+
+impl Config {
+    /// Reads `file`, or the default file if it exists, or the defaults.
+    pub(crate) fn load(file: Option<&Path>) -> anyhow::Result<Config> {
+        let (path, required) = match file {
+            Some(path) => (path, true),
+            None => (Path::new(DEFAULT_FILE), false),
+        };
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !required => {
+                return Ok(Config::default());
+            }
+            Err(e) => anyhow::bail!("the configuration {}: {e}", path.display()),
+        };
+        toml::from_str(&text).map_err(|e| anyhow::anyhow!("the configuration {}: {e}", path.display()))
+    }
+
+    /// All keys with their defaults and what they mean.
+    pub(crate) fn documented() -> &'static str {
+        DOCUMENTED
+    }
+
+    /// `<data>/run`, with sockets and everything that a clean stop removes.
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.data_dir.join("run")
+    }
+
+    /// The operator's socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.run_dir().join("wharf.sock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_states_the_defaults() {
+        let documented: Config = toml::from_str(Config::documented()).unwrap();
+        assert_eq!(format!("{documented:?}"), format!("{:?}", Config::default()));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let error = toml::from_str::<Config>("[gateway]\nlisten_on = 1\n").unwrap_err().to_string();
+        assert!(error.contains("listen_on"), "{error}");
+    }
+}

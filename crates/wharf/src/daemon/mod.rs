@@ -1,0 +1,377 @@
+//! One node: starts every part in order, serves until it is told to stop, and ends every part in the reverse order.
+//!
+//! Owns: the order of start and stop, the lock on the data directory. Must not: decide anything that a part can decide.
+//!
+//! Start: lock, store, images, spawner (with what an earlier daemon left), workerd of an earlier daemon ended, engine (adopts its
+//! containers), sockets bound, scripts started, schedules armed, gateway opened.
+
+mod effects;
+mod schedule;
+mod sockets;
+mod status;
+
+use crate::config::Config;
+use anyhow::Context;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use wharf_engine::{Engine, EngineConfig};
+use wharf_image::ImageStore;
+use wharf_net::{NetConfig, Networks};
+use wharf_sandbox::{Spawner, SpawnerConfig, Survivor};
+use wharf_store::Store;
+use wharf_workerd::{Supervisor, WorkerdConfig};
+
+/// The parts that requests are answered from. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Node {
+    pub(crate) config: Arc<Config>,
+    pub(crate) store: Store,
+    pub(crate) images: ImageStore,
+    pub(crate) networks: Networks,
+    pub(crate) engine: Engine,
+    pub(crate) supervisor: Supervisor,
+    /// Told when scripts or their schedules change.
+    pub(crate) schedules: Arc<tokio::sync::Notify>,
+}
+
+impl Node {
+    /// URL of a script behind the gateway.
+    pub(crate) fn url(&self, script: &str) -> String {
+        script_url(&self.config).replace("{script}", script)
+    }
+}
+
+fn script_url(config: &Config) -> String {
+    let base = config.gateway.base_domains.first().map_or("localhost", String::as_str);
+    match config.gateway.listen.port() {
+        80 => format!("http://{{script}}.{base}"),
+        port => format!("http://{{script}}.{base}:{port}"),
+    }
+}
+
+/// Runs a node until SIGINT or SIGTERM.
+pub(crate) async fn up(mut config: Config) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        anyhow::bail!("`wharf up` must run as root: it makes namespaces, mounts and cgroups; try `sudo wharf up`");
+    }
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WHARF_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,wharf=info,worker=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+
+    prepare_directories(&config)?;
+    let _lock = lock(&config.run_dir())?;
+    let binary = workerd_binary(&config)?;
+    // Ports first: a busy one should fail before anything else was started.
+    let gateway = bind(config.gateway.listen, "gateway", "--listen or gateway.listen").await?;
+    let control = bind(config.control.listen, "control API", "--control-listen or control.listen").await?;
+
+    config.gateway.listen = gateway.local_addr()?;
+    config.control.listen = control.local_addr()?;
+
+    let data = config.data_dir.clone();
+    let store = Store::open(&data).with_context(|| format!("the store in {}", data.display()))?;
+    let images = ImageStore::open(&data.join("images"))?;
+    let port = config.control.listen.port();
+    let mut hosts = vec![config.control.listen.to_string(), format!("localhost:{port}"), format!("127.0.0.1:{port}")];
+    hosts.dedup();
+    images.set_registry_hosts(&hosts);
+
+    let (spawner, survivors) = Spawner::start(spawner_config(&config)?).await?;
+    let stopping = Stopping::new();
+    // From here on, a failure must not leave the spawner behind.
+    let served = serve(config, store, images, &spawner, survivors, binary, gateway, control, stopping).await;
+    let ended = spawner.shutdown().await;
+    if let Err(e) = std::fs::remove_dir_all(data.join("run")) {
+        tracing::warn!("{} is left behind: {e}", data.join("run").display());
+    }
+    served.and(ended.map_err(anyhow::Error::from))
+}
+
+/// Set once, when the process is asked to stop.
+struct Stopping(watch::Receiver<bool>);
+
+impl Stopping {
+    fn new() -> Self {
+        let (sender, receiver) = watch::channel(false);
+        tokio::spawn(async move {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (mut int, mut term) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+                (Ok(int), Ok(term)) => (int, term),
+                (Err(e), _) | (_, Err(e)) => {
+                    tracing::error!("signals can't be received: {e}");
+                    return;
+                }
+            };
+            tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+            // The receiver lives as long as the daemon serves.
+            let _ = sender.send(true);
+            tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+            eprintln!("wharf: stopping already; send SIGKILL to give up (the next start cleans up)");
+        });
+        Stopping(receiver)
+    }
+
+    fn wait(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut receiver = self.0.clone();
+        async move {
+            // An error means that the signal task is gone: then only SIGKILL ends the daemon, as it would have anyway.
+            if receiver.wait_for(|stop| *stop).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn serve(
+    config: Config,
+    store: Store,
+    images: ImageStore,
+    spawner: &Spawner,
+    survivors: Vec<Survivor>,
+    binary: PathBuf,
+    gateway: TcpListener,
+    control: TcpListener,
+    stopping: Stopping,
+) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let networks = Networks::new(NetConfig {
+        pool_size: config.network.pool_size,
+        hold_ms: config.network.hold_ms,
+        dns_servers: config.network.dns_servers.clone(),
+        allow_private: config.network.allow_private,
+    });
+    let (instances, others): (Vec<_>, Vec<_>) =
+        survivors.into_iter().partition(|s| wharf_engine::owns(&s.label));
+    let (workers, others): (Vec<_>, Vec<_>) =
+        others.into_iter().partition(|s| Supervisor::owns(&s.label));
+    // RUN steps of an earlier daemon: nobody waits for them any more.
+    for survivor in &others {
+        spawner.kill(&survivor.process.id).await?;
+        spawner.wait(&survivor.process.id).await?;
+        spawner.forget(&survivor.process.id).await?;
+    }
+    let adopted = instances.iter().filter(|s| s.exit.is_none()).count();
+    let engine = Engine::start(
+        EngineConfig {
+            dir: config.data_dir.join("instances"),
+            log_bytes: config.containers.log_bytes,
+            stop_grace_ms: config.containers.stop_grace_ms,
+            adopt_idle_ms: config.containers.orphan_grace_ms,
+        },
+        spawner.clone(),
+        instances,
+        images.clone(),
+        networks.clone(),
+    )
+    .await?;
+    let docker_sockets = Arc::new(sockets::ScriptSockets::new(
+        config.clone(),
+        store.clone(),
+        engine.clone(),
+        networks.clone(),
+    ));
+    let supervisor = Supervisor::new(
+        WorkerdConfig {
+            uid_base: config.workerd.uid_base,
+            drain_ms: config.workerd.drain_ms,
+            memory_bytes: Some(config.workerd.memory_mib << 20),
+            allow_private: config.network.allow_private,
+            ..WorkerdConfig::new(binary, config.run_dir().join("w"), config.data_dir.join("scripts"))
+        },
+        spawner.clone(),
+        docker_sockets,
+    );
+    supervisor.reap(workers).await;
+    let node = Node {
+        config: config.clone(),
+        store: store.clone(),
+        images: images.clone(),
+        networks: networks.clone(),
+        engine: engine.clone(),
+        supervisor: supervisor.clone(),
+        schedules: Arc::new(tokio::sync::Notify::new()),
+    };
+    let mut scripts = Vec::new();
+    for script in store.scripts()? {
+        if let Some(desired) = effects::desired(&store, &script.name)? {
+            scripts.push((script.name, desired));
+        }
+    }
+    supervisor.set_all(scripts);
+    let operator = sockets::operator(&node, spawner, stopping.wait())?;
+    let control_task = tokio::spawn(
+        axum::serve(control, effects::control_router(&node))
+            .with_graceful_shutdown(stopping.wait())
+            .into_future(),
+    );
+    let cron_task = tokio::spawn(schedule::run(node.clone()));
+    announce(&node, adopted)?;
+
+    let upstreams = Arc::new(sockets::Workers(node.clone()));
+    let served = wharf_gateway::serve(gateway, gateway_config(&config), upstreams, stopping.wait()).await;
+    eprintln!("wharf: stopping");
+    cron_task.abort();
+    supervisor.shutdown().await;
+    engine.remove_all(None).await;
+    control_task.abort();
+    operator.abort();
+    served.context("the gateway failed")
+}
+
+fn gateway_config(config: &Config) -> wharf_gateway::GatewayConfig {
+    wharf_gateway::GatewayConfig {
+        base_domains: config.gateway.base_domains.clone(),
+        dev: config.gateway.dev,
+        max_header_bytes: config.gateway.max_header_bytes,
+        idle_timeout_ms: config.gateway.idle_timeout_ms,
+        max_connections: config.gateway.max_connections,
+        strip_headers: vec![http::HeaderName::from_static(wharf_workerd::CF_BLOB_HEADER)],
+    }
+}
+
+/// Says where the node serves; at the first start also the token, once.
+fn announce(node: &Node, adopted: usize) -> anyhow::Result<()> {
+    let data = &node.config.data_dir;
+    if let Some(token) = node.store.first_token()? {
+        let path = data.join("token");
+        write_private(&path, token.as_bytes())?;
+        eprintln!("wharf: first API token (shown once, kept in {}): {token}", path.display());
+    }
+    if adopted > 0 {
+        eprintln!("wharf: {adopted} running containers adopted");
+    }
+    let flag = if *data == Config::default().data_dir {
+        String::new()
+    } else {
+        format!(" --data-dir {}", data.display())
+    };
+    eprintln!(
+        "wharf: gateway on http://{}, control API and registry on http://{}\nwharf: deploy with `wharf{flag} wrangler deploy`, or: eval \"$(wharf{flag} env)\" && npx wrangler deploy",
+        node.config.gateway.listen, node.config.control.listen
+    );
+    Ok(())
+}
+
+fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| path.display().to_string())?;
+    file.write_all(content)?;
+    Ok(file.sync_all()?)
+}
+
+fn prepare_directories(config: &Config) -> anyhow::Result<()> {
+    let data = &config.data_dir;
+    let make = |dir: &Path, mode: u32| -> anyhow::Result<()> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(dir)
+            .with_context(|| format!("the directory {} can't be made", dir.display()))
+    };
+    // workerd's own users must be able to pass through to their sockets and storage.
+    make(data, 0o711)?;
+    std::fs::set_permissions(data, std::fs::Permissions::from_mode(0o711))?;
+    make(&config.run_dir(), 0o711)?;
+    make(&config.run_dir().join("w"), 0o711)?;
+    make(&data.join("scripts"), 0o711)?;
+    make(&data.join("bin"), 0o755)?;
+    let longest = config.run_dir().join("w/99999/docker.sock");
+    if longest.as_os_str().len() > 100 {
+        anyhow::bail!(
+            "the data directory's path is too long for Unix sockets ({} would have {} bytes, 108 is the system's limit); choose a shorter --data-dir",
+            longest.display(),
+            longest.as_os_str().len()
+        );
+    }
+    let link = data.join("bin/docker");
+    let executable = std::env::current_exe()?;
+    if std::fs::read_link(&link).ok().as_ref() != Some(&executable) {
+        let fresh = data.join("bin/.docker");
+        let _ = std::fs::remove_file(&fresh);
+        std::os::unix::fs::symlink(&executable, &fresh)?;
+        std::fs::rename(&fresh, &link)?;
+    }
+    Ok(())
+}
+
+/// One daemon per data directory.
+fn lock(run_dir: &Path) -> anyhow::Result<std::fs::File> {
+    let path = run_dir.join("lock");
+    let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        anyhow::anyhow!("another `wharf up` runs with the data directory of {}; stop it, or choose another --data-dir", path.display())
+    })?;
+    Ok(file)
+}
+
+async fn bind(address: std::net::SocketAddr, what: &str, setting: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "the {what}'s address {address} is in use; stop what listens there (`ss -ltnp`), or choose another with {setting}"
+        ),
+        _ => anyhow::anyhow!("the {what} can't listen on {address}: {e}; choose another with {setting}"),
+    })
+}
+
+fn spawner_config(config: &Config) -> anyhow::Result<SpawnerConfig> {
+    use sha2::Digest;
+    let hash = hex::encode(sha2::Sha256::digest(config.data_dir.as_os_str().as_encoded_bytes()));
+    let executable = std::env::current_exe()?;
+    let executable = executable
+        .to_str()
+        .ok_or_else(|| anyhow::anyhow!("the path of this executable is not UTF-8: {}", executable.display()))?;
+    Ok(SpawnerConfig {
+        socket: config.run_dir().join("spawner.sock"),
+        command: vec![executable.to_owned(), crate::SPAWNER_VERB.to_owned()],
+        grace_ms: config.containers.orphan_grace_ms,
+        cgroup_name: format!("wharf-{}", &hash[..8]),
+    })
+}
+
+/// The pinned workerd: configured, in WHARF_WORKERD, beside this executable, where `cargo xtask setup` puts it, or in PATH.
+fn workerd_binary(config: &Config) -> anyhow::Result<PathBuf> {
+    let mut tried = Vec::new();
+    tried.extend(config.workerd.binary.clone());
+    tried.extend(std::env::var_os("WHARF_WORKERD").map(PathBuf::from));
+    if tried.is_empty() {
+        let executable = std::env::current_exe()?;
+        for dir in executable.ancestors().skip(1).take(2) {
+            tried.push(dir.join("workerd"));
+            tried.push(dir.join("tools/workerd"));
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        tried.extend(std::env::split_paths(&path).map(|d| d.join("workerd")));
+    }
+    match tried.iter().find(|p| p.is_file()) {
+        Some(found) => Ok(found.canonicalize()?),
+        None => anyhow::bail!(
+            "no workerd: run `cargo xtask setup`, or name the executable in workerd.binary or WHARF_WORKERD (looked in {})",
+            tried.iter().take(4).map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+        ),
+    }
+}
+
+/// Binds a Unix socket, replacing a stale one.
+pub(crate) fn bind_unix(path: &Path, mode: u32, owner: Option<u32>) -> std::io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    if let Some(uid) = owner {
+        std::os::unix::fs::chown(path, Some(uid), Some(uid))?;
+    }
+    Ok(listener)
+}

@@ -1,0 +1,196 @@
+//! The sockets that the daemon serves: one Docker API socket per workerd process, the operator's, and the gateway's way to a process.
+
+use super::{Node, bind_unix, status};
+use crate::config::Config;
+use axum::routing::get;
+use std::any::Any;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use wharf_docker_api::operator::Operator;
+use wharf_docker_api::script::{ApplicationInfo, Applications};
+use wharf_engine::Engine;
+use wharf_gateway::{Unavailable, Upstream, Upstreams};
+use wharf_net::Networks;
+use wharf_sandbox::Spawner;
+use wharf_store::Store;
+use wharf_workerd::WorkerdError;
+
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Opens Docker API sockets for workerd processes.
+pub(super) struct ScriptSockets {
+    store: Store,
+    engine: Engine,
+    networks: Networks,
+    applications: Arc<StoredApplications>,
+}
+
+impl ScriptSockets {
+    pub(super) fn new(config: Arc<Config>, store: Store, engine: Engine, networks: Networks) -> Self {
+        let applications = Arc::new(StoredApplications { config, store: store.clone() });
+        ScriptSockets { store, engine, networks, applications }
+    }
+}
+
+impl wharf_workerd::Sockets for ScriptSockets {
+    fn docker(&self, script: &str, path: PathBuf, uid: u32) -> Boxed<'_, std::io::Result<Box<dyn Any + Send + Sync>>> {
+        let router = wharf_docker_api::script::router(
+            script.to_owned(),
+            self.engine.clone(),
+            self.networks.clone(),
+            self.applications.clone(),
+        );
+        Box::pin(async move {
+            let listener = bind_unix(&path, 0o600, Some(uid))?;
+            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+            tokio::spawn(wharf_docker_api::serve_unix(listener, router, async {
+                // Resolves when the guard is dropped.
+                let _ = stopped.await;
+            }));
+            Ok(Box::new(SocketGuard { path, _stop: stop }) as Box<dyn Any + Send + Sync>)
+        })
+    }
+
+    fn blob(&self, hash: &str) -> PathBuf {
+        self.store.blob_path(hash)
+    }
+}
+
+/// Serves until dropped.
+struct SocketGuard {
+    path: PathBuf,
+    _stop: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Drop for SocketGuard {
+    fn drop(&mut self) {
+        if let Err(e) = std::fs::remove_file(&self.path)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("{}: {e}", self.path.display());
+        }
+    }
+}
+
+/// Applications from the store.
+struct StoredApplications {
+    config: Arc<Config>,
+    store: Store,
+}
+
+impl Applications for StoredApplications {
+    fn find<'a>(
+        &'a self,
+        script: &'a str,
+        unique_key: &'a str,
+        object_id: &'a str,
+    ) -> Boxed<'a, Result<ApplicationInfo, String>> {
+        Box::pin(async move { self.look_up(script, unique_key, object_id) })
+    }
+}
+
+impl StoredApplications {
+    fn look_up(&self, script: &str, unique_key: &str, object_id: &str) -> Result<ApplicationInfo, String> {
+        let fault = |e: wharf_store::StoreError| e.to_string();
+        let namespace = self
+            .store
+            .namespace_by_unique_key(unique_key)
+            .map_err(fault)?
+            .filter(|n| n.script == script)
+            .ok_or_else(|| format!("the Worker \"{script}\" has no Durable Object class behind this container"))?;
+        let application = self.store.application_by_namespace(&namespace.id).map_err(fault)?.ok_or_else(|| {
+            format!(
+                "no container application is deployed for the class {} of \"{script}\" yet; the deploy that creates it may still run, or it was deployed with --containers-rollout=none",
+                namespace.class
+            )
+        })?;
+        let image = application
+            .image()
+            .ok_or_else(|| format!("the application \"{}\" has no image", application.name))?
+            .to_owned();
+        let limits = application.limits();
+        let node = &self.config.node;
+        let deployment = self.store.script(script).map_err(fault)?.and_then(|s| s.deployed_version);
+        let variables = [
+            ("CLOUDFLARE_APPLICATION_ID", application.id.clone()),
+            ("CLOUDFLARE_COUNTRY_A2", node.country.clone()),
+            ("CLOUDFLARE_DEPLOYMENT_ID", deployment.unwrap_or_default()),
+            ("CLOUDFLARE_DURABLE_OBJECT_ID", object_id.to_owned()),
+            ("CLOUDFLARE_LOCATION", node.location.clone()),
+            ("CLOUDFLARE_REGION", node.region.clone()),
+        ];
+        Ok(ApplicationInfo {
+            id: application.id.clone(),
+            name: application.name.clone(),
+            image,
+            limits: wharf_engine::Limits {
+                memory_bytes: Some(limits.memory_mib << 20),
+                // At least a hundredth of a core: the kernel's smallest quota.
+                cpu_millis: Some(((limits.vcpu * 1000.0) as u64).max(10)),
+                pids: Some(PIDS_PER_INSTANCE),
+                nofile: None,
+            },
+            max_instances: application.max_instances,
+            variables: variables.map(|(k, v)| (k.to_owned(), v)).to_vec(),
+        })
+    }
+}
+
+/// Processes and threads that one instance may have: enough for a JVM or Chromium, too few for a fork bomb to hurt the node.
+const PIDS_PER_INSTANCE: u64 = 4096;
+
+/// Serves the operator's socket until `stop`.
+pub(super) fn operator(
+    node: &Node,
+    spawner: &Spawner,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    let builder = wharf_build::Builder::new(
+        node.images.clone(),
+        spawner.clone(),
+        node.networks.clone(),
+        node.config.data_dir.join("build"),
+    );
+    let store = node.store.clone();
+    let check_password = Arc::new(move |password: &str| store.check_registry_token(password));
+    let docker = wharf_docker_api::operator::router(Operator {
+        engine: node.engine.clone(),
+        images: node.images.clone(),
+        builder,
+        check_password,
+        registry_host: node.config.control.listen.to_string(),
+    });
+    let router = axum::Router::new()
+        .route("/wharf/status", get(status::status))
+        .route("/wharf/env", get(status::environment))
+        .with_state(node.clone())
+        .fallback_service(docker);
+    let listener = bind_unix(&node.config.socket(), 0o600, None)?;
+    Ok(tokio::spawn(async move {
+        wharf_docker_api::serve_unix(listener, router, stop).await;
+    }))
+}
+
+/// The gateway's way to workerd.
+pub(super) struct Workers(pub(super) Node);
+
+impl Upstreams for Workers {
+    fn acquire<'a>(&'a self, script: &'a str) -> Boxed<'a, Result<Upstream, Unavailable>> {
+        Box::pin(async move {
+            match self.0.supervisor.acquire(script).await {
+                Ok(lease) => Ok(Upstream {
+                    socket: lease.socket.clone(),
+                    process: lease.process,
+                    guard: Box::new(lease),
+                }),
+                Err(WorkerdError::NoScript(name)) => Err(Unavailable::NoScript(name)),
+                Err(WorkerdError::Broken(reason)) => Err(Unavailable::Broken(reason)),
+            }
+        })
+    }
+
+    fn scripts(&self) -> Vec<String> {
+        self.0.supervisor.status().into_iter().map(|s| s.script).collect()
+    }
+}

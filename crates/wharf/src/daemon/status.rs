@@ -1,0 +1,87 @@
+//! What `wharf status` and `wharf env` are told.
+
+use super::Node;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+use wharf_engine::lifecycle;
+
+pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
+    let scripts = node.supervisor.status().into_iter().map(|s| {
+        let url = node.url(&s.script);
+        let mut value = json!(s);
+        value["url"] = url.into();
+        value
+    });
+    let instances = node.engine.list(None).await;
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "gateway": node.config.gateway.listen.to_string(),
+        "control": node.config.control.listen.to_string(),
+        "data_dir": node.config.data_dir,
+        "limits": wharf_sandbox::cgroup::describe().to_string(),
+        "scripts": scripts.collect::<Vec<_>>(),
+        "instances": instances.iter().map(instance).collect::<Vec<_>>(),
+    }))
+}
+
+/// An instance for people and for the API.
+pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
+    let state = match &i.state {
+        lifecycle::State::Exited(exit) if exit.oom_killed => format!("exited ({}, out of memory)", exit.code),
+        lifecycle::State::Exited(exit) => format!("exited ({})", exit.code),
+        other => format!("{other:?}").to_lowercase(),
+    };
+    json!({
+        "id": i.id,
+        "name": i.name,
+        "application": i.application,
+        "image": i.image,
+        "image_id": i.image_id,
+        "state": state,
+        "generation": i.generation,
+        "pid": i.pid,
+        "created_ms": i.created_ms,
+        "started_ms": i.started_ms,
+        "finished_ms": i.finished_ms,
+    })
+}
+
+/// An instance as wrangler reads it (`containers instances`).
+pub(super) fn placement(i: &wharf_engine::Inspect) -> Value {
+    let status = match &i.state {
+        lifecycle::State::Created | lifecycle::State::Starting => "placed",
+        lifecycle::State::Running => "running",
+        lifecycle::State::Stopping => "stopping",
+        lifecycle::State::Exited(exit) if exit.code == 0 => "stopped",
+        lifecycle::State::Exited(_) => "failed",
+        lifecycle::State::Removed => "stopped",
+    };
+    json!({
+        "id": i.id,
+        "name": i.name,
+        "created_at": wharf_docker_api::json::time(Some(i.created_ms)),
+        "current_placement": {"status": {"container_status": status}},
+    })
+}
+
+/// The variables that wrangler reads (contract: wrangler, section 1).
+pub(super) async fn environment(State(node): State<Node>) -> Result<Json<Value>, (StatusCode, Json<Value>)> {
+    let fault = |message: String| (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({"message": message})));
+    let token_file = node.config.data_dir.join("token");
+    let token = std::fs::read_to_string(&token_file)
+        .map_err(|e| fault(format!("the API token in {}: {e}", token_file.display())))?;
+    let account = node.store.account_id();
+    let control = node.config.control.listen;
+    Ok(Json(json!({
+        "CLOUDFLARE_API_BASE_URL": format!("http://{control}/client/v4"),
+        "CLOUDFLARE_API_TOKEN": token.trim(),
+        "CLOUDFLARE_ACCOUNT_ID": account,
+        "CLOUDFLARE_CONTAINER_REGISTRY": control.to_string(),
+        "WRANGLER_DOCKER_BIN": node.config.data_dir.join("bin/docker"),
+        "DOCKER_HOST": format!("unix://{}", node.config.socket().display()),
+        "WRANGLER_SEND_METRICS": "false",
+    })))
+}

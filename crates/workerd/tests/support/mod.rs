@@ -1,0 +1,259 @@
+//! A real supervisor with a real spawner and the real workerd, in a directory of its own.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use sha2::Digest;
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tempfile::TempDir;
+use wharf_model::{Binding, DurableObjectNamespace, Module, ModuleKind, Version};
+use wharf_sandbox::{Spawner, SpawnerConfig, Survivor};
+use wharf_workerd::{Desired, DockerSocket, Lease, Sockets, Supervisor, WorkerdConfig};
+
+/// Path of the pinned workerd.
+pub fn binary() -> PathBuf {
+    let path = std::env::var_os("WHARF_WORKERD").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/workerd"),
+        PathBuf::from,
+    );
+    assert!(
+        path.exists(),
+        "no workerd at {}: run `cargo xtask setup`, or set WHARF_WORKERD to the binary",
+        path.display()
+    );
+    path.canonicalize().unwrap()
+}
+
+pub struct Blobs(PathBuf);
+
+impl Sockets for Blobs {
+    fn docker(
+        &self,
+        _: &str,
+        path: PathBuf,
+        uid: u32,
+    ) -> Pin<Box<dyn Future<Output = std::io::Result<DockerSocket>> + Send + '_>> {
+        Box::pin(async move {
+            let listener = tokio::net::UnixListener::bind(&path)?;
+            std::os::unix::fs::chown(&path, Some(uid), Some(uid))?;
+            Ok(Box::new(listener) as DockerSocket)
+        })
+    }
+    fn blob(&self, hash: &str) -> PathBuf {
+        self.0.join(hash)
+    }
+}
+
+pub struct World {
+    pub dir: TempDir,
+    pub spawner: Spawner,
+    pub supervisor: Supervisor,
+    spawner_config: SpawnerConfig,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub async fn with(adjust: impl FnOnce(&mut WorkerdConfig)) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = tempfile::Builder::new().prefix("wd").tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        std::fs::create_dir(dir.path().join("blobs")).unwrap();
+        let spawner_config = SpawnerConfig {
+            socket: dir.path().join("spawner.sock"),
+            command: vec![env!("CARGO_BIN_EXE_wharf-workerd-test-spawner").to_owned()],
+            grace_ms: 2000,
+            cgroup_name: format!("wharf-test-workerd-{}-{number}", std::process::id()),
+        };
+        let (spawner, survivors) = Spawner::start(spawner_config.clone()).await.unwrap();
+        assert!(survivors.is_empty());
+        let mut config = config(&dir);
+        adjust(&mut config);
+        let sockets = Arc::new(Blobs(dir.path().join("blobs")));
+        let supervisor = Supervisor::new(config, spawner.clone(), sockets);
+        supervisor.reap(Vec::new()).await;
+        Self {
+            dir,
+            spawner,
+            supervisor,
+            spawner_config,
+        }
+    }
+
+    /// What `kill -9` of the daemon and a new start look like to this crate: the old supervisor says nothing any more.
+    pub async fn new_daemon(&mut self) -> Vec<Survivor> {
+        let (spawner, survivors) = Spawner::start(self.spawner_config.clone()).await.unwrap();
+        let sockets = Arc::new(Blobs(self.dir.path().join("blobs")));
+        let supervisor = Supervisor::new(config(&self.dir), spawner.clone(), sockets);
+        self.spawner = spawner;
+        self.supervisor = supervisor;
+        survivors
+    }
+
+    /// Ends everything and looks whether anything is left.
+    pub async fn close(self) {
+        self.supervisor.shutdown().await;
+        let run = self.dir.path().join("w");
+        if run.exists() {
+            assert_eq!(std::fs::read_dir(run).unwrap().count(), 0);
+        }
+        self.spawner.shutdown().await.unwrap();
+    }
+
+    pub fn blob(&self, content: impl AsRef<[u8]>) -> String {
+        let hash = hex::encode(sha2::Sha256::digest(content.as_ref()));
+        let path = self.dir.path().join("blobs").join(&hash);
+        std::fs::write(&path, content).unwrap();
+        hash
+    }
+
+    /// A script of one module.
+    pub fn desired(&self, script: &str, number: u32, code: &str) -> Desired {
+        static VERSION: AtomicU32 = AtomicU32::new(1);
+        let version = VERSION.fetch_add(1, Ordering::Relaxed);
+        Desired {
+            version: Version {
+                id: format!("00000000-0000-0000-0000-{version:012}"),
+                script: script.to_owned(),
+                number: version,
+                created_ms: 1_700_000_000_000,
+                main_module: "main.js".into(),
+                modules: vec![Module {
+                    name: "main.js".into(),
+                    kind: ModuleKind::EsModule,
+                    blob: self.blob(code),
+                }],
+                bindings: vec![],
+                compatibility_date: "2026-01-01".into(),
+                compatibility_flags: vec![],
+                assets: None,
+                container_classes: vec![],
+                annotations: BTreeMap::new(),
+                extra: serde_json::Value::Null,
+            },
+            script_number: number,
+            namespaces: BTreeMap::new(),
+        }
+    }
+
+    pub async fn deploy(&self, desired: Desired) {
+        let script = desired.version.script.clone();
+        self.supervisor.set(&script, desired);
+        self.supervisor.settled(&script).await.unwrap();
+    }
+
+    pub async fn get(&self, script: &str, path: &str) -> Answer {
+        let lease = self.supervisor.acquire(script).await.unwrap();
+        get(&lease, path).await.unwrap()
+    }
+
+    pub async fn text(&self, script: &str, path: &str) -> String {
+        self.get(script, path).await.text
+    }
+
+    pub fn pid(&self, script: &str) -> i32 {
+        let status = self.status(script);
+        status.pid.unwrap()
+    }
+
+    pub fn status(&self, script: &str) -> wharf_workerd::ScriptStatus {
+        let all = self.supervisor.status();
+        all.into_iter().find(|s| s.script == script).unwrap()
+    }
+}
+
+fn config(dir: &TempDir) -> WorkerdConfig {
+    let mut config = WorkerdConfig::new(binary(), dir.path().join("w"), dir.path().join("scripts"));
+    config.drain_ms = 5000;
+    config
+}
+
+/// Adds a Durable Object class with a binding of the same name in capitals.
+pub fn with_class(mut desired: Desired, class: &str) -> Desired {
+    let script = desired.version.script.clone();
+    desired.namespaces.insert(
+        class.to_owned(),
+        DurableObjectNamespace {
+            id: "1".repeat(32),
+            script,
+            class: class.to_owned(),
+            use_sqlite: true,
+            unique_key: "0123456789abcdef0123456789abcdef".into(),
+        },
+    );
+    desired
+        .version
+        .bindings
+        .push(Binding::DurableObjectNamespace {
+            name: class.to_uppercase(),
+            class_name: class.to_owned(),
+            namespace_id: "1".repeat(32),
+        });
+    desired
+}
+
+pub fn service(name: &str, service: &str, entrypoint: Option<&str>) -> Binding {
+    Binding::Service {
+        name: name.into(),
+        service: service.into(),
+        entrypoint: entrypoint.map(str::to_owned),
+        props: None,
+    }
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+pub async fn get(
+    lease: &Lease,
+    path: &str,
+) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    let stream = tokio::net::UnixStream::connect(&lease.socket).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::get(path)
+        .header("host", "hello.localhost")
+        .body(Full::new(Bytes::new()))?;
+    let response = sender.send_request(request).await?;
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await?.to_bytes();
+    Ok(Answer {
+        status: parts.status,
+        headers: parts.headers,
+        text: String::from_utf8_lossy(&bytes).into_owned(),
+    })
+}
+
+pub fn kill_9(pid: i32) {
+    let status = std::process::Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+/// Waits for something that has no event to wait for; fails after 20 s.
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    for _ in 0..400 {
+        if let Some(found) = look().await {
+            return found;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("never happened: {what}");
+}

@@ -1,0 +1,6 @@
+//! Measures.
+
+/// The verb.
+pub(crate) fn run() -> anyhow::Result<()> {
+    anyhow::bail!("being written")
+}

@@ -4,6 +4,9 @@ mod base_image;
 mod bench;
 mod debian;
 mod demo;
+mod hello;
+mod interrupt;
+mod node;
 mod progress;
 mod setup;
 mod test;
@@ -26,15 +29,14 @@ struct Args {
 #[derive(Subcommand)]
 enum Verb {
     /// Build, start a node, deploy examples/hello with wrangler, ask it, and stay up until Ctrl-C
-    Demo {
-        /// Exit after the answer
-        #[arg(long)]
-        once: bool,
-    },
+    Demo(demo::Options),
     /// Run every check and test
-    Test,
+    Test {
+        /// Only tests whose names contain one of these; skips formatting and lints
+        filter: Vec<String>,
+    },
     /// Print figures, each beside the same work done without Wharf
-    Bench,
+    Bench(bench::Options),
     /// Install what the other tasks need into target/tools: workerd, wrangler, what the examples import, Debian packages
     Setup,
     /// Make a root filesystem from Debian packages and print its path: a tar for `wharf image import`
@@ -46,9 +48,9 @@ enum Verb {
 
 fn main() -> ExitCode {
     let result = match Args::parse().verb {
-        Verb::Demo { once } => demo::run(once),
-        Verb::Test => test::run(),
-        Verb::Bench => bench::run(),
+        Verb::Demo(options) => demo::run(&options),
+        Verb::Test { filter } => test::run(&filter),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Setup => setup::everything(),
         Verb::BaseImage { kind } => {
             base_image::base_image(kind).map(|path| println!("{}", path.display()))

@@ -7,6 +7,7 @@
 //! target/tools/images/                 base images (see `base_image`)
 //! ```
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -57,16 +58,21 @@ pub(crate) struct Tools {
 }
 
 impl Wrangler {
-    /// The `wrangler` command.
-    pub(crate) fn command(&self) -> Command {
+    /// `PATH` with this wrangler and its Node first.
+    pub(crate) fn path(&self) -> OsString {
         let mut path = self.bin.clone().into_os_string();
         if let Some(rest) = std::env::var_os("PATH") {
             path.push(":");
             path.push(rest);
         }
+        path
+    }
+
+    /// The `wrangler` command.
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(self.bin.join("wrangler"));
         command
-            .env("PATH", path)
+            .env("PATH", self.path())
             .env("WRANGLER_SEND_METRICS", "false");
         command
     }

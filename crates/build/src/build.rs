@@ -10,7 +10,7 @@ use crate::plan::{self, Base, Plan};
 use crate::source::Origin;
 use crate::state::State;
 use crate::tree::Tree;
-use crate::trouble::{Context, Result as Tried};
+use crate::trouble::{Context, Result as Tried, Trouble};
 use crate::{BuildError, BuildRequest, Progress, words};
 mod layers;
 
@@ -58,22 +58,29 @@ struct Build {
     images: HashMap<String, Image>,
 }
 
-/// Says which step it is, once it is known whether the cache has it.
+/// Says which step it is, once it is known whether the cache has it; at the latest when it fails.
 struct Announce {
     progress: UnboundedSender<Progress>,
     number: usize,
     total: usize,
     text: String,
+    cached: bool,
 }
 
 impl Announce {
-    fn say(self, cached: bool) {
+    fn say(mut self, cached: bool) {
+        self.cached = cached;
+    }
+}
+
+impl Drop for Announce {
+    fn drop(&mut self) {
         // A receiver that is gone does not stop the build.
         let _ = self.progress.send(Progress::Step {
             number: self.number,
             total: self.total,
-            text: self.text,
-            cached,
+            text: std::mem::take(&mut self.text),
+            cached: self.cached,
         });
     }
 }
@@ -181,6 +188,7 @@ impl Build {
             number: self.number,
             total: self.total,
             text,
+            cached: false,
         }
     }
 
@@ -206,14 +214,13 @@ impl Build {
             return Ok(image.clone());
         }
         let (images, name) = (self.shared.images.clone(), reference.to_owned());
-        let image = blocking(line, move || Ok(images.resolve(&name)?)).await;
-        let image = image.map_err(|e| match e {
-            BuildError::Failed(message) => {
-                let at = format!("Dockerfile:{line}: ");
-                fail(line, message.strip_prefix(&at).unwrap_or(&message))
-            }
-            other => other,
-        })?;
+        let image = blocking(line, move || {
+            // Its message says how to get an image onto this node.
+            images
+                .resolve(&name)
+                .map_err(|e| Trouble::Refused(e.to_string()))
+        })
+        .await?;
         let (os, architecture) = (image.config.os(), image.config.architecture());
         if *os != oci_spec::image::Os::Linux || *architecture != oci_spec::image::Arch::Amd64 {
             return Err(fail(

@@ -426,6 +426,37 @@ mod tests {
     }
 
     #[test]
+    fn capabilities_of_a_stage_are_kept_and_those_of_the_context_are_not() {
+        // vfs_cap_data, revision 2: CAP_NET_BIND_SERVICE permitted and effective (linux/capability.h).
+        let capability: Vec<u8> = [0x0200_0001u32, 1 << 10, 0, 0, 0]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
+        let p = Place::new(&["f"]);
+        let file = std::fs::File::open(p.from.path().join("f")).expect("open");
+        rustix::fs::fsetxattr(
+            &file,
+            "security.capability",
+            &capability,
+            rustix::fs::XattrFlags::empty(),
+        )
+        .expect("set");
+        let job = |dest: &str| Job {
+            dest: dest.into(),
+            chown: Some("5:6".into()),
+            ..Job::default()
+        };
+        p.copy_as(&["f"], false, job("/stage")).expect("copy");
+        p.copy_as(&["f"], true, job("/context")).expect("copy");
+        let found = |name: &str| {
+            tree::xattrs(std::fs::File::open(p.to.path().join(name)).expect("open"))
+                .expect("attributes")
+        };
+        assert_eq!(found("stage"), [("security.capability".into(), capability)]);
+        assert!(found("context").is_empty());
+    }
+
+    #[test]
     fn here_documents_become_files() {
         let p = Place::new(&[]);
         let job = |dest: &str| Job {

@@ -346,4 +346,16 @@ mod tests {
             assert!(message.starts_with(want), "{message}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_gives_a_plan_or_an_error_with_a_line(
+            lines in proptest::collection::vec("(FROM|COPY|ADD|RUN|ENV|ARG|LABEL|EXPOSE|SHELL|HEALTHCHECK|VOLUME) [ -~]{0,20}|FROM a( AS [a-c])?|COPY --from=[a-c0-3] x y|RUN --mount=type=cache,[ -~]{0,9} x", 0..8)
+        ) {
+            match make(&lines.join("\n"), &[], None) {
+                Ok(plan) => assert!(plan.needed[plan.target]),
+                Err(message) => assert!(message.starts_with("Dockerfile:"), "{message}"),
+            }
+        }
+    }
 }

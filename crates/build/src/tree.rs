@@ -292,7 +292,7 @@ pub(crate) fn finish_dir(dir: impl AsFd, a: &Attributes) -> io::Result<()> {
 
 /// Extended attributes that belong into an image. Overlay's own and the host's security labels do not.
 pub(crate) fn xattrs(fd: impl AsFd) -> io::Result<Vec<(OsString, Vec<u8>)>> {
-    let size = match rustix::fs::flistxattr(&fd, &mut [0u8; 0]) {
+    let size = match rustix::fs::flistxattr_query(&fd) {
         Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         other => other?,
     };
@@ -303,7 +303,7 @@ pub(crate) fn xattrs(fd: impl AsFd) -> io::Result<Vec<(OsString, Vec<u8>)>> {
         if name.starts_with(b"trusted.overlay.") || name == b"security.selinux" {
             continue;
         }
-        let mut value = vec![0; rustix::fs::fgetxattr(&fd, name, &mut [0u8; 0])?];
+        let mut value = vec![0; rustix::fs::fgetxattr_query(&fd, name)?];
         let size = rustix::fs::fgetxattr(&fd, name, &mut value[..])?;
         value.truncate(size);
         found.push((OsStr::from_bytes(name).to_owned(), value));
@@ -315,7 +315,7 @@ pub(crate) fn xattrs(fd: impl AsFd) -> io::Result<Vec<(OsString, Vec<u8>)>> {
 /// Whether an upper directory hides the one below it.
 pub(crate) fn is_opaque(fd: impl AsFd) -> io::Result<bool> {
     for name in ["trusted.overlay.opaque", "user.overlay.opaque"] {
-        match rustix::fs::fgetxattr(&fd, name, &mut [0u8; 8]) {
+        match rustix::fs::fgetxattr_query(&fd, name) {
             Ok(_) => return Ok(true),
             Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
             Err(e) => return Err(e.into()),

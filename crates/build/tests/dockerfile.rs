@@ -113,6 +113,25 @@ async fn a_layer_holds_what_the_command_changed_and_nothing_of_the_sandbox() {
 }
 
 #[tokio::test]
+async fn a_dangling_resolv_conf_works_and_stays_as_it_is() {
+    let node = Node::new().await;
+    node.busybox();
+    fs::create_dir(node.context.join("etc")).unwrap();
+    symlink(
+        "../run/dns/resolv.conf",
+        node.context.join("etc/resolv.conf"),
+    )
+    .unwrap();
+    let image = node
+        .build("FROM busybox\nCOPY etc /etc\nRUN grep nameserver /etc/resolv.conf > /seen")
+        .await
+        .image();
+    assert!(node.read(&image, "seen").starts_with("nameserver "));
+    assert_eq!(node.layer_paths(&image.layers[2]), ["seen"]);
+    node.finish().await;
+}
+
+#[tokio::test]
 async fn a_failing_command_says_where_and_with_which_code() {
     let node = Node::new().await;
     node.busybox();
@@ -129,6 +148,8 @@ async fn a_failing_command_says_where_and_with_which_code() {
         missing.starts_with("Dockerfile:2: ") && missing.contains("/no/such"),
         "{missing}"
     );
+    let absent = node.build("FROM scratch\nCOPY absent /").await;
+    assert_eq!(absent.steps.len(), 2, "the step that fails is shown");
     let no_files = node.build("FROM scratch\nRUN x").await.error();
     assert!(
         no_files.starts_with("Dockerfile:2: RUN needs a program"),
@@ -147,7 +168,7 @@ async fn a_failing_command_says_where_and_with_which_code() {
 }
 
 #[tokio::test]
-async fn copy_between_stages_keeps_owners_links_and_capabilities() {
+async fn copy_between_stages_keeps_owners_and_links() {
     let node = Node::new().await;
     node.busybox();
     let built = node

@@ -9,21 +9,45 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 
-use crate::App;
-use crate::envelope::{ApiError, ApiResult};
+use crate::envelope::{ApiError, ApiResult, BAD_REQUEST};
+use crate::{App, body};
 
 /// Lets through what is allowed, and answers the rest.
 pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let token = token(request.headers()).unwrap_or_default().to_owned();
     match check(&app, &path, token).await {
-        Ok(()) => next.run(request).await,
+        Ok(()) => enveloped(next.run(request).await).await,
         Err(error) => error.into_response(),
     }
 }
 
+/// The framework refuses a malformed query or path by itself, in plain text: clients expect the envelope.
+async fn enveloped(response: Response) -> Response {
+    let status = response.status();
+    let is_json = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value == "application/json");
+    if status.is_success() || is_json {
+        return response;
+    }
+    let text = match body::bytes(response.into_body(), body::JSON_LIMIT, "the answer").await {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) => error.message,
+    };
+    ApiError::new(status, BAD_REQUEST, text).into_response()
+}
+
+/// Whether this is the one request that bears another token: `/accounts/<id>/workers/assets/upload`.
+fn is_asset_upload(path: &str) -> bool {
+    path.strip_prefix("/accounts/")
+        .and_then(|rest| rest.split_once('/'))
+        .is_some_and(|(_, rest)| rest == "workers/assets/upload")
+}
+
 async fn check(app: &Arc<App>, path: &str, token: String) -> ApiResult<()> {
-    if !path.ends_with("/workers/assets/upload") {
+    if !is_asset_upload(path) {
         let known = app
             .db(move |store| Ok::<_, ApiError>(store.check_token(&token)))
             .await?;

@@ -127,14 +127,6 @@ pub(crate) fn ok(result: Value) -> Response {
     )
 }
 
-/// A success with a line for the user.
-pub(crate) fn ok_with_message(result: Value, message: &str) -> Response {
-    answer(
-        StatusCode::OK,
-        &json!({"success": true, "errors": [], "messages": [{"code": 10000, "message": message}], "result": result}),
-    )
-}
-
 /// A success with `result_info`.
 pub(crate) fn ok_with_info(result: Value, result_info: Value) -> Response {
     answer(

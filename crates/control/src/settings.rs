@@ -11,7 +11,7 @@ use wharf_model::{Binding, Script};
 use wharf_store::{ScriptSettings, SecretChange};
 
 use crate::deploying::source;
-use crate::envelope::{ApiError, ApiResult, ok, ok_with_message};
+use crate::envelope::{ApiError, ApiResult, ok};
 use crate::upload::bindings::kind;
 use crate::upload::multipart;
 use crate::versions::{etag, show_bindings};
@@ -255,7 +255,7 @@ struct Subdomain {
     previews_enabled: Option<bool>,
 }
 
-/// `POST workers/scripts/<name>/subdomain`: whether the script has its own host name. Preview URLs are not offered, and said not to be.
+/// `POST workers/scripts/<name>/subdomain`: whether the script has its own host name.
 pub(crate) async fn set_subdomain(
     State(app): State<Arc<App>>,
     Path((_, script)): Path<(String, String)>,
@@ -263,24 +263,23 @@ pub(crate) async fn set_subdomain(
 ) -> ApiResult {
     existing(&app, &script).await?;
     let new: Subdomain = body::json(request).await?;
+    if new.previews_enabled == Some(true) {
+        return Err(ApiError::unsupported(
+            "preview URLs (\"preview_urls\": true)",
+        ));
+    }
+    let inner = Arc::clone(&app);
     let settings = app
-        .exclusively(script.clone(), {
-            let app = Arc::clone(&app);
-            async move {
-                app.db(move |store| {
+        .exclusively(script.clone(), async move {
+            inner
+                .db(move |store| {
                     let mut settings = store.script_settings(&script)?;
                     settings.enabled = new.enabled;
-                    settings.previews_enabled = new.previews_enabled.unwrap_or(false);
                     store.set_script_settings(&script, &settings)?;
                     Ok::<_, ApiError>(settings)
                 })
                 .await
-            }
         })
         .await?;
-    let shown = show_subdomain(&settings);
-    Ok(match new.previews_enabled {
-        Some(true) => ok_with_message(shown, "preview URLs are not supported by this Wharf yet"),
-        _ => ok(shown),
-    })
+    Ok(ok(show_subdomain(&settings)))
 }

@@ -23,6 +23,10 @@ const FEATURES: &[(&str, &str)] = &[
     ("browser-rendering", "Browser Rendering sessions"),
     ("triggers", "event triggers"),
     ("workers/dispatch", "dispatch namespaces"),
+    (
+        "workers/subdomain/edge-preview",
+        "remote development sessions",
+    ),
     ("workers/domains", "custom domains"),
     ("workers/tails", "tail consumers"),
     ("workers/observability", "observability queries"),
@@ -38,6 +42,7 @@ const FEATURES: &[(&str, &str)] = &[
 /// The same below `workers/scripts/<name>/`.
 const SCRIPT_FEATURES: &[(&str, &str)] = &[
     ("tails", "live tails"),
+    ("edge-preview", "remote development sessions"),
     ("routes", "routes"),
     ("domains", "custom domains"),
     ("content", "script downloads"),

@@ -121,6 +121,16 @@ async fn what_is_not_there_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_malformed_query_is_refused_in_the_envelope_too() {
+    let node = Node::new();
+    let message = node
+        .get("workers/scripts?page=first")
+        .await
+        .error(400, 10004);
+    assert!(message.contains("page"), "{message}");
+}
+
+#[tokio::test]
 async fn a_worker_that_does_not_exist_has_the_code_that_wrangler_knows() {
     let node = Node::new();
     for path in [

@@ -128,6 +128,10 @@ async fn a_first_deploy_is_what_every_endpoint_then_tells() {
         .await
         .ok();
     assert_eq!(set, json!({"enabled": true, "previews_enabled": false}));
+    let previews = json!({"enabled": true, "previews_enabled": true});
+    node.json(Method::POST, "workers/scripts/hello/subdomain", previews)
+        .await
+        .error(400, 10501);
     let worker = node.get("workers/workers/hello").await.ok();
     assert_eq!(worker["subdomain"]["url"], "http://hello.localhost:8080");
     assert_eq!(worker["subdomain"]["enabled"], true);
@@ -285,16 +289,24 @@ async fn a_deploy_runs_to_its_end_when_the_client_goes_away() {
     let router = node.router.clone();
     let client = tokio::spawn(tower::ServiceExt::oneshot(router, request));
     // The new version is committed, and is being started.
-    while node.deployed("hello").as_ref() == Some(&first) {
-        tokio::task::yield_now().await;
-    }
+    until(|| node.deployed("hello").as_ref() != Some(&first)).await;
     client.abort();
     assert!(client.await.unwrap_err().is_cancelled());
     drop(held);
     // The start fails; the change is taken back without anybody there to be told.
-    while node.deployed("hello").as_ref() != Some(&first) {
-        tokio::task::yield_now().await;
-    }
+    until(|| node.deployed("hello").as_ref() == Some(&first)).await;
+}
+
+/// Waits for something that another task does; gives up when it can't be coming any more.
+async fn until(mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), wait)
+        .await
+        .expect("it never happened");
 }
 
 #[tokio::test]

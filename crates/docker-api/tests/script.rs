@@ -425,12 +425,15 @@ async fn refusals_say_why() {
     let answer = socket.call("GET", "/info", None).await;
     assert_eq!((answer.0, message(&answer)), (404, "page not found".into()));
     // A body of five megabytes is refused before it is sent.
-    let stream = UnixStream::connect(&socket.path).await.unwrap();
+    let mut stream = UnixStream::connect(&socket.path).await.unwrap();
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
         5 << 20
     );
-    assert_eq!(exchange(stream, &head).await.0, 413);
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 413");
 
     // What is not there yet names itself.
     for (method, path, feature) in [

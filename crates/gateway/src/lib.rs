@@ -20,7 +20,6 @@ mod proxy;
 mod route;
 mod server;
 
-use std::any::Any;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -32,7 +31,14 @@ pub struct Upstream {
     /// Distinguishes processes: pooled connections of an older one are not used.
     pub process: u64,
     /// Released on drop.
-    pub guard: Box<dyn Any + Send + Sync>,
+    pub guard: Box<dyn Guard>,
+}
+
+/// Keeps a process from being ended while a request uses it; dropping it releases the process.
+pub trait Guard: Send + Sync {
+    /// The request became a WebSocket, which may stay for hours: from now on the process is replaced without waiting for it. The tunnel is
+    /// closed when the result resolves.
+    fn upgraded(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
 /// Why a script can't serve now; becomes a 404, 502 or 503 that says why.

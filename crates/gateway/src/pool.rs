@@ -6,7 +6,7 @@
 //!              \-> body not read to its end, or an error: dropped
 //! ```
 
-use std::any::Any;
+use crate::Guard;
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
@@ -124,7 +124,7 @@ async fn connect_unix(socket: &Path) -> io::Result<UnixStream> {
 /// A process and a connection to it, held while a response's body is on its way.
 pub(crate) struct Lease {
     /// Lets the process end when dropped.
-    pub(crate) guard: Box<dyn Any + Send + Sync>,
+    pub(crate) guard: Box<dyn Guard>,
     pub(crate) connection: Connection,
     pub(crate) process: u64,
     pub(crate) pool: Arc<Pool>,

@@ -108,7 +108,7 @@ impl Gateway {
         headers::to_upstream(&mut parts.headers, &client.address, ray, strip, websocket);
 
         let request = Request::from_parts(parts, RequestBody::new(incoming));
-        let (mut response, lease) = self.send(script, &host, request).await?;
+        let (mut response, mut lease) = self.send(script, &host, request).await?;
 
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let Some(client_upgrade) = client_upgrade else {
@@ -120,6 +120,7 @@ impl Gateway {
             self.tasks.spawn(tunnel(
                 client_upgrade,
                 upstream_upgrade,
+                lease.guard.upgraded(),
                 (lease, client.permit.clone()),
                 self.stopping.clone(),
             ));
@@ -286,10 +287,11 @@ fn refusal(script: &str, error: &hyper::Error) -> Refusal {
     ))
 }
 
-/// Bytes both ways until both sides are done, or the gateway stops. `held` is released then.
+/// Bytes both ways until both sides are done, the process is about to end, or the gateway stops. `held` is released then.
 async fn tunnel<T: Send>(
     client: OnUpgrade,
     upstream: OnUpgrade,
+    process_ends: impl Future<Output = ()> + Send,
     held: T,
     stopping: CancellationToken,
 ) {
@@ -303,6 +305,7 @@ async fn tunnel<T: Send>(
             Ok((up, down)) => tracing::debug!(up, down, "WebSocket closed"),
             Err(error) => tracing::debug!(%error, "WebSocket broke off"),
         },
+        () = process_ends => {}
         () = stopping.cancelled() => {}
     }
     drop(held);

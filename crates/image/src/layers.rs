@@ -20,6 +20,9 @@ use crate::manifest::{OCI_LAYER_GZIP, OCI_MANIFEST, canonical, host_architecture
 use crate::tar_read::bad;
 use crate::{Digest, Image, ImageStore, Layer, Reference, pack, unpack};
 
+/// Against level 6, the usual one: 40 % less time for 7 % more bytes, and most layers never leave the node.
+const COMPRESSION: Compression = Compression::new(2);
+
 /// Which layers are known to be unpacked, and who is unpacking one.
 #[derive(Debug, Default)]
 pub(crate) struct Unpacked {
@@ -218,7 +221,7 @@ impl ImageStore {
 
     /// A blob that is compressed as it is written. No name and no time goes into the gzip header.
     fn gzip_blob(&self) -> Result<GzEncoder<BlobWriter>> {
-        Ok(GzEncoder::new(self.blob_writer()?, Compression::default()))
+        Ok(GzEncoder::new(self.blob_writer()?, COMPRESSION))
     }
 
     fn finish_layer(&self, gzip: GzEncoder<BlobWriter>, diff_id: Digest) -> Result<Layer> {

@@ -18,7 +18,7 @@
 //! Every write is a temporary file, fsync, rename, fsync of the directory, and only then the row that refers to it, so a crash at any
 //! instant leaves nothing that is visible and incomplete.
 //!
-//! Reading never touches SQLite: after each write the whole index is loaded into a [`catalog::Catalog`], and the lookups of the start path
+//! Reading never touches SQLite: after each write the whole index is loaded into a `Catalog`, and the lookups of the start path
 //! are lookups in its maps.
 
 use std::path::{Path, PathBuf};

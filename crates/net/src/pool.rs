@@ -4,11 +4,13 @@
 //! cold start waits for none of it. Must not: know what becomes of them.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use wharf_sandbox::netns::{self, Redirect};
 
 use crate::NetError;
@@ -62,8 +64,14 @@ impl Prepared {
                 .map(|s| dns_udp.push(s));
             match result {
                 Ok(()) => {}
-                // A kernel without IPv6.
-                Err(_) if loopback.is_ipv6() && tcp.len() == 1 => break,
+                // A kernel without IPv6, or with it switched off.
+                Err(e)
+                    if loopback.is_ipv6()
+                        && (e.kind() == io::ErrorKind::AddrNotAvailable
+                            || e.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())) =>
+                {
+                    break;
+                }
                 Err(e) => {
                     return Err(NetError::io(
                         format!(

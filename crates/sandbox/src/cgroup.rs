@@ -164,7 +164,10 @@ impl Base {
 impl Manager {
     /// Makes the directories. What an earlier spawner of this name left in them is killed and removed.
     pub(crate) fn open(name: &str) -> io::Result<Manager> {
-        let found = Hierarchies::find()?;
+        Manager::open_in(Hierarchies::find()?, name)
+    }
+
+    fn open_in(found: Hierarchies, name: &str) -> io::Result<Manager> {
         let mut v2 = None;
         if let Some(hierarchy) = &found.v2
             && let Some(dir) = make_base(hierarchy, name)
@@ -439,4 +442,109 @@ fn enable_controllers(dir: &Path, name: &str) -> Vec<String> {
     }
     let enabled = std::fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap_or_default();
     enabled.split_whitespace().map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+
+    /// Removes what a failed test leaves.
+    struct Guard(Manager);
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            let _ = self.0.clear();
+            let _ = self.0.remove();
+        }
+    }
+
+    fn open(found: Hierarchies, name: &str) -> Guard {
+        Guard(Manager::open_in(found, &format!("{name}-{}", std::process::id())).unwrap())
+    }
+
+    #[test]
+    fn without_v2_a_process_that_forks_all_the_time_is_killed() {
+        let mut found = Hierarchies::find().unwrap();
+        found.v2 = None;
+        if found.v1.is_empty() {
+            eprintln!("this machine has no v1 hierarchies");
+            return;
+        }
+        let manager = open(found, "wharf-test-v1");
+        let limits = Limits {
+            pids: Some(200),
+            ..Limits::default()
+        };
+        let cgroup = manager.0.create("forks", &limits).unwrap();
+        assert!(cgroup.open_v2().unwrap().is_none());
+        let tasks: Vec<PathBuf> = cgroup.v1.iter().map(|j| j.dir.join("tasks")).collect();
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", "f() { f & f & sleep 0.01; }; f; while :; do f; done"])
+            .stderr(Stdio::null());
+        // SAFETY: the closure only writes to files; the test's other threads hold no lock that it needs.
+        unsafe {
+            command.pre_exec(move || tasks.iter().try_for_each(|t| files::write(t, "0")));
+        }
+        let mut child = command.spawn().unwrap();
+        while files::processes(&cgroup.v1[0].dir).unwrap().len() < 20 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        while !cgroup.is_empty().unwrap() {
+            cgroup.kill().unwrap();
+            let _ = child.try_wait().unwrap();
+        }
+        child.wait().unwrap();
+        while !cgroup.remove().unwrap() {}
+        manager.0.remove().unwrap();
+        assert!(manager.0.bases().all(|b| !b.dir.exists()));
+    }
+
+    #[test]
+    fn what_an_earlier_spawner_left_is_killed_and_removed() {
+        let first = open(Hierarchies::find().unwrap(), "wharf-test-left");
+        let cgroup = first.0.create("left", &Limits::default()).unwrap();
+        let dirs: Vec<PathBuf> = cgroup.dirs().map(Path::to_owned).collect();
+        let entries: Vec<PathBuf> = dirs.iter().map(|d| d.join("cgroup.procs")).collect();
+        let mut command = Command::new("/bin/sleep");
+        command.arg("1000");
+        // SAFETY: as above.
+        unsafe {
+            command.pre_exec(move || entries.iter().try_for_each(|t| files::write(t, "0")));
+        }
+        let mut child = command.spawn().unwrap();
+        let reaper = std::thread::spawn(move || child.wait().unwrap());
+        let again = open(Hierarchies::find().unwrap(), "wharf-test-left");
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&reaper.join().unwrap()),
+            Some(9)
+        );
+        assert!(dirs.iter().all(|d| !d.exists()));
+        again.0.remove().unwrap();
+    }
+
+    #[test]
+    fn a_limit_that_nothing_enforces_is_told() {
+        let all = Support {
+            memory: Some(Version::V2),
+            cpu: Some(Version::V1),
+            pids: Some(Version::V2),
+            tracking: true,
+        };
+        assert_eq!(all.warning(), None);
+        assert_eq!(
+            all.to_string(),
+            "memory: cgroup v2, cpu: cgroup v1, pids: cgroup v2"
+        );
+        let warning = Support {
+            memory: None,
+            pids: None,
+            ..all
+        }
+        .warning()
+        .unwrap();
+        assert!(warning.contains("memory, pids"), "{warning}");
+    }
 }

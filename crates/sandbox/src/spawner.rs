@@ -66,7 +66,7 @@ pub struct Process {
     pub stdout: OwnedFd,
     /// Read end of standard error.
     pub stderr: OwnedFd,
-    /// Write end of standard input, if asked for.
+    /// Write end of standard input, if asked for. The spawner keeps no copy, so survivors have none: theirs ended with the daemon.
     pub stdin: Option<OwnedFd>,
 }
 

@@ -60,7 +60,8 @@ pub enum Network {
     Namespace,
 }
 
-/// A mount inside the root.
+/// A mount inside the root. A target that is missing is made in the upper directory (as are /proc, /sys and /dev) and stays there,
+/// empty, after the process: whoever turns the upper directory into a layer must leave those out.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Mount {
     /// A file or directory of the host.

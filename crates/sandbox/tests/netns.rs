@@ -122,7 +122,9 @@ fn dns_by_udp_and_tcp_arrives_at_its_own_port_and_is_answered_from_where_it_was_
         let mut buffer = [0; 16];
         let (n, from) = answerer.recv_from(&mut buffer).unwrap();
         answerer.send_to(&buffer[..n], from).unwrap();
-        let (n, from) = client.recv_from(&mut buffer).unwrap();
+        let (n, from) = client
+            .recv_from(&mut buffer)
+            .unwrap_or_else(|e| panic!("{server}: {e}"));
         assert_eq!((&buffer[..n], from), (&b"who"[..], server.parse().unwrap()));
 
         let listener = blocking(netns::listen_tcp(ns.as_fd(), bind.parse().unwrap()).unwrap());
@@ -139,11 +141,11 @@ fn loopback_and_the_own_address_stay_inside() {
     let app = netns::listen_tcp(ns.as_fd(), "0.0.0.0:8080".parse().unwrap()).unwrap();
     let app6 = netns::listen_tcp(ns.as_fd(), "[::]:8080".parse().unwrap()).unwrap();
     for addr in ["127.0.0.1:8080", "127.1.2.3:8080", "10.88.71.2:8080"] {
-        inside(&ns, || connect(addr)).unwrap();
+        inside(&ns, || connect(addr)).unwrap_or_else(|e| panic!("{addr}: {e}"));
         app.accept().unwrap();
     }
     for addr in ["[::1]:8080", "[fd77:6861:7266::2]:8080"] {
-        inside(&ns, || connect(addr)).unwrap();
+        inside(&ns, || connect(addr)).unwrap_or_else(|e| panic!("{addr}: {e}"));
         app6.accept().unwrap();
     }
     assert_eq!(trap.accept().unwrap_err().kind(), ErrorKind::WouldBlock);

@@ -14,8 +14,6 @@ use crate::{Result, Store, StoreError, from_json, now_ms, to_json};
 pub struct ScriptSettings {
     /// Whether the script is served under its own host name (Cloudflare: workers.dev).
     pub enabled: bool,
-    /// Whether preview URLs were asked for.
-    pub previews_enabled: bool,
     /// What `script-settings` carries: tags, observability, ...
     pub values: serde_json::Map<String, serde_json::Value>,
 }

@@ -118,8 +118,14 @@ pub(crate) async fn docker(args: Vec<String>, socket: PathBuf) -> i32 {
 
 /// `<data>/bin/docker` belongs to `<data>/run/wharf.sock`; the link's own path tells which node is meant.
 pub(crate) fn socket_beside_executable() -> PathBuf {
-    let called_as = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
-    let data_dir = called_as.parent().and_then(Path::parent).filter(|d| d.join("run/wharf.sock").exists());
+    let called_as = std::env::args_os()
+        .next()
+        .map(PathBuf::from)
+        .unwrap_or_default();
+    let data_dir = called_as
+        .parent()
+        .and_then(Path::parent)
+        .filter(|d| d.join("run/wharf.sock").exists());
     match data_dir {
         Some(dir) => dir.join("run/wharf.sock"),
         None => Config::default().socket(),
@@ -133,7 +139,11 @@ async fn run(cli: Cli) -> anyhow::Result<i32> {
     }
     let socket = config.socket();
     match cli.verb {
-        Verb::Up { listen, control_listen, dev } => {
+        Verb::Up {
+            listen,
+            control_listen,
+            dev,
+        } => {
             config.gateway.listen = listen.unwrap_or(config.gateway.listen);
             config.control.listen = control_listen.unwrap_or(config.control.listen);
             config.gateway.dev |= dev;
@@ -156,14 +166,19 @@ async fn run(cli: Cli) -> anyhow::Result<i32> {
             let program = local_wrangler().ok_or_else(|| {
                 anyhow::anyhow!("no wrangler here: node_modules/.bin/wrangler is not in this folder or above, nor wrangler in PATH; run `npm install --save-dev wrangler`")
             })?;
-            let error = std::process::Command::new(&program).args(args).envs(pairs(&variables)).exec();
+            let error = std::process::Command::new(&program)
+                .args(args)
+                .envs(pairs(&variables))
+                .exec();
             anyhow::bail!("{}: {error}", program.display())
         }
         Verb::Docker { args } => Ok(docker(args, socket).await),
         Verb::Status { json } => status(&socket, json).await,
         Verb::Image(Image::Ls { json: false }) => Ok(docker(vec!["images".into()], socket).await),
         Verb::Image(Image::Ls { json: true }) => {
-            let list = client(&socket)?.json(Method::GET, "/images/json", empty()).await?;
+            let list = client(&socket)?
+                .json(Method::GET, "/images/json", empty())
+                .await?;
             println!("{}", serde_json::to_string_pretty(&list)?);
             Ok(0)
         }
@@ -184,12 +199,16 @@ fn client(socket: &Path) -> anyhow::Result<Client> {
 
 /// The variables that wrangler reads (contract: wrangler, section 1), from the running node.
 async fn environment(socket: &Path) -> anyhow::Result<Value> {
-    Ok(client(socket)?.json(Method::GET, "/wharf/env", empty()).await?)
+    Ok(client(socket)?
+        .json(Method::GET, "/wharf/env", empty())
+        .await?)
 }
 
 fn pairs(variables: &Value) -> Vec<(String, String)> {
     let entries = variables.as_object().into_iter().flatten();
-    entries.map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned())).collect()
+    entries
+        .map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()))
+        .collect()
 }
 
 fn shell_quote(value: &str) -> String {
@@ -203,10 +222,15 @@ fn shell_quote(value: &str) -> String {
 /// node_modules/.bin/wrangler of this folder or one above, else wrangler from PATH.
 fn local_wrangler() -> Option<PathBuf> {
     let here = std::env::current_dir().ok()?;
-    let local = here.ancestors().map(|d| d.join("node_modules/.bin/wrangler")).find(|p| p.exists());
+    let local = here
+        .ancestors()
+        .map(|d| d.join("node_modules/.bin/wrangler"))
+        .find(|p| p.exists());
     local.or_else(|| {
         let path = std::env::var_os("PATH")?;
-        std::env::split_paths(&path).map(|d| d.join("wrangler")).find(|p| p.exists())
+        std::env::split_paths(&path)
+            .map(|d| d.join("wrangler"))
+            .find(|p| p.exists())
     })
 }
 
@@ -229,7 +253,9 @@ async fn import(socket: &Path, name: &str, rootfs: &Path) -> anyhow::Result<i32>
 }
 
 async fn status(socket: &Path, json: bool) -> anyhow::Result<i32> {
-    let status = client(socket)?.json(Method::GET, "/wharf/status", empty()).await?;
+    let status = client(socket)?
+        .json(Method::GET, "/wharf/status", empty())
+        .await?;
     if json {
         println!("{}", serde_json::to_string_pretty(&status)?);
         return Ok(0);
@@ -245,7 +271,14 @@ async fn status(socket: &Path, json: bool) -> anyhow::Result<i32> {
     println!("\nWORKER                   STATE     PID      CRASHES  URL");
     for s in &scripts {
         let cell = |key: &str| text(&s[key]);
-        println!("{:<24} {:<9} {:<8} {:<8} {}", cell("script"), cell("state"), cell("pid"), cell("crashes"), cell("url"));
+        println!(
+            "{:<24} {:<9} {:<8} {:<8} {}",
+            cell("script"),
+            cell("state"),
+            cell("pid"),
+            cell("crashes"),
+            cell("url")
+        );
         if let Some(error) = s["last_error"].as_str() {
             println!("  last error: {}", error.lines().next().unwrap_or_default());
         }
@@ -255,7 +288,13 @@ async fn status(socket: &Path, json: bool) -> anyhow::Result<i32> {
     for i in &instances {
         let cell = |key: &str| text(&i[key]);
         let id: String = cell("id").chars().take(12).collect();
-        println!("{id:<13} {:<24} {:<19} {:<8} {}", cell("application"), cell("state"), cell("pid"), cell("image"));
+        println!(
+            "{id:<13} {:<24} {:<19} {:<8} {}",
+            cell("application"),
+            cell("state"),
+            cell("pid"),
+            cell("image")
+        );
     }
     Ok(0)
 }
@@ -272,7 +311,10 @@ mod tests {
 
     #[test]
     fn exported_values_survive_a_shell() {
-        assert_eq!(shell_quote("http://127.0.0.1:7400/client/v4"), "http://127.0.0.1:7400/client/v4");
+        assert_eq!(
+            shell_quote("http://127.0.0.1:7400/client/v4"),
+            "http://127.0.0.1:7400/client/v4"
+        );
         assert_eq!(shell_quote("it's"), r"'it'\''s'");
         assert_eq!(shell_quote(""), "''");
     }

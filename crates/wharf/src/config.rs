@@ -102,31 +102,51 @@ impl Default for Gateway {
 
 impl Default for Control {
     fn default() -> Self {
-        Control { listen: SocketAddr::from(([127, 0, 0, 1], 7400)) }
+        Control {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
+        }
     }
 }
 
 impl Default for Workerd {
     fn default() -> Self {
-        Workerd { binary: None, uid_base: 720_000, drain_ms: 30_000, memory_mib: 1024 }
+        Workerd {
+            binary: None,
+            uid_base: 720_000,
+            drain_ms: 10_000,
+            memory_mib: 1024,
+        }
     }
 }
 
 impl Default for Containers {
     fn default() -> Self {
-        Containers { stop_grace_ms: 10_000, log_bytes: 1 << 20, orphan_grace_ms: 60_000 }
+        Containers {
+            stop_grace_ms: 10_000,
+            log_bytes: 1 << 20,
+            orphan_grace_ms: 60_000,
+        }
     }
 }
 
 impl Default for Network {
     fn default() -> Self {
-        Network { pool_size: 8, hold_ms: 5_000, dns_servers: Vec::new(), allow_private: false }
+        Network {
+            pool_size: 8,
+            hold_ms: 5_000,
+            dns_servers: Vec::new(),
+            allow_private: false,
+        }
     }
 }
 
 impl Default for Node {
     fn default() -> Self {
-        Node { location: "loc01".into(), region: "LOCAL".into(), country: "XX".into() }
+        Node {
+            location: "loc01".into(),
+            region: "LOCAL".into(),
+            country: "XX".into(),
+        }
     }
 }
 
@@ -158,7 +178,7 @@ listen = "127.0.0.1:7400"
 # Each script's workerd runs as user uid_base + the script's number.
 uid_base = 720000
 # A replaced version's requests in flight may take this long, milliseconds.
-drain_ms = 30000
+drain_ms = 10000
 # Memory limit of one workerd process, MiB.
 memory_mib = 1024
 
@@ -201,7 +221,8 @@ impl Config {
             }
             Err(e) => anyhow::bail!("the configuration {}: {e}", path.display()),
         };
-        toml::from_str(&text).map_err(|e| anyhow::anyhow!("the configuration {}: {e}", path.display()))
+        toml::from_str(&text)
+            .map_err(|e| anyhow::anyhow!("the configuration {}: {e}", path.display()))
     }
 
     /// All keys with their defaults and what they mean.
@@ -227,12 +248,17 @@ mod tests {
     #[test]
     fn the_documentation_states_the_defaults() {
         let documented: Config = toml::from_str(Config::documented()).unwrap();
-        assert_eq!(format!("{documented:?}"), format!("{:?}", Config::default()));
+        assert_eq!(
+            format!("{documented:?}"),
+            format!("{:?}", Config::default())
+        );
     }
 
     #[test]
     fn an_unknown_key_is_refused_by_name() {
-        let error = toml::from_str::<Config>("[gateway]\nlisten_on = 1\n").unwrap_err().to_string();
+        let error = toml::from_str::<Config>("[gateway]\nlisten_on = 1\n")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("listen_on"), "{error}");
     }
 }

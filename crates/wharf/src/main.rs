@@ -17,7 +17,10 @@ fn main() -> ExitCode {
     if args.get(1).map(String::as_str) == Some(SPAWNER_VERB) {
         return wharf_sandbox::spawner::run(&args[2..]);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(e) => {
             eprintln!("wharf: the async runtime does not start: {e}");
@@ -25,9 +28,14 @@ fn main() -> ExitCode {
         }
     };
     // wrangler runs WRANGLER_DOCKER_BIN, a link named `docker` to this executable.
-    let called_as = args.first().map(|a| a.rsplit('/').next().unwrap_or(a).to_owned());
+    let called_as = args
+        .first()
+        .map(|a| a.rsplit('/').next().unwrap_or(a).to_owned());
     let code = if called_as.as_deref() == Some("docker") {
-        runtime.block_on(cli::docker(args[1..].to_vec(), cli::socket_beside_executable()))
+        runtime.block_on(cli::docker(
+            args[1..].to_vec(),
+            cli::socket_beside_executable(),
+        ))
     } else {
         runtime.block_on(cli::main())
     };

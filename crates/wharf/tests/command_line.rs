@@ -1,5 +1,7 @@
 //! What the command line says when something is wrong.
 
+#![allow(clippy::unwrap_used)] // a panic is a failed test
+
 mod common;
 
 use common::Node;
@@ -11,24 +13,57 @@ fn a_busy_port_is_named_with_its_mend() {
     let run = |args: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_wharf"));
         command.env("WHARF_WORKERD", common::tools().join("workerd"));
-        let out = command.arg("--data-dir").arg(dir.path().join("d")).arg("up").args(args).output().unwrap();
+        let out = command
+            .arg("--data-dir")
+            .arg(dir.path().join("d"))
+            .arg("up")
+            .args(args)
+            .output()
+            .unwrap();
         assert!(!out.status.success());
         String::from_utf8_lossy(&out.stderr).into_owned()
     };
-    let said = run(&["--listen", &node.gateway.to_string(), "--control-listen", "127.0.0.1:0"]);
-    assert!(said.contains(&node.gateway.to_string()) && said.contains("--listen"), "{said}");
-    let said = run(&["--listen", "127.0.0.1:0", "--control-listen", &node.control.to_string()]);
+    let said = run(&[
+        "--listen",
+        &node.gateway.to_string(),
+        "--control-listen",
+        "127.0.0.1:0",
+    ]);
+    assert!(
+        said.contains(&node.gateway.to_string()) && said.contains("--listen"),
+        "{said}"
+    );
+    let said = run(&[
+        "--listen",
+        "127.0.0.1:0",
+        "--control-listen",
+        &node.control.to_string(),
+    ]);
     assert!(said.contains("--control-listen"), "{said}");
 }
 
 #[test]
 fn one_daemon_per_data_directory() {
     let node = Node::start();
-    let out = node.command().args(["up", "--listen", "127.0.0.1:0", "--control-listen", "127.0.0.1:0"]).output().unwrap();
+    let out = node
+        .command()
+        .args([
+            "up",
+            "--listen",
+            "127.0.0.1:0",
+            "--control-listen",
+            "127.0.0.1:0",
+        ])
+        .output()
+        .unwrap();
     assert!(!out.status.success());
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(said.contains("another `wharf up`"), "{said}");
-    assert_eq!(node.get("nobody", "/").status, 404, "the first one still serves");
+    assert_eq!(
+        node.get("nobody", "/").status,
+        404,
+        "the first one still serves"
+    );
 }
 
 #[test]
@@ -36,18 +71,39 @@ fn an_unknown_key_in_the_configuration_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("wharf.toml");
     std::fs::write(&file, "[gateway]\nlisten_to = \"x\"\n").unwrap();
-    let out = std::process::Command::new(env!("CARGO_BIN_EXE_wharf")).arg("--config").arg(&file).arg("status").output().unwrap();
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_wharf"))
+        .arg("--config")
+        .arg(&file)
+        .arg("status")
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&out.stderr);
-    assert!(!out.status.success() && said.contains("listen_to"), "{said}");
+    assert!(
+        !out.status.success() && said.contains("listen_to"),
+        "{said}"
+    );
 }
 
 #[test]
 fn without_a_node_the_commands_say_how_to_start_one() {
     let dir = tempfile::tempdir().unwrap();
-    for verb in [&["status"][..], &["env"], &["docker", "info"], &["image", "ls"]] {
-        let out = std::process::Command::new(env!("CARGO_BIN_EXE_wharf")).arg("--data-dir").arg(dir.path()).args(verb).output().unwrap();
+    for verb in [
+        &["status"][..],
+        &["env"],
+        &["docker", "info"],
+        &["image", "ls"],
+    ] {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_wharf"))
+            .arg("--data-dir")
+            .arg(dir.path())
+            .args(verb)
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&out.stderr);
-        assert!(!out.status.success() && said.contains("wharf up"), "{verb:?}: {said}");
+        assert!(
+            !out.status.success() && said.contains("wharf up"),
+            "{verb:?}: {said}"
+        );
     }
 }
 

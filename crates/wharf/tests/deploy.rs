@@ -1,5 +1,7 @@
 //! What a user does with wrangler, with the real one in both pinned versions, a real workerd and real containers.
 
+#![allow(clippy::unwrap_used)] // a panic is a failed test
+
 mod common;
 
 use common::{Node, Project, WRANGLERS, wait_until};
@@ -19,10 +21,15 @@ fn whole_story(wrangler: &str) {
 
     let first = hello(&node);
     assert_eq!(first["version"], "one");
-    assert_eq!(first["greeting"], "Hello");
+    assert_eq!(first["message"], "Hello from a container");
     let page = node.get("hello", "/");
     assert_eq!(page.status, 200);
-    assert!(page.header("content-type").is_some_and(|t| t.starts_with("text/html")), "{:?}", page.headers);
+    assert!(
+        page.header("content-type")
+            .is_some_and(|t| t.starts_with("text/html")),
+        "{:?}",
+        page.headers
+    );
     assert_eq!(node.get("hello", "/api/count").json()["count"], 1);
     assert_eq!(node.get("hello", "/api/count").json()["count"], 2);
 
@@ -48,7 +55,9 @@ fn whole_story(wrangler: &str) {
 
     node.wrangler_ok(wrangler, &project.path(), &["delete", "--force"]);
     assert_eq!(node.get("hello", "/api/hello").status, 404);
-    wait_until("the containers to go", || node.status()["instances"].as_array().unwrap().is_empty());
+    wait_until("the containers to go", || {
+        node.status()["instances"].as_array().unwrap().is_empty()
+    });
 }
 
 #[test]
@@ -65,7 +74,10 @@ fn hello_with_current_wrangler() {
 fn secrets_services_and_crons() {
     let node = Node::start();
     let back = Project::new(&[
-        ("wrangler.json", r#"{"name":"back","main":"w.js","compatibility_date":"2026-11-01"}"#),
+        (
+            "wrangler.json",
+            r#"{"name":"back","main":"w.js","compatibility_date":"2026-11-01"}"#,
+        ),
         (
             "w.js",
             r#"import { WorkerEntrypoint } from "cloudflare:workers";
@@ -134,7 +146,11 @@ fn secrets_services_and_crons() {
             assert_eq!(runs[0], "* * * * *");
             break;
         }
-        assert!(std::time::Instant::now() < deadline, "the cron trigger did not run within 90 s\n{}", node.log());
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the cron trigger did not run within 90 s\n{}",
+            node.log()
+        );
         std::thread::sleep(std::time::Duration::from_millis(500));
     }
 }
@@ -147,30 +163,48 @@ fn refusals_say_why() {
             "wrangler.json",
             r#"{"name":"kv","main":"w.js","compatibility_date":"2026-11-01","kv_namespaces":[{"binding":"STORE","id":"0123456789abcdef0123456789abcdef"}]}"#,
         ),
-        ("w.js", r#"export default { fetch() { return new Response("kv"); } };"#),
+        (
+            "w.js",
+            r#"export default { fetch() { return new Response("kv"); } };"#,
+        ),
     ]);
     let v = WRANGLERS[1];
     let out = node.wrangler(v, &project.path(), &["deploy"]);
-    let text = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
+    let text =
+        String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
     assert!(!out.status.success());
-    assert!(text.contains("KV") && text.contains("not supported"), "{text}");
+    assert!(
+        text.contains("KV") && text.contains("not supported"),
+        "{text}"
+    );
     assert_eq!(node.get("kv", "/").status, 404);
 
     // A Worker that does not compile is refused with workerd's words, and what served before still serves.
-    project.write("wrangler.json", r#"{"name":"kv","main":"w.js","compatibility_date":"2026-11-01"}"#);
+    project.write(
+        "wrangler.json",
+        r#"{"name":"kv","main":"w.js","compatibility_date":"2026-11-01"}"#,
+    );
     node.wrangler_ok(v, &project.path(), &["deploy"]);
     assert_eq!(node.get("kv", "/").body, "kv");
-    project.write("w.js", "throw new Error('boom at start'); export default {};");
+    project.write(
+        "w.js",
+        "throw new Error('boom at start'); export default {};",
+    );
     let out = node.wrangler(v, &project.path(), &["deploy"]);
-    let text = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
+    let text =
+        String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
     assert!(!out.status.success(), "{text}");
     assert!(text.contains("boom at start"), "{text}");
     assert_eq!(node.get("kv", "/").body, "kv");
 
     // A wrong token is told so.
     let mut command = node.wrangler_command(v, &project.path(), &["deploy"]);
-    let out = command.env("CLOUDFLARE_API_TOKEN", "wrong").output().unwrap();
-    let text = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
+    let out = command
+        .env("CLOUDFLARE_API_TOKEN", "wrong")
+        .output()
+        .unwrap();
+    let text =
+        String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
     assert!(!out.status.success());
     assert!(text.contains("10000"), "{text}");
 }
@@ -179,7 +213,10 @@ fn refusals_say_why() {
 fn a_websocket_reaches_the_worker_and_back() {
     let node = Node::start();
     let project = Project::new(&[
-        ("wrangler.json", r#"{"name":"ws","main":"w.js","compatibility_date":"2026-11-01"}"#),
+        (
+            "wrangler.json",
+            r#"{"name":"ws","main":"w.js","compatibility_date":"2026-11-01"}"#,
+        ),
         (
             "w.js",
             r#"export default { fetch() {
@@ -193,7 +230,9 @@ fn a_websocket_reaches_the_worker_and_back() {
     node.wrangler_ok(WRANGLERS[1], &project.path(), &["deploy"]);
     use std::io::{Read, Write};
     let mut socket = std::net::TcpStream::connect(node.gateway).unwrap();
-    socket.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+    socket
+        .set_read_timeout(Some(std::time::Duration::from_secs(10)))
+        .unwrap();
     write!(
         socket,
         "GET / HTTP/1.1\r\nHost: ws.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -205,9 +244,15 @@ fn a_websocket_reaches_the_worker_and_back() {
         socket.read_exact(&mut byte).unwrap();
         head.push(byte[0]);
     }
-    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    assert!(
+        head.starts_with(b"HTTP/1.1 101"),
+        "{}",
+        String::from_utf8_lossy(&head)
+    );
     // One masked text frame "hi" (RFC 6455, 5.2), mask 0.
-    socket.write_all(&[0x81, 0x82, 0, 0, 0, 0, b'h', b'i']).unwrap();
+    socket
+        .write_all(&[0x81, 0x82, 0, 0, 0, 0, b'h', b'i'])
+        .unwrap();
     let mut frame = [0; 9];
     socket.read_exact(&mut frame).unwrap();
     assert_eq!(&frame, b"\x81\x07echo hi");

@@ -1,5 +1,7 @@
 //! Images: import, build, push, and a Python application from a base image made of Debian packages.
 
+#![allow(clippy::unwrap_used)] // a panic is a failed test
+
 mod common;
 
 use common::{Node, Project, WRANGLERS, tools};
@@ -10,13 +12,31 @@ fn docker(node: &Node, args: &[&str]) -> Output {
 }
 
 fn text(out: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    )
 }
 
 fn import(node: &Node, name: &str, kind: &str) {
-    let tar = tools().join("images").join(format!("{kind}.tar"));
-    assert!(tar.exists(), "{} is missing: run `cargo xtask base-image {kind}`", tar.display());
-    let out = node.command().args(["image", "import", name]).arg(&tar).output().unwrap();
+    let images = std::fs::read_dir(tools().join("images"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let tar = images
+        .map(|e| e.path())
+        .find(|p| {
+            p.file_name()
+                .is_some_and(|n| n.to_string_lossy().starts_with(&format!("{kind}-")))
+        })
+        .unwrap_or_else(|| panic!("run `cargo xtask base-image {kind}`"));
+    let out = node
+        .command()
+        .args(["image", "import", name])
+        .arg(&tar)
+        .output()
+        .unwrap();
     assert!(out.status.success(), "{}", text(&out));
 }
 
@@ -25,13 +45,27 @@ fn the_docker_command_line_as_wrangler_uses_it() {
     let node = Node::start();
     import(&node, "busybox:1", "busybox");
     let context = Project::new(&[
-        ("Dockerfile", "FROM busybox:1\nARG WHO=nobody\nCOPY file /there/\nRUN echo built for $WHO > /who\nCMD [\"sh\"]\n"),
+        (
+            "Dockerfile",
+            "FROM busybox:1\nARG WHO=nobody\nCOPY file /there/\nRUN echo built for $WHO > /who\nCMD [\"sh\"]\n",
+        ),
         ("file", "content"),
     ]);
     let path = context.path();
     let dir = path.to_str().unwrap();
     assert!(docker(&node, &["info"]).status.success());
-    let build = ["build", "--load", "-t", "app:one", "--platform", "linux/amd64", "--provenance=false", "--build-arg", "WHO=me", dir];
+    let build = [
+        "build",
+        "--load",
+        "-t",
+        "app:one",
+        "--platform",
+        "linux/amd64",
+        "--provenance=false",
+        "--build-arg",
+        "WHO=me",
+        dir,
+    ];
     let out = docker(&node, &build);
     assert!(out.status.success(), "{}", text(&out));
     let inspect = |name: &str, format: &str| {
@@ -40,40 +74,83 @@ fn the_docker_command_line_as_wrangler_uses_it() {
         String::from_utf8_lossy(&out.stdout).trim().to_owned()
     };
     assert_eq!(inspect("app:one", "{{ json .RepoDigests }}"), "[]");
-    assert_eq!(inspect("app:one", "{{ .Size }} {{ len .RootFS.Layers }}").split(' ').nth(1), Some("3"));
+    assert_eq!(
+        inspect("app:one", "{{ .Size }} {{ len .RootFS.Layers }}")
+            .split(' ')
+            .nth(1),
+        Some("3")
+    );
     // The same build again changes nothing.
     let id = inspect("app:one", "{{ .Id }}");
     let again = docker(&node, &build);
     assert!(text(&again).contains("(cached)"), "{}", text(&again));
     assert_eq!(inspect("app:one", "{{ .Id }}"), id);
 
-    let account = node.env().into_iter().find(|(k, _)| k == "CLOUDFLARE_ACCOUNT_ID").unwrap().1;
+    let account = node
+        .env()
+        .into_iter()
+        .find(|(k, _)| k == "CLOUDFLARE_ACCOUNT_ID")
+        .unwrap()
+        .1;
     let remote = format!("{}/{account}/app:one", node.control);
     assert!(docker(&node, &["tag", "app:one", &remote]).status.success());
-    assert!(!docker(&node, &["manifest", "inspect", "-v", &remote]).status.success(), "not pushed yet");
+    assert!(
+        !docker(&node, &["manifest", "inspect", "-v", &remote])
+            .status
+            .success(),
+        "not pushed yet"
+    );
     let pushed = docker(&node, &["push", &remote]);
-    assert!(text(&pushed).contains("Layer already exists"), "{}", text(&pushed));
+    assert!(
+        text(&pushed).contains("Layer already exists"),
+        "{}",
+        text(&pushed)
+    );
     let digests = inspect(&remote, "{{ json .RepoDigests }}");
-    assert!(digests.contains(&format!("{}/{account}/app@sha256:", node.control)), "{digests}");
+    assert!(
+        digests.contains(&format!("{}/{account}/app@sha256:", node.control)),
+        "{digests}"
+    );
     let manifest = docker(&node, &["manifest", "inspect", "-v", &remote]);
     let manifest: serde_json::Value = serde_json::from_slice(&manifest.stdout).unwrap();
     assert!(digests.contains(manifest["Descriptor"]["digest"].as_str().unwrap()));
 
     // The registry wants the token.
     let url = format!("http://{}/v2/{account}/app/manifests/one", node.control);
-    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .build()
+        .into();
     assert_eq!(agent.get(&url).call().unwrap().status().as_u16(), 401);
-    let token = node.env().into_iter().find(|(k, _)| k == "CLOUDFLARE_API_TOKEN").unwrap().1;
-    let answer = agent.get(&url).header("Authorization", format!("Bearer {token}")).call().unwrap();
+    let token = node
+        .env()
+        .into_iter()
+        .find(|(k, _)| k == "CLOUDFLARE_API_TOKEN")
+        .unwrap()
+        .1;
+    let answer = agent
+        .get(&url)
+        .header("Authorization", format!("Bearer {token}"))
+        .call()
+        .unwrap();
     assert_eq!(answer.status().as_u16(), 200);
 
     let bad = Project::new(&[("Dockerfile", "FROM busybox:1\nRUN true\nCOPPY a b\n")]);
     let out = docker(&node, &["build", bad.path().to_str().unwrap()]);
     assert!(!out.status.success());
-    assert!(text(&out).contains("Dockerfile:3") && text(&out).contains("COPY"), "{}", text(&out));
+    assert!(
+        text(&out).contains("Dockerfile:3") && text(&out).contains("COPY"),
+        "{}",
+        text(&out)
+    );
 
     assert!(docker(&node, &["image", "rm", "app:one"]).status.success());
-    assert!(docker(&node, &["image", "inspect", &remote]).status.success(), "the other name stays");
+    assert!(
+        docker(&node, &["image", "inspect", &remote])
+            .status
+            .success(),
+        "the other name stays"
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Nothing acknowledged is lost when the daemon is killed, and nothing is left behind.
 
+#![allow(clippy::unwrap_used)] // a panic is a failed test
+
 mod common;
 
 use common::{Node, Project, WRANGLERS, wait_until};
@@ -36,9 +38,30 @@ fn containers_outlive_the_daemon_and_are_adopted() {
     node.kill_9();
     node.launch();
     let after = node.get("hello", "/api/hello").json();
-    assert_eq!(after["hostname"], before["hostname"], "the same container answers");
+    assert_eq!(
+        after["hostname"], before["hostname"],
+        "the same container answers"
+    );
     assert_eq!(node.status()["instances"][0]["pid"], pid);
     assert_eq!(node.get("hello", "/api/count").json()["count"], 2);
+}
+
+/// An object that starts its container and has no alarm: nothing wakes it after a restart.
+const SLEEPER: &str = r#"import { DurableObject } from "cloudflare:workers";
+export class Hello extends DurableObject {
+  async fetch() { this.ctx.container.start(); return new Response("started"); }
+}
+export class Counter extends DurableObject {}
+export default { fetch: (request, env) => env.HELLO.getByName("a").fetch(request) };"#;
+
+fn running(node: &Node) -> usize {
+    let status = node.status();
+    status["instances"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|i| !i["pid"].is_null())
+        .count()
 }
 
 #[test]
@@ -46,31 +69,37 @@ fn an_adopted_container_that_nobody_asks_for_is_ended() {
     let mut node = Node::start();
     let project = Project::copy_of("hello");
     project.build_server("one");
+    project.write("src/index.ts", SLEEPER);
     node.wrangler_ok(WRANGLERS[1], &project.path(), &["deploy"]);
-    assert_eq!(node.get("hello", "/api/hello").status, 200);
+    assert_eq!(node.get("hello", "/api/any").body, "started");
+    wait_until("the container", || running(&node) == 1);
     node.kill_9();
-    std::fs::write(node.dir.path().join("wharf.toml"), "[containers]\norphan_grace_ms = 2000\n").unwrap();
     let config = node.dir.path().join("wharf.toml");
+    std::fs::write(&config, "[containers]\norphan_grace_ms = 2000\n").unwrap();
     node.set_extra(&["--config", config.to_str().unwrap()]);
     node.launch();
-    wait_until("the reaper", || {
-        let status = node.status();
-        status["instances"].as_array().unwrap().iter().all(|i| i["pid"].is_null())
-    });
+    assert_eq!(running(&node), 1, "adopted");
+    wait_until("the reaper", || running(&node) == 0);
 }
 
 #[test]
 fn without_a_daemon_nothing_stays() {
-    let mut node = Node::start_with(&[]);
+    let mut node = Node::start();
     node.stop();
-    std::fs::write(node.dir.path().join("wharf.toml"), "[containers]\norphan_grace_ms = 1000\n").unwrap();
+    std::fs::write(
+        node.dir.path().join("wharf.toml"),
+        "[containers]\norphan_grace_ms = 1000\n",
+    )
+    .unwrap();
     let config = node.dir.path().join("wharf.toml");
     node.set_extra(&["--config", config.to_str().unwrap()]);
     node.launch();
     let project = Project::new(&[("wrangler.json", CONFIG), ("w.js", &worker("1"))]);
     node.wrangler_ok(WRANGLERS[1], &project.path(), &["deploy"]);
     node.kill_9();
-    wait_until("the spawner to end what it runs", || node.processes().is_empty());
+    wait_until("the spawner to end what it runs", || {
+        node.processes().is_empty()
+    });
     node.launch();
     assert_eq!(node.get("app", "/").body, "version 1");
 }
@@ -94,7 +123,11 @@ fn a_kill_at_any_point_of_a_deploy_leaves_a_whole_version() {
     for round in 1..=rounds {
         project.write("w.js", &worker(&round.to_string()));
         let mut command = node.wrangler_command(v, &project.path(), &["deploy"]);
-        let mut deploy = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+        let mut deploy = command
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
         // wrangler's own start takes half of it; the requests are in the other half.
         let share = 0.4 + 0.6 * f64::from(round) / f64::from(rounds);
         std::thread::sleep(Duration::from_secs_f64(whole.as_secs_f64() * share));
@@ -104,8 +137,15 @@ fn a_kill_at_any_point_of_a_deploy_leaves_a_whole_version() {
         let _ = deploy.wait();
         node.launch();
         let body = node.get("app", "/").body;
-        let version: i32 = body.strip_prefix("version ").unwrap_or_else(|| panic!("{body}")).parse().unwrap();
-        assert!(version == serving || version == round, "round {round}: {version} serves after {serving}");
+        let version: i32 = body
+            .strip_prefix("version ")
+            .unwrap_or_else(|| panic!("{body}"))
+            .parse()
+            .unwrap();
+        assert!(
+            version == serving || version == round,
+            "round {round}: {version} serves after {serving}"
+        );
         if acknowledged {
             assert_eq!(version, round, "an acknowledged deploy was lost");
         }

@@ -99,11 +99,7 @@ impl Folder {
         let mut dir = self.path.clone();
         for part in file.parent().into_iter().flat_map(Path::components) {
             dir.push(part);
-            match std::fs::create_dir(&dir) {
-                Ok(()) => own(&dir, uid, 0o700)?,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(failed("cannot make", &dir)(error)),
-            }
+            private_dir(&dir, uid)?;
         }
         Ok(())
     }
@@ -114,17 +110,27 @@ impl Folder {
     }
 }
 
-/// Makes a directory that only `uid` may use, with its parents.
+/// Makes a directory that only `uid` may use, if it is missing. Its parent exists.
 pub(crate) fn private_dir(path: &Path, uid: u32) -> Result<(), FolderError> {
-    std::fs::create_dir_all(path).map_err(failed("cannot make", path))?;
+    make_dir(path)?;
     own(path, uid, 0o700)
 }
 
-/// Makes a directory through which any user may pass, with its parents.
+/// Makes a directory through which any user may pass, if it is missing. Its parent exists: a data directory that was taken away
+/// is not made anew.
 pub(crate) fn passage(path: &Path) -> Result<(), FolderError> {
-    std::fs::create_dir_all(path).map_err(failed("cannot make", path))?;
+    make_dir(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711))
         .map_err(failed("cannot open up", path))
+}
+
+fn make_dir(path: &Path) -> Result<(), FolderError> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(failed("cannot make", path)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Gives a path to `uid`.
@@ -146,6 +152,19 @@ pub(crate) fn reachable(dir: &Path, uid: u32) -> Result<(), FolderError> {
                 ancestor.display(),
                 ancestor.display()
             )));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that another user can run a program, wherever links lead.
+pub(crate) fn runnable(program: &Path, uid: u32) -> Result<(), FolderError> {
+    let real = program
+        .canonicalize()
+        .map_err(failed("cannot find", program))?;
+    for path in [program, &real] {
+        if let Some(parent) = path.parent() {
+            reachable(parent, uid)?;
         }
     }
     Ok(())

@@ -106,6 +106,7 @@ pub(crate) async fn prepare(
         let uid = inner.config.uid_base + desired.script_number;
         let dir = inner.config.run_dir.join(number.to_string());
         folder::passage(&inner.config.run_dir)?;
+        folder::runnable(&inner.config.binary, uid)?;
         let storage = match purpose {
             Purpose::Serve => Some(inner.storage(desired.script_number).join("do")),
             Purpose::Trial => None,
@@ -115,6 +116,7 @@ pub(crate) async fn prepare(
         {
             // Root's own folder around it: the Worker's user can't put a link in its place.
             let parent = inner.storage(desired.script_number);
+            folder::passage(&inner.config.storage_dir)?;
             folder::passage(&parent)?;
             folder::private_dir(storage, uid)?;
             folder::reachable(&parent, uid)?;
@@ -327,7 +329,7 @@ impl Process {
         self.running.closing.cancel();
         // workerd deletes every container when it is told to end (contract: workerd, 1.7). Each such request is a new connection to
         // the engine's socket, so without the path they all fail and the containers live on for the next process to adopt.
-        if let Err(error) = std::fs::remove_file(&self.docker_socket)
+        if let Err(error) = std::fs::metadata(&self.docker_socket).map(drop)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(%error, path = %self.docker_socket.display(), "cannot detach the containers of a process");

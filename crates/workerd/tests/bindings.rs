@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use support::{World, eventually, get, service};
-use wharf_model::Binding;
+use wharf_model::{AssetFile, Assets, Binding};
 
 const CALLEE: &str = r#"
 import { WorkerEntrypoint, RpcTarget } from "cloudflare:workers";
@@ -107,6 +107,30 @@ async fn another_script_is_called_by_fetch_rpc_and_web_socket() {
     ] {
         assert_eq!(world.text("caller", path).await, expected, "{path}");
     }
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_callee_with_assets_is_reached_through_its_router() {
+    let world = World::new().await;
+    let mut site = callee(&world, "v1");
+    site.version.assets = Some(Assets {
+        files: vec![AssetFile {
+            path: "/x".into(),
+            blob: world.blob("an asset"),
+            size: 8,
+        }],
+        config: serde_json::json!({}),
+    });
+    let code = CALLER.replace(r#", { method: "POST", body: "body", cf: { a: 1 } }"#, "");
+    let mut reader = caller(&world);
+    reader.version.modules[0].blob = world.blob(code);
+    world
+        .supervisor
+        .set_all(vec![("callee".into(), site), ("caller".into(), reader)]);
+    assert_eq!(world.text("caller", "/fetch").await, "an asset");
+    assert_eq!(world.text("caller", "/version").await, "v1");
+    assert_eq!(world.text("caller", "/add").await, "5");
     world.close().await;
 }
 

@@ -338,6 +338,32 @@ async fn assets_are_served_with_their_type_and_the_worker_gets_the_rest() {
 }
 
 #[tokio::test]
+async fn assets_need_no_code() {
+    let world = World::new().await;
+    let mut desired = world.desired("site", 1, "");
+    desired.version.modules.clear();
+    desired.version.assets = Some(Assets {
+        files: vec![AssetFile {
+            path: "/page.html".into(),
+            blob: world.blob("page"),
+            size: 4,
+        }],
+        config: json!({}),
+    });
+    world.deploy(desired).await;
+    assert_eq!(world.text("site", "/page").await, "page");
+    assert_eq!(world.get("site", "/nothing").await.status, 404);
+    let error = world.supervisor.scheduled("site", "* * * * *", 0).await;
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("only static assets")
+    );
+    world.close().await;
+}
+
+#[tokio::test]
 async fn an_open_web_socket_does_not_hold_up_a_deploy() {
     let world = World::with(|config| config.drain_ms = 3_600_000).await;
     let code = r#"export default { fetch(request) {

@@ -25,9 +25,8 @@ pub(crate) struct Parts {
     pub(crate) modules: Vec<Module>,
 }
 
-/// What one part is.
+/// What a part other than the JSON is.
 enum Part {
-    Json,
     Module(ModuleKind),
     /// Source maps are for stack traces, which this Wharf shows as they are.
     Ignored,
@@ -96,17 +95,16 @@ async fn read_parts(
     let mut names = BTreeSet::new();
     let mut total = 0;
     while let Some(field) = multipart.next_field().await.map_err(refused)? {
+        if field.name() == Some(json_part) {
+            metadata = Some(field.text().await.map_err(refused)?);
+            continue;
+        }
         let name = field
             .file_name()
             .or(field.name())
             .unwrap_or_default()
             .to_owned();
-        match kind(
-            &name,
-            json_part,
-            field.content_type().map(AsRef::<str>::as_ref),
-        )? {
-            Part::Json => metadata = Some(field.text().await.map_err(refused)?),
+        match kind(&name, field.content_type().map(AsRef::<str>::as_ref))? {
             Part::Ignored => drop(field.bytes().await.map_err(refused)?),
             Part::Module(kind) => {
                 let content = field.bytes().await.map_err(refused)?;
@@ -134,10 +132,7 @@ async fn read_parts(
     Ok(Parts { metadata, modules })
 }
 
-fn kind(name: &str, json_part: &str, content_type: Option<&str>) -> ApiResult<Part> {
-    if name == json_part {
-        return Ok(Part::Json);
-    }
+fn kind(name: &str, content_type: Option<&str>) -> ApiResult<Part> {
     let essence = content_type
         .unwrap_or_default()
         .split(';')

@@ -91,6 +91,8 @@ pub(crate) fn prepare(store: &Store, request: &Request, parts: Parts) -> ApiResu
     let container_classes = container_classes(metadata.containers.as_deref(), namespaces)?;
     let annotations = metadata.annotations();
     let mut extra = metadata.rest.clone();
+    // A list of npm packages for Cloudflare's statistics.
+    extra.remove("package_dependencies");
     extra.insert("source".into(), request.source.into());
     extra.insert("assets_only".into(), assets_only.into());
 
@@ -102,8 +104,8 @@ pub(crate) fn prepare(store: &Store, request: &Request, parts: Parts) -> ApiResu
         main_module,
         modules,
         compatibility_date: metadata.date(
-            jiff::Zoned::now()
-                .with_time_zone(jiff::tz::TimeZone::UTC)
+            jiff::Timestamp::now()
+                .to_zoned(jiff::tz::TimeZone::UTC)
                 .date(),
         )?,
         compatibility_flags: metadata.compatibility_flags.clone().unwrap_or_default(),

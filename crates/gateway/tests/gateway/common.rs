@@ -1,6 +1,5 @@
 //! A gateway on a real port, and Workers' processes in its place: servers on Unix sockets that read and write raw bytes.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -8,6 +7,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use tokio_util::sync::CancellationToken;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -24,6 +24,8 @@ pub(crate) struct Scripts {
     processes: Mutex<HashMap<String, Process>>,
     /// Guards that are held now.
     pub(crate) held: Arc<AtomicUsize>,
+    /// Cancelled: every process is about to end.
+    pub(crate) closing: CancellationToken,
     pub(crate) acquired: AtomicUsize,
 }
 
@@ -36,11 +38,30 @@ impl Scripts {
     }
 }
 
-struct Guard(Arc<AtomicUsize>);
+/// Counts as held until it is dropped or becomes a tunnel.
+struct Held {
+    count: Option<Arc<AtomicUsize>>,
+    closing: CancellationToken,
+}
 
-impl Drop for Guard {
+impl Held {
+    fn release(&mut self) {
+        if let Some(count) = self.count.take() {
+            count.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl wharf_gateway::Guard for Held {
+    fn upgraded(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        self.release();
+        Box::pin(self.closing.clone().cancelled_owned())
+    }
+}
+
+impl Drop for Held {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.release();
     }
 }
 
@@ -56,11 +77,14 @@ impl Upstreams for Scripts {
                 Some(Err(reason)) => Err(Unavailable::Broken(reason.clone())),
                 Some(Ok((socket, process))) => {
                     self.held.fetch_add(1, Ordering::SeqCst);
-                    let guard: Box<dyn Any + Send + Sync> = Box::new(Guard(self.held.clone()));
+                    let held = Held {
+                        count: Some(self.held.clone()),
+                        closing: self.closing.clone(),
+                    };
                     Ok(Upstream {
                         socket: socket.clone(),
                         process: *process,
-                        guard,
+                        guard: Box::new(held),
                     })
                 }
             }

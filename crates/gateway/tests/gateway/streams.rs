@@ -435,7 +435,7 @@ const WEBSOCKET: &str = "GET /ws HTTP/1.1\r\nHost: hello.localhost\r\nConnection
     Sec-WebSocket-Version: 13\r\n\r\n";
 
 #[tokio::test]
-async fn a_websocket_is_a_tunnel_that_holds_the_process() {
+async fn a_websocket_is_a_tunnel_that_ends_with_the_process_and_does_not_keep_it() {
     let mut settings = config();
     settings.idle_timeout_ms = 100;
     let it = gateway(settings).await;
@@ -455,9 +455,9 @@ async fn a_websocket_is_a_tunnel_that_holds_the_process() {
         // Idle for longer than a kept connection may be.
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
-    assert_eq!(it.scripts.held.load(Ordering::SeqCst), 1);
-    drop(client);
-    until(|| it.scripts.held.load(Ordering::SeqCst) == 0).await;
+    assert_eq!(it.scripts.held.load(Ordering::SeqCst), 0);
+    it.scripts.closing.cancel();
+    assert!(client.rest().await.is_empty(), "the tunnel is closed");
 }
 
 #[tokio::test]

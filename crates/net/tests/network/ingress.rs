@@ -233,3 +233,20 @@ async fn dialling_directly_does_not_wait() {
     network.dial(8080).await.unwrap();
     accept(&app).await;
 }
+
+#[tokio::test]
+async fn a_client_that_gives_up_is_held_no_longer() {
+    let network = network(NetConfig {
+        hold_ms: 3_600_000,
+        ..config()
+    })
+    .await;
+    let mut client = TcpStream::connect(network.ingress()).await.unwrap();
+    client
+        .write_all(b"CONNECT 127.0.0.1:8080 HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    client.shutdown().await.unwrap();
+    assert_eq!(read_to_end(&mut client).await.unwrap(), b"");
+}

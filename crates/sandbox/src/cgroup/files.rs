@@ -95,7 +95,7 @@ pub(super) fn children(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn processes(dir: &Path) -> io::Result<Vec<i32>> {
+pub(super) fn processes(dir: &Path) -> io::Result<Vec<i32>> {
     match fs::read_to_string(dir.join("cgroup.procs")) {
         Ok(text) => Ok(text
             .lines()
@@ -211,5 +211,50 @@ mod tests {
         )
         .unwrap();
         assert_eq!(oom_kills(&v2).unwrap(), 1);
+    }
+
+    /// A directory with these (empty) files, as the kernel would make it.
+    fn cgroup(names: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for name in names {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn limits_in_the_words_of_both_versions() {
+        let limits = Limits {
+            memory_bytes: Some(1 << 20),
+            cpu_millis: Some(1500),
+            pids: Some(7),
+            nofile: None,
+        };
+        let all = ["memory", "cpu", "pids"].map(str::to_owned);
+        let dir = cgroup(&["memory.max", "memory.swap.max", "cpu.max", "pids.max"]);
+        let read = |dir: &tempfile::TempDir, name: &str| {
+            fs::read_to_string(dir.path().join(name)).unwrap()
+        };
+        limit_v2(dir.path(), &all, &limits).unwrap();
+        assert_eq!(
+            ["memory.max", "memory.swap.max", "cpu.max", "pids.max"].map(|n| read(&dir, n)),
+            ["1048576", "0", "150000 100000", "7"]
+        );
+        let files = [
+            "memory.limit_in_bytes",
+            "memory.memsw.limit_in_bytes",
+            "cpu.cfs_period_us",
+            "cpu.cfs_quota_us",
+            "pids.max",
+        ];
+        let dir = cgroup(&files);
+        limit_v1(dir.path(), &all, &limits).unwrap();
+        assert_eq!(
+            files.map(|n| read(&dir, n)),
+            ["1048576", "1048576", "100000", "150000", "7"]
+        );
+        // A file that should be there and is not, is an error, not a limit that silently does not hold.
+        assert!(limit_v2(cgroup(&[]).path(), &all, &limits).is_err());
+        limit_v2(cgroup(&[]).path(), &[], &limits).unwrap();
     }
 }

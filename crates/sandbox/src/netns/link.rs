@@ -12,7 +12,9 @@ const LOOPBACK_INDEX: u32 = 1;
 const IFF_UP: u32 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
-const IFA_F_NODAD: u8 = 2;
+const IFA_FLAGS: u16 = 8;
+const IFA_F_NODAD: u32 = 0x2;
+const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 const RTA_OIF: u16 = 4;
 const RTA_PREFSRC: u16 = 7;
 const RT_TABLE_MAIN: u8 = 254;
@@ -60,13 +62,14 @@ pub(super) fn configure(v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> io::Result<()> {
 }
 
 fn address(messages: &mut Messages, family: u8, address: &[u8]) {
-    // Duplicate address detection is an IPv6 thing, and would keep the address from use for a while.
+    // Of IPv6 alone: duplicate address detection would keep the address from use for a while; and the kernel, which makes the
+    // address's own route in the background, would until then refuse it by a route to its prefix over loopback.
     let (prefix, flags) = if family == AF_INET {
         (32, 0)
     } else {
-        (128, IFA_F_NODAD)
+        (128, IFA_F_NODAD | IFA_F_NOPREFIXROUTE)
     };
-    let mut header = [family, prefix, flags, RT_SCOPE_UNIVERSE, 0, 0, 0, 0];
+    let mut header = [family, prefix, 0, RT_SCOPE_UNIVERSE, 0, 0, 0, 0];
     header[4..8].copy_from_slice(&LOOPBACK_INDEX.to_ne_bytes());
     messages.push(
         "adding an address to loopback",
@@ -74,7 +77,9 @@ fn address(messages: &mut Messages, family: u8, address: &[u8]) {
         NLM_F_ACK | NLM_F_CREATE,
         &header,
         |a| {
-            a.bytes(IFA_LOCAL, address).bytes(IFA_ADDRESS, address);
+            a.bytes(IFA_LOCAL, address)
+                .bytes(IFA_ADDRESS, address)
+                .bytes(IFA_FLAGS, &u32::to_ne_bytes(flags));
         },
     );
 }

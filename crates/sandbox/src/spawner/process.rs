@@ -65,13 +65,13 @@ pub fn run(args: &[String]) -> ExitCode {
     let arguments = match parse(args) {
         Ok(arguments) => arguments,
         Err(text) => {
-            println!("{text}");
+            say(&text);
             return ExitCode::from(2);
         }
     };
     // SAFETY: the executable calls this first thing, so nothing owns a descriptor above standard error yet.
     if let Err(error) = unsafe { sys::close_from(3) } {
-        println!("closing inherited descriptors: {error}");
+        say(&format!("closing inherited descriptors: {error}"));
         return ExitCode::FAILURE;
     }
     // SAFETY: as above, there is one thread.
@@ -79,7 +79,7 @@ pub fn run(args: &[String]) -> ExitCode {
         Ok(Some(_)) => return ExitCode::SUCCESS,
         Ok(None) => {}
         Err(error) => {
-            println!("fork: {error}");
+            say(&format!("fork: {error}"));
             return ExitCode::FAILURE;
         }
     }
@@ -87,11 +87,16 @@ pub fn run(args: &[String]) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Before it is ready the daemon reads this; afterwards it is /dev/null, and the log has it.
-            println!("{error}");
+            say(&error.to_string());
             eprintln!("spawner: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// To the daemon that starts this, if it still listens.
+fn say(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
 }
 
 fn serve(arguments: &Arguments) -> io::Result<()> {
@@ -126,7 +131,6 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
             return Err(error);
         }
     };
-    announce()?;
     let mut server = Server::new(
         listener,
         signals,
@@ -134,7 +138,7 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
         seccomp::program(),
         arguments.grace,
     );
-    let result = server.run();
+    let result = announce().and_then(|()| server.run());
     // Whatever happened: nobody may connect any more, and the next spawner cleans up what is left in the cgroups.
     match std::fs::remove_file(&arguments.socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -285,7 +285,8 @@ pub(crate) async fn first_line(process: &Process) -> String {
 /// An empty network namespace.
 pub(crate) fn netns() -> OwnedFd {
     std::thread::spawn(|| {
-        rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
+        // SAFETY: the thread is this closure's own and ends with it.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
         OwnedFd::from(fs::File::open("/proc/thread-self/ns/net").unwrap())
     })
     .join()

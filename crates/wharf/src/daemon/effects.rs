@@ -13,12 +13,20 @@ type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What a script shall run, from the store; `None` when nothing is deployed under the name.
 pub(super) fn desired(store: &Store, script: &str) -> Result<Option<Desired>, StoreError> {
-    let (Some(known), Some(version)) = (store.script(script)?, store.deployed_version(script)?) else {
+    let (Some(known), Some(version)) = (store.script(script)?, store.deployed_version(script)?)
+    else {
         return Ok(None);
     };
-    let namespaces: BTreeMap<_, _> =
-        store.namespaces(script)?.into_iter().map(|n| (n.class.clone(), n)).collect();
-    Ok(Some(Desired { version, script_number: known.number, namespaces }))
+    let namespaces: BTreeMap<_, _> = store
+        .namespaces(script)?
+        .into_iter()
+        .map(|n| (n.class.clone(), n))
+        .collect();
+    Ok(Some(Desired {
+        version,
+        script_number: known.number,
+        namespaces,
+    }))
 }
 
 /// The control API's router, with the registry beside it.
@@ -43,21 +51,32 @@ impl wharf_control::Effects for Effects {
             let found = {
                 let (store, script) = (node.store.clone(), script.to_owned());
                 let read = tokio::task::spawn_blocking(move || desired(&store, &script)).await;
-                read.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?
+                read.map_err(|e| e.to_string())?
+                    .map_err(|e| e.to_string())?
             };
             let Some(desired) = found else {
                 node.supervisor.remove(script, false).await;
                 node.schedules.notify_one();
                 return Ok(());
             };
-            let serves = node.supervisor.status().iter().any(|s| s.script == script && s.version == desired.version.id);
+            let serves = node
+                .supervisor
+                .status()
+                .iter()
+                .any(|s| s.script == script && s.version == desired.version.id);
             if !serves {
                 // Tried beside the version that serves, so that a broken one costs no request.
-                node.supervisor.check(script, desired.clone()).await.map_err(|e| e.to_string())?;
+                node.supervisor
+                    .check(script, desired.clone())
+                    .await
+                    .map_err(|e| e.to_string())?;
             }
             node.supervisor.set(script, desired);
             node.schedules.notify_one();
-            node.supervisor.settled(script).await.map_err(|e| e.to_string())
+            node.supervisor
+                .settled(script)
+                .await
+                .map_err(|e| e.to_string())
         })
     }
 
@@ -65,7 +84,10 @@ impl wharf_control::Effects for Effects {
         Box::pin(async move {
             self.0.schedules.notify_one();
             self.0.supervisor.remove(script, true).await;
-            self.0.engine.remove_all(Some(&Owner::Script(script.to_owned()))).await;
+            self.0
+                .engine
+                .remove_all(Some(&Owner::Script(script.to_owned())))
+                .await;
         })
     }
 
@@ -76,15 +98,20 @@ impl wharf_control::Effects for Effects {
     fn check_image<'a>(&'a self, reference: &'a str) -> Boxed<'a, Result<(), String>> {
         Box::pin(async move {
             let (images, reference) = (self.0.images.clone(), reference.to_owned());
-            let checked = tokio::task::spawn_blocking(move || images.resolve(&reference).map(|_| ())).await;
-            checked.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+            let checked =
+                tokio::task::spawn_blocking(move || images.resolve(&reference).map(|_| ())).await;
+            checked
+                .map_err(|e| e.to_string())?
+                .map_err(|e| e.to_string())
         })
     }
 
     fn instances<'a>(&'a self, application: &'a str) -> Boxed<'a, Vec<serde_json::Value>> {
         Box::pin(async move {
             let all = self.0.engine.list(None).await;
-            let of_it = all.iter().filter(|i| i.application.as_deref() == Some(application));
+            let of_it = all
+                .iter()
+                .filter(|i| i.application.as_deref() == Some(application));
             of_it.map(super::status::placement).collect()
         })
     }
@@ -92,8 +119,12 @@ impl wharf_control::Effects for Effects {
 
 /// Prepares an application's image, then ends the instances that run another one; their objects start the new one with their next request.
 async fn roll(node: &Node, id: &str) -> anyhow::Result<()> {
-    let Some(application) = node.store.application(id)? else { return Ok(()) };
-    let Some(reference) = application.image().map(str::to_owned) else { return Ok(()) };
+    let Some(application) = node.store.application(id)? else {
+        return Ok(());
+    };
+    let Some(reference) = application.image().map(str::to_owned) else {
+        return Ok(());
+    };
     let images = node.images.clone();
     let image = tokio::task::spawn_blocking(move || {
         let image = images.resolve(&reference)?;

@@ -45,7 +45,11 @@ impl Node {
 }
 
 fn script_url(config: &Config) -> String {
-    let base = config.gateway.base_domains.first().map_or("localhost", String::as_str);
+    let base = config
+        .gateway
+        .base_domains
+        .first()
+        .map_or("localhost", String::as_str);
     match config.gateway.listen.port() {
         80 => format!("http://{{script}}.{base}"),
         port => format!("http://{{script}}.{base}:{port}"),
@@ -55,18 +59,33 @@ fn script_url(config: &Config) -> String {
 /// Runs a node until SIGINT or SIGTERM.
 pub(crate) async fn up(mut config: Config) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
-        anyhow::bail!("`wharf up` must run as root: it makes namespaces, mounts and cgroups; try `sudo wharf up`");
+        anyhow::bail!(
+            "`wharf up` must run as root: it makes namespaces, mounts and cgroups; try `sudo wharf up`"
+        );
     }
     let filter = tracing_subscriber::EnvFilter::try_from_env("WHARF_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,wharf=info,worker=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 
     prepare_directories(&config)?;
     let _lock = lock(&config.run_dir())?;
     let binary = workerd_binary(&config)?;
     // Ports first: a busy one should fail before anything else was started.
-    let gateway = bind(config.gateway.listen, "gateway", "--listen or gateway.listen").await?;
-    let control = bind(config.control.listen, "control API", "--control-listen or control.listen").await?;
+    let gateway = bind(
+        config.gateway.listen,
+        "gateway",
+        "--listen or gateway.listen",
+    )
+    .await?;
+    let control = bind(
+        config.control.listen,
+        "control API",
+        "--control-listen or control.listen",
+    )
+    .await?;
 
     config.gateway.listen = gateway.local_addr()?;
     config.control.listen = control.local_addr()?;
@@ -75,14 +94,21 @@ pub(crate) async fn up(mut config: Config) -> anyhow::Result<()> {
     let store = Store::open(&data).with_context(|| format!("the store in {}", data.display()))?;
     let images = ImageStore::open(&data.join("images"))?;
     let port = config.control.listen.port();
-    let mut hosts = vec![config.control.listen.to_string(), format!("localhost:{port}"), format!("127.0.0.1:{port}")];
+    let mut hosts = vec![
+        config.control.listen.to_string(),
+        format!("localhost:{port}"),
+        format!("127.0.0.1:{port}"),
+    ];
     hosts.dedup();
     images.set_registry_hosts(&hosts);
 
     let (spawner, survivors) = Spawner::start(spawner_config(&config)?).await?;
     let stopping = Stopping::new();
     // From here on, a failure must not leave the spawner behind.
-    let served = serve(config, store, images, &spawner, survivors, binary, gateway, control, stopping).await;
+    let served = serve(
+        config, store, images, &spawner, survivors, binary, gateway, control, stopping,
+    )
+    .await;
     let ended = spawner.shutdown().await;
     if let Err(e) = std::fs::remove_dir_all(data.join("run")) {
         tracing::warn!("{} is left behind: {e}", data.join("run").display());
@@ -98,7 +124,10 @@ impl Stopping {
         let (sender, receiver) = watch::channel(false);
         tokio::spawn(async move {
             use tokio::signal::unix::{SignalKind, signal};
-            let (mut int, mut term) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+            let (mut int, mut term) = match (
+                signal(SignalKind::interrupt()),
+                signal(SignalKind::terminate()),
+            ) {
                 (Ok(int), Ok(term)) => (int, term),
                 (Err(e), _) | (_, Err(e)) => {
                     tracing::error!("signals can't be received: {e}");
@@ -109,7 +138,9 @@ impl Stopping {
             // The receiver lives as long as the daemon serves.
             let _ = sender.send(true);
             tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
-            eprintln!("wharf: stopping already; send SIGKILL to give up (the next start cleans up)");
+            eprintln!(
+                "wharf: stopping already; send SIGKILL to give up (the next start cleans up)"
+            );
         });
         Stopping(receiver)
     }
@@ -144,8 +175,9 @@ async fn serve(
         dns_servers: config.network.dns_servers.clone(),
         allow_private: config.network.allow_private,
     });
-    let (instances, others): (Vec<_>, Vec<_>) =
-        survivors.into_iter().partition(|s| wharf_engine::owns(&s.label));
+    let (instances, others): (Vec<_>, Vec<_>) = survivors
+        .into_iter()
+        .partition(|s| wharf_engine::owns(&s.label));
     let (workers, others): (Vec<_>, Vec<_>) =
         others.into_iter().partition(|s| Supervisor::owns(&s.label));
     // RUN steps of an earlier daemon: nobody waits for them any more.
@@ -180,7 +212,11 @@ async fn serve(
             drain_ms: config.workerd.drain_ms,
             memory_bytes: Some(config.workerd.memory_mib << 20),
             allow_private: config.network.allow_private,
-            ..WorkerdConfig::new(binary, config.run_dir().join("w"), config.data_dir.join("scripts"))
+            ..WorkerdConfig::new(
+                binary,
+                config.run_dir().join("w"),
+                config.data_dir.join("scripts"),
+            )
         },
         spawner.clone(),
         docker_sockets,
@@ -212,7 +248,8 @@ async fn serve(
     announce(&node, adopted)?;
 
     let upstreams = Arc::new(sockets::Workers(node.clone()));
-    let served = wharf_gateway::serve(gateway, gateway_config(&config), upstreams, stopping.wait()).await;
+    let served =
+        wharf_gateway::serve(gateway, gateway_config(&config), upstreams, stopping.wait()).await;
     eprintln!("wharf: stopping");
     cron_task.abort();
     supervisor.shutdown().await;
@@ -239,7 +276,10 @@ fn announce(node: &Node, adopted: usize) -> anyhow::Result<()> {
     if let Some(token) = node.store.first_token()? {
         let path = data.join("token");
         write_private(&path, token.as_bytes())?;
-        eprintln!("wharf: first API token (shown once, kept in {}): {token}", path.display());
+        eprintln!(
+            "wharf: first API token (shown once, kept in {}): {token}",
+            path.display()
+        );
     }
     if adopted > 0 {
         eprintln!("wharf: {adopted} running containers adopted");
@@ -315,7 +355,11 @@ fn lock(run_dir: &Path) -> anyhow::Result<std::fs::File> {
     Ok(file)
 }
 
-async fn bind(address: std::net::SocketAddr, what: &str, setting: &str) -> anyhow::Result<TcpListener> {
+async fn bind(
+    address: std::net::SocketAddr,
+    what: &str,
+    setting: &str,
+) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|e| match e.kind() {
         std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
             "the {what}'s address {address} is in use; stop what listens there (`ss -ltnp`), or choose another with {setting}"
@@ -326,11 +370,16 @@ async fn bind(address: std::net::SocketAddr, what: &str, setting: &str) -> anyho
 
 fn spawner_config(config: &Config) -> anyhow::Result<SpawnerConfig> {
     use sha2::Digest;
-    let hash = hex::encode(sha2::Sha256::digest(config.data_dir.as_os_str().as_encoded_bytes()));
+    let hash = hex::encode(sha2::Sha256::digest(
+        config.data_dir.as_os_str().as_encoded_bytes(),
+    ));
     let executable = std::env::current_exe()?;
-    let executable = executable
-        .to_str()
-        .ok_or_else(|| anyhow::anyhow!("the path of this executable is not UTF-8: {}", executable.display()))?;
+    let executable = executable.to_str().ok_or_else(|| {
+        anyhow::anyhow!(
+            "the path of this executable is not UTF-8: {}",
+            executable.display()
+        )
+    })?;
     Ok(SpawnerConfig {
         socket: config.run_dir().join("spawner.sock"),
         command: vec![executable.to_owned(), crate::SPAWNER_VERB.to_owned()],
@@ -357,13 +406,22 @@ fn workerd_binary(config: &Config) -> anyhow::Result<PathBuf> {
         Some(found) => Ok(found.canonicalize()?),
         None => anyhow::bail!(
             "no workerd: run `cargo xtask setup`, or name the executable in workerd.binary or WHARF_WORKERD (looked in {})",
-            tried.iter().take(4).map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+            tried
+                .iter()
+                .take(4)
+                .map(|p| p.display().to_string())
+                .collect::<Vec<_>>()
+                .join(", ")
         ),
     }
 }
 
 /// Binds a Unix socket, replacing a stale one.
-pub(crate) fn bind_unix(path: &Path, mode: u32, owner: Option<u32>) -> std::io::Result<UnixListener> {
+pub(crate) fn bind_unix(
+    path: &Path,
+    mode: u32,
+    owner: Option<u32>,
+) -> std::io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
         _ => {}

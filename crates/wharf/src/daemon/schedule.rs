@@ -36,7 +36,11 @@ fn stored(node: &Node) -> anyhow::Result<Vec<Cron>> {
         }
         for cron in &script.schedules {
             let last_run_ms = node.store.cron_last_run(&script.name, cron)?;
-            crons.push(Cron { script: script.name.clone(), cron: cron.clone(), last_run_ms });
+            crons.push(Cron {
+                script: script.name.clone(),
+                cron: cron.clone(),
+                last_run_ms,
+            });
         }
     }
     Ok(crons)
@@ -50,7 +54,12 @@ impl Triggers for Handlers {
         now.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
     }
 
-    fn record<'a>(&'a self, script: &'a str, cron: &'a str, due_ms: i64) -> Boxed<'a, Result<(), String>> {
+    fn record<'a>(
+        &'a self,
+        script: &'a str,
+        cron: &'a str,
+        due_ms: i64,
+    ) -> Boxed<'a, Result<(), String>> {
         let (store, script, cron) = (self.0.store.clone(), script.to_owned(), cron.to_owned());
         Box::pin(async move {
             tokio::task::spawn_blocking(move || store.set_cron_last_run(&script, &cron, due_ms))
@@ -63,7 +72,9 @@ impl Triggers for Handlers {
     fn fire<'a>(&'a self, script: &'a str, cron: &'a str, due_ms: i64) -> Boxed<'a, ()> {
         Box::pin(async move {
             match self.0.supervisor.scheduled(script, cron, due_ms).await {
-                Ok(outcome) => tracing::info!(script, cron, outcome = outcome.outcome, "cron trigger ran"),
+                Ok(outcome) => {
+                    tracing::info!(script, cron, outcome = outcome.outcome, "cron trigger ran")
+                }
                 Err(e) => tracing::error!(script, cron, "cron trigger: {e}"),
             }
         })

@@ -27,14 +27,32 @@ pub(super) struct ScriptSockets {
 }
 
 impl ScriptSockets {
-    pub(super) fn new(config: Arc<Config>, store: Store, engine: Engine, networks: Networks) -> Self {
-        let applications = Arc::new(StoredApplications { config, store: store.clone() });
-        ScriptSockets { store, engine, networks, applications }
+    pub(super) fn new(
+        config: Arc<Config>,
+        store: Store,
+        engine: Engine,
+        networks: Networks,
+    ) -> Self {
+        let applications = Arc::new(StoredApplications {
+            config,
+            store: store.clone(),
+        });
+        ScriptSockets {
+            store,
+            engine,
+            networks,
+            applications,
+        }
     }
 }
 
 impl wharf_workerd::Sockets for ScriptSockets {
-    fn docker(&self, script: &str, path: PathBuf, uid: u32) -> Boxed<'_, std::io::Result<Box<dyn Any + Send + Sync>>> {
+    fn docker(
+        &self,
+        script: &str,
+        path: PathBuf,
+        uid: u32,
+    ) -> Boxed<'_, std::io::Result<Box<dyn Any + Send + Sync>>> {
         let router = wharf_docker_api::script::router(
             script.to_owned(),
             self.engine.clone(),
@@ -91,14 +109,21 @@ impl Applications for StoredApplications {
 }
 
 impl StoredApplications {
-    fn look_up(&self, script: &str, unique_key: &str, object_id: &str) -> Result<ApplicationInfo, String> {
+    fn look_up(
+        &self,
+        script: &str,
+        unique_key: &str,
+        object_id: &str,
+    ) -> Result<ApplicationInfo, String> {
         let fault = |e: wharf_store::StoreError| e.to_string();
         let namespace = self
             .store
             .namespace_by_unique_key(unique_key)
             .map_err(fault)?
             .filter(|n| n.script == script)
-            .ok_or_else(|| format!("the Worker \"{script}\" has no Durable Object class behind this container"))?;
+            .ok_or_else(|| {
+                format!("the Worker \"{script}\" has no Durable Object class behind this container")
+            })?;
         let application = self.store.application_by_namespace(&namespace.id).map_err(fault)?.ok_or_else(|| {
             format!(
                 "no container application is deployed for the class {} of \"{script}\" yet; the deploy that creates it may still run, or it was deployed with --containers-rollout=none",
@@ -111,7 +136,11 @@ impl StoredApplications {
             .to_owned();
         let limits = application.limits();
         let node = &self.config.node;
-        let deployment = self.store.script(script).map_err(fault)?.and_then(|s| s.deployed_version);
+        let deployment = self
+            .store
+            .script(script)
+            .map_err(fault)?
+            .and_then(|s| s.deployed_version);
         let variables = [
             ("CLOUDFLARE_APPLICATION_ID", application.id.clone()),
             ("CLOUDFLARE_COUNTRY_A2", node.country.clone()),
@@ -175,6 +204,16 @@ pub(super) fn operator(
 /// The gateway's way to workerd.
 pub(super) struct Workers(pub(super) Node);
 
+/// A lease as the gateway holds it.
+struct LeaseGuard(wharf_workerd::Lease);
+
+impl wharf_gateway::Guard for LeaseGuard {
+    fn upgraded(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        self.0.upgraded();
+        Box::pin(self.0.closing())
+    }
+}
+
 impl Upstreams for Workers {
     fn acquire<'a>(&'a self, script: &'a str) -> Boxed<'a, Result<Upstream, Unavailable>> {
         Box::pin(async move {
@@ -182,7 +221,7 @@ impl Upstreams for Workers {
                 Ok(lease) => Ok(Upstream {
                     socket: lease.socket.clone(),
                     process: lease.process,
-                    guard: Box::new(lease),
+                    guard: Box::new(LeaseGuard(lease)),
                 }),
                 Err(WorkerdError::NoScript(name)) => Err(Unavailable::NoScript(name)),
                 Err(WorkerdError::Broken(reason)) => Err(Unavailable::Broken(reason)),
@@ -191,6 +230,11 @@ impl Upstreams for Workers {
     }
 
     fn scripts(&self) -> Vec<String> {
-        self.0.supervisor.status().into_iter().map(|s| s.script).collect()
+        self.0
+            .supervisor
+            .status()
+            .into_iter()
+            .map(|s| s.script)
+            .collect()
     }
 }

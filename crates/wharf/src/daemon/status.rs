@@ -30,7 +30,9 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
 /// An instance for people and for the API.
 pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
     let state = match &i.state {
-        lifecycle::State::Exited(exit) if exit.oom_killed => format!("exited ({}, out of memory)", exit.code),
+        lifecycle::State::Exited(exit) if exit.oom_killed => {
+            format!("exited ({}, out of memory)", exit.code)
+        }
         lifecycle::State::Exited(exit) => format!("exited ({})", exit.code),
         other => format!("{other:?}").to_lowercase(),
     };
@@ -68,8 +70,15 @@ pub(super) fn placement(i: &wharf_engine::Inspect) -> Value {
 }
 
 /// The variables that wrangler reads (contract: wrangler, section 1).
-pub(super) async fn environment(State(node): State<Node>) -> Result<Json<Value>, (StatusCode, Json<Value>)> {
-    let fault = |message: String| (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({"message": message})));
+pub(super) async fn environment(
+    State(node): State<Node>,
+) -> Result<Json<Value>, (StatusCode, Json<Value>)> {
+    let fault = |message: String| {
+        (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Json(json!({"message": message})),
+        )
+    };
     let token_file = node.config.data_dir.join("token");
     let token = std::fs::read_to_string(&token_file)
         .map_err(|e| fault(format!("the API token in {}: {e}", token_file.display())))?;

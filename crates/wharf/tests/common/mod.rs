@@ -1,5 +1,5 @@
 //! A real node in a temporary directory, the real wrangler, and a small HTTP client. Everything is ended and looked for on drop.
-#![allow(dead_code)] // each test binary uses a part
+#![allow(dead_code, clippy::unwrap_used, unreachable_pub)] // each test binary uses a part; a panic is a failed test
 
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -12,12 +12,18 @@ use std::time::{Duration, Instant};
 pub const WRANGLERS: [&str; 2] = ["4.86.0", "4.164.0"];
 
 pub fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .unwrap()
 }
 
 pub fn tools() -> PathBuf {
     let tools = repository().join("target/tools");
-    assert!(tools.join("workerd").exists(), "the pinned tools are missing: run `cargo xtask setup`");
+    assert!(
+        tools.join("workerd").exists(),
+        "the pinned tools are missing: run `cargo xtask setup`"
+    );
     tools
 }
 
@@ -37,10 +43,14 @@ pub struct Answer {
 
 impl Answer {
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{} {e}: {}", self.status, self.body))
+        serde_json::from_str(&self.body)
+            .unwrap_or_else(|e| panic!("{} {e}: {}", self.status, self.body))
     }
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+        self.headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v.as_str())
     }
 }
 
@@ -50,7 +60,10 @@ impl Node {
     }
 
     pub fn start_with(extra: &[&str]) -> Node {
-        let dir = tempfile::Builder::new().prefix("wharf").tempdir_in("/tmp").unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("wharf")
+            .tempdir_in("/tmp")
+            .unwrap();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut node = Node {
             dir,
@@ -74,17 +87,29 @@ impl Node {
 
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wharf"));
-        command.arg("--data-dir").arg(self.data_dir()).env("WHARF_WORKERD", tools().join("workerd"));
+        command
+            .arg("--data-dir")
+            .arg(self.data_dir())
+            .env("WHARF_WORKERD", tools().join("workerd"));
         command
     }
 
     /// Starts the daemon; after the first time on the same ports, so that clients find it again.
     pub fn launch(&mut self) {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_file()).unwrap();
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_file())
+            .unwrap();
         let mut command = self.command();
         command
             .arg("up")
-            .args(["--listen", &self.gateway.to_string(), "--control-listen", &self.control.to_string()])
+            .args([
+                "--listen",
+                &self.gateway.to_string(),
+                "--control-listen",
+                &self.control.to_string(),
+            ])
             .args(&self.extra)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -103,7 +128,11 @@ impl Node {
                 self.control = status["control"].as_str().unwrap().parse().unwrap();
                 break;
             }
-            assert!(Instant::now() < deadline, "the node does not come up:\n{}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "the node does not come up:\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
         // `wharf env` needs the token file, written just before the gateway opens.
@@ -123,7 +152,9 @@ impl Node {
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|c| c.try_wait().unwrap().is_none())
+        self.child
+            .as_mut()
+            .is_some_and(|c| c.try_wait().unwrap().is_none())
     }
 
     pub fn kill_9(&mut self) {
@@ -134,7 +165,9 @@ impl Node {
 
     /// Ends the daemon as Ctrl-C does; panics if it does not go.
     pub fn stop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
         rustix::process::kill_process(
             rustix::process::Pid::from_raw(child.id() as i32).unwrap(),
             rustix::process::Signal::TERM,
@@ -153,33 +186,44 @@ impl Node {
 
     pub fn status(&self) -> Value {
         let out = self.command().args(["status", "--json"]).output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
         serde_json::from_slice(&out.stdout).unwrap()
     }
 
     pub fn env(&self) -> Vec<(String, String)> {
         let out = self.command().args(["env", "--json"]).output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
         let value: Value = serde_json::from_slice(&out.stdout).unwrap();
         let map = value.as_object().unwrap();
-        map.iter().map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned())).collect()
+        map.iter()
+            .map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned()))
+            .collect()
     }
 
     /// The real wrangler, with only Wharf's variables set.
     pub fn wrangler(&self, version: &str, project: &Path, args: &[&str]) -> Output {
-        self.wrangler_command(version, project, args).output().unwrap()
+        self.wrangler_command(version, project, args)
+            .output()
+            .unwrap()
     }
 
     pub fn wrangler_command(&self, version: &str, project: &Path, args: &[&str]) -> Command {
-        let home = tools().join(format!("wrangler-{version}"));
-        let mut path = std::env::var_os("PATH").unwrap_or_default();
-        let node = home.join("node_modules/node/bin");
-        if node.exists() {
-            let mut dirs = vec![node];
-            dirs.extend(std::env::split_paths(&path));
-            path = std::env::join_paths(dirs).unwrap();
-        }
-        let mut command = Command::new(home.join("node_modules/.bin/wrangler"));
+        // Its folder also has the Node that it runs on.
+        let bin = tools().join(format!("wrangler-{version}/node_modules/.bin"));
+        let mut dirs = vec![bin.clone()];
+        dirs.extend(std::env::split_paths(
+            &std::env::var_os("PATH").unwrap_or_default(),
+        ));
+        let path = std::env::join_paths(dirs).unwrap();
+        let mut command = Command::new(bin.join("wrangler"));
         command
             .args(args)
             .current_dir(project)
@@ -194,8 +238,17 @@ impl Node {
     /// wrangler that must succeed; returns what it printed.
     pub fn wrangler_ok(&self, version: &str, project: &Path, args: &[&str]) -> String {
         let out = self.wrangler(version, project, args);
-        let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-        assert!(out.status.success(), "wrangler {version} {args:?}: {}\n{text}\n--- node:\n{}", out.status, self.log());
+        let text = format!(
+            "{}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
+        assert!(
+            out.status.success(),
+            "wrangler {version} {args:?}: {}\n{text}\n--- node:\n{}",
+            out.status,
+            self.log()
+        );
         text
     }
 
@@ -203,7 +256,14 @@ impl Node {
         self.request("GET", script, path, &[], "")
     }
 
-    pub fn request(&self, method: &str, script: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    pub fn request(
+        &self,
+        method: &str,
+        script: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Answer {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(60)))
@@ -222,7 +282,9 @@ impl Node {
         let headers = response.headers().iter();
         Answer {
             status: response.status().as_u16(),
-            headers: headers.map(|(n, v)| (n.to_string(), v.to_str().unwrap_or_default().to_owned())).collect(),
+            headers: headers
+                .map(|(n, v)| (n.to_string(), v.to_str().unwrap_or_default().to_owned()))
+                .collect(),
             body: response.body_mut().read_to_string().unwrap(),
         }
     }
@@ -233,11 +295,14 @@ impl Node {
         let own = self.child.as_ref().map(Child::id);
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
+                continue;
+            };
             if pid == std::process::id() || Some(pid) == own {
                 continue;
             }
-            let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let read =
+                |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
             let mentions = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).contains(&marker);
             // Containers show the node's directories in their overlay mount, workerd and the spawner in their arguments.
             if mentions(read("cmdline")) || mentions(read("mountinfo")) {
@@ -265,7 +330,10 @@ impl Drop for Node {
         }
         if !failed {
             assert!(left.is_empty(), "processes are left behind: {left:?}");
-            assert!(!self.data_dir().join("run").exists(), "sockets are left behind");
+            assert!(
+                !self.data_dir().join("run").exists(),
+                "sockets are left behind"
+            );
         }
     }
 }
@@ -277,7 +345,10 @@ pub struct Project {
 
 impl Project {
     pub fn copy_of(example: &str) -> Project {
-        let dir = tempfile::Builder::new().prefix("wharf-project").tempdir_in("/tmp").unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("wharf-project")
+            .tempdir_in("/tmp")
+            .unwrap();
         let source = repository().join("examples").join(example);
         let status = Command::new("cp")
             .args(["-a", "--no-target-directory"])
@@ -286,7 +357,10 @@ impl Project {
             .status()
             .unwrap();
         assert!(status.success());
-        assert!(source.join("node_modules").exists(), "run `cargo xtask setup` first");
+        assert!(
+            source.join("node_modules").exists(),
+            "run `cargo xtask setup` first"
+        );
         Project { dir }
     }
 
@@ -302,7 +376,10 @@ impl Project {
 
     /// An empty project with these files.
     pub fn new(files: &[(&str, &str)]) -> Project {
-        let dir = tempfile::Builder::new().prefix("wharf-project").tempdir_in("/tmp").unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("wharf-project")
+            .tempdir_in("/tmp")
+            .unwrap();
         std::fs::create_dir(dir.path().join("p")).unwrap();
         let project = Project { dir };
         for (file, content) in files {
@@ -319,7 +396,11 @@ impl Project {
             .current_dir(self.path())
             .output()
             .unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
     }
 }
 

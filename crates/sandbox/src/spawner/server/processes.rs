@@ -1,0 +1,321 @@
+//! Processes: from the request to the end of the last one in the cgroup.
+
+use super::{DRAIN_TICK, Entry, Outcome, Requester, Server, State};
+use crate::spawner::Exit;
+use crate::spawner::launch::{self, Given};
+use crate::spawner::protocol::{Message, ReplyBody};
+use crate::sys;
+use rustix::io::Errno;
+use rustix::process::{WaitOptions, WaitStatus};
+use std::io;
+use std::os::fd::AsFd;
+
+impl Server {
+    pub(super) fn spawn(
+        &mut self,
+        spec: &crate::spec::ProcessSpec,
+        given: &Given,
+        requester: Requester,
+    ) -> Result<(), ReplyBody> {
+        let refuse = |message: String| ReplyBody::Refused {
+            message,
+            exit_code: 125,
+        };
+        if self.ending.is_some() {
+            return Err(ReplyBody::Failed {
+                message: "the spawner is ending".to_owned(),
+            });
+        }
+        launch::check(spec, given).map_err(refuse)?;
+        if self.entries.contains_key(&spec.id) {
+            return Err(refuse(format!(
+                "a process with the id {} exists already",
+                spec.id
+            )));
+        }
+        let launched = launch::launch(&self.manager, &self.filter, spec, given).map_err(|e| {
+            ReplyBody::Failed {
+                message: format!("starting process {}: {e}", spec.id),
+            }
+        })?;
+        let state = State::Starting {
+            report: launched.report,
+            text: Vec::new(),
+            stdin: launched.stdin,
+            requester,
+        };
+        let entry = Entry {
+            label: spec.label.clone(),
+            pid: launched.pid,
+            pidfd: launched.pidfd,
+            stdout: launched.stdout,
+            stderr: launched.stderr,
+            cgroup: launched.cgroup,
+            state,
+            abandoned: false,
+        };
+        self.entries.insert(spec.id.clone(), entry);
+        Ok(())
+    }
+
+    pub(super) fn signal(&self, id: &str, signal: i32) -> ReplyBody {
+        let Some(entry) = self.entries.get(id) else {
+            return no_such(id);
+        };
+        if matches!(entry.state, State::Draining(_) | State::Ended(_)) {
+            return ReplyBody::Signalled(false);
+        }
+        match sys::signal_process(entry.pidfd.as_fd(), signal) {
+            Ok(found) => ReplyBody::Signalled(found),
+            Err(error) => ReplyBody::Failed {
+                message: format!("signal {signal} to process {id}: {error}"),
+            },
+        }
+    }
+
+    /// Kills the process and its cgroup; what escapes a round is killed while draining.
+    pub(super) fn kill(&mut self, id: &str) {
+        let Some(entry) = self.entries.get(id) else {
+            return;
+        };
+        if matches!(entry.state, State::Ended(_)) {
+            return;
+        }
+        let main = if matches!(entry.state, State::Draining(_)) {
+            Ok(false)
+        } else {
+            // A process that has just been cloned may not be in its v1 cgroups yet.
+            sys::signal_process(entry.pidfd.as_fd(), libc::SIGKILL)
+        };
+        if let Err(error) = main.and_then(|_| entry.cgroup.kill()) {
+            eprintln!("spawner: killing {id}: {error}");
+        }
+    }
+
+    pub(super) fn take_signals(&mut self) -> io::Result<()> {
+        let mut record = [0u8; sys::SIGNAL_RECORD];
+        loop {
+            match rustix::io::read(&self.signals, &mut record) {
+                Ok(_) => {
+                    let [a, b, c, d, ..] = record;
+                    // The daemon decides about a SIGTERM that goes to the whole service; alone, the spawner obeys.
+                    if u32::from_ne_bytes([a, b, c, d]) == libc::SIGTERM as u32
+                        && self.daemon.is_none()
+                    {
+                        self.end();
+                    }
+                }
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => self.reaped(pid.as_raw_nonzero().get(), status),
+                Ok(None) | Err(Errno::CHILD) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    pub(super) fn reaped(&mut self, pid: i32, status: WaitStatus) {
+        let alive = |e: &Entry| {
+            matches!(
+                e.state,
+                State::Starting { .. } | State::Running | State::Refused { .. }
+            )
+        };
+        // Others are orphans that a process of ours left (this is their subreaper).
+        let Some(id) = self
+            .entries
+            .iter()
+            .find(|(_, e)| e.pid == pid && alive(e))
+            .map(|(id, _)| id.clone())
+        else {
+            return;
+        };
+        self.read_report(&id); // Before its end, the requester must learn of its start.
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        let outcome = match std::mem::replace(&mut entry.state, State::Running) {
+            State::Refused {
+                requester,
+                message,
+                exit_code,
+            } => Outcome::Refusal {
+                requester,
+                message,
+                exit_code,
+            },
+            _ => {
+                let signal = status.terminating_signal();
+                let code = status
+                    .exit_status()
+                    .unwrap_or_else(|| 128 + signal.unwrap_or_default());
+                Outcome::Exit(Exit {
+                    code,
+                    signal,
+                    oom_killed: false,
+                })
+            }
+        };
+        entry.state = State::Draining(outcome);
+        self.tick = DRAIN_TICK.0;
+    }
+
+    /// Moves every draining process on whose cgroup is empty.
+    pub(super) fn drain(&mut self) {
+        let draining: Vec<String> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| matches!(e.state, State::Draining(_)))
+            .map(|(id, _)| id.clone())
+            .collect();
+        if draining.is_empty() {
+            return;
+        }
+        for id in draining {
+            match self.settle(&id) {
+                Ok(true) => self.tick = DRAIN_TICK.0,
+                Ok(false) => self.tick = (self.tick * 2).min(DRAIN_TICK.1),
+                Err(error) => {
+                    eprintln!("spawner: ending the cgroup of {id}: {error}");
+                    self.tick = DRAIN_TICK.1;
+                }
+            }
+        }
+    }
+
+    /// `Ok(true)` when the process has left the state Draining.
+    pub(super) fn settle(&mut self, id: &str) -> io::Result<bool> {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return Ok(true);
+        };
+        let State::Draining(outcome) = &mut entry.state else {
+            return Ok(true);
+        };
+        if !entry.cgroup.is_empty()? {
+            entry.cgroup.kill()?;
+            return Ok(false);
+        }
+        if let Outcome::Exit(exit) = outcome {
+            match entry.cgroup.oom_kills() {
+                Ok(kills) => exit.oom_killed |= kills > 0,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // Read in an earlier round, removed since.
+                Err(error) => return Err(error),
+            }
+        }
+        if !entry.cgroup.remove()? {
+            return Ok(false);
+        }
+        match std::mem::replace(&mut entry.state, State::Running) {
+            State::Draining(Outcome::Exit(exit)) if !entry.abandoned => {
+                entry.state = State::Ended(exit);
+                self.send(
+                    &Message::Exited {
+                        id: id.to_owned(),
+                        exit,
+                    },
+                    Vec::new(),
+                );
+            }
+            State::Draining(Outcome::Refusal {
+                requester,
+                message,
+                exit_code,
+            }) => {
+                self.entries.remove(id);
+                self.reply(
+                    requester,
+                    ReplyBody::Refused { message, exit_code },
+                    Vec::new(),
+                );
+            }
+            _ => {
+                self.entries.remove(id);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads what a starting process reports. At the end of it, exec has succeeded or failed.
+    pub(super) fn read_report(&mut self, id: &str) {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        let State::Starting { report, text, .. } = &mut entry.state else {
+            return;
+        };
+        let mut chunk = [0u8; 4096];
+        loop {
+            match rustix::io::read(&*report, &mut chunk) {
+                Ok(0) => break,
+                Ok(length) => text.extend_from_slice(&chunk[..length]),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(error) => {
+                    eprintln!("spawner: reading the report of {id}: {error}");
+                    break;
+                }
+            }
+        }
+        let State::Starting {
+            text,
+            stdin,
+            requester,
+            ..
+        } = std::mem::replace(&mut entry.state, State::Running)
+        else {
+            return;
+        };
+        if let Some((exit_code, message)) = text.split_first() {
+            let message = String::from_utf8_lossy(message).into_owned();
+            entry.state = State::Refused {
+                requester,
+                message,
+                exit_code: i32::from(*exit_code),
+            };
+            return;
+        }
+        let known = self
+            .daemon
+            .as_ref()
+            .is_some_and(|d| d.number == requester.connection);
+        let streams = entry
+            .stdout
+            .try_clone()
+            .and_then(|out| Ok(vec![out, entry.stderr.try_clone()?]));
+        match streams {
+            Ok(mut streams) if known => {
+                streams.extend(stdin);
+                let body = ReplyBody::Spawned {
+                    id: id.to_owned(),
+                    pid: entry.pid,
+                };
+                self.reply(requester, body, streams);
+            }
+            other => {
+                entry.abandoned = true;
+                if let Err(error) = other {
+                    self.reply(
+                        requester,
+                        ReplyBody::Failed {
+                            message: format!("copying the output's descriptors: {error}"),
+                        },
+                        Vec::new(),
+                    );
+                }
+                self.kill(id);
+            }
+        }
+    }
+}
+
+pub(super) fn no_such(id: &str) -> ReplyBody {
+    ReplyBody::Failed {
+        message: format!("there is no process {id}"),
+    }
+}

@@ -7,7 +7,8 @@
 use crate::errors::ApiError;
 use crate::json;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
@@ -141,6 +142,7 @@ pub fn router_with(
         .fallback(page_not_found)
         .method_not_allowed_fallback(page_not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(axum::middleware::from_fn(refuse_long_bodies))
         .with_state(Arc::new(shared))
 }
 
@@ -176,6 +178,16 @@ fn unsupported() -> Router<Arc<Shared>> {
         .route("/commit", post(container_snapshots))
         .route("/images/{name}/json", get(container_snapshots))
         .route("/images/{name}", delete(container_snapshots))
+}
+
+/// A body that says it is too long is not even read.
+async fn refuse_long_bodies(request: Request, next: Next) -> Response {
+    let length = hyper::body::Body::size_hint(request.body()).lower();
+    if length > MAX_BODY as u64 && !request.uri().path().ends_with("/archive") {
+        let text = format!("the request body has {length} bytes, more than {MAX_BODY}");
+        return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text).into_response();
+    }
+    next.run(request).await
 }
 
 async fn page_not_found() -> ApiError {

@@ -329,7 +329,7 @@ impl Process {
         self.running.closing.cancel();
         // workerd deletes every container when it is told to end (contract: workerd, 1.7). Each such request is a new connection to
         // the engine's socket, so without the path they all fail and the containers live on for the next process to adopt.
-        if let Err(error) = std::fs::metadata(&self.docker_socket).map(drop)
+        if let Err(error) = std::fs::remove_file(&self.docker_socket)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(%error, path = %self.docker_socket.display(), "cannot detach the containers of a process");

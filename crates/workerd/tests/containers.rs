@@ -156,9 +156,15 @@ async fn containers_live_on_when_a_version_is_replaced() {
 import { DurableObject } from "cloudflare:workers";
 export class Box extends DurableObject {
   async fetch(request) {
-    if (new URL(request.url).pathname == "/start") {
-      this.ctx.container.start({ enableInternet: false });
-      this.ctx.container.monitor().catch(() => {});
+    switch (new URL(request.url).pathname) {
+      case "/start":
+        this.ctx.container.start({ enableInternet: false });
+        this.ctx.container.monitor().catch(() => {});
+        // A start that nobody waits for is given up with its request.
+        while (!this.started) await scheduler.wait(10);
+        break;
+      case "/started":
+        this.started = true;
     }
     return new Response(String(this.ctx.container.running));
   }
@@ -171,11 +177,14 @@ export default { fetch(request, env) { return env.BOX.getByName("a").fetch(reque
     };
     world.deploy(version(&world, code)).await;
     assert_eq!(world.text("hello", "/").await, "false");
-    assert_eq!(world.text("hello", "/start").await, "true");
-    support::eventually("the container and its sidecar run", async || {
+    let both_run = support::eventually("the container and its sidecar run", async || {
         (engine.running.lock().unwrap().len() == 2).then_some(())
-    })
-    .await;
+    });
+    let (start, ()) = tokio::join!(world.text("hello", "/start"), async {
+        both_run.await;
+        world.text("hello", "/started").await;
+    });
+    assert_eq!(start, "true");
     engine.asked.lock().unwrap().clear();
 
     world.deploy(version(&world, &format!("{code}//"))).await;

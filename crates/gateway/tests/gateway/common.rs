@@ -348,9 +348,11 @@ pub(crate) async fn mirror(mut stream: UnixStream, number: usize) {
     }
 }
 
-/// Waits until `condition` holds; the test runner's own limit ends it otherwise.
+/// Waits until `condition` holds.
 pub(crate) async fn until(condition: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
     while !condition() {
+        assert!(tokio::time::Instant::now() < deadline, "waited in vain");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }

@@ -510,7 +510,7 @@ async fn stopping_lets_a_request_finish_and_ends_websockets_and_idle_connections
     let mut idle = it.connect().await;
     let mut busy = it.connect().await;
     busy.send(GET).await;
-    until(|| it.scripts.held.load(Ordering::SeqCst) == 2).await;
+    until(|| it.scripts.held.load(Ordering::SeqCst) == 1).await;
 
     let stopped = it.begin_stop();
     websocket.rest().await;

@@ -6,6 +6,7 @@
 //! containers), sockets bound, scripts started, schedules armed, gateway opened.
 
 mod effects;
+mod housekeeping;
 mod schedule;
 mod sockets;
 mod status;
@@ -245,6 +246,10 @@ async fn serve(
             .into_future(),
     );
     let cron_task = tokio::spawn(schedule::run(node.clone()));
+    let housekeeping = tokio::spawn(housekeeping::run(node.clone()));
+    if let Some(warning) = wharf_sandbox::cgroup::describe().warning() {
+        tracing::warn!("{warning}");
+    }
     announce(&node, adopted)?;
 
     let upstreams = Arc::new(sockets::Workers(node.clone()));
@@ -252,6 +257,7 @@ async fn serve(
         wharf_gateway::serve(gateway, gateway_config(&config), upstreams, stopping.wait()).await;
     eprintln!("wharf: stopping");
     cron_task.abort();
+    housekeeping.abort();
     supervisor.shutdown().await;
     engine.remove_all(None).await;
     control_task.abort();

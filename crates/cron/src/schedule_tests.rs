@@ -164,10 +164,10 @@ fn errors_name_the_field_and_the_mistake() {
     }
 }
 
-/// A list of values below some bound as text, and as a set.
-fn list(min: u32, max: u32) -> impl Strategy<Value = (String, Vec<u32>)> {
+/// A field as text and as a set; its values are named up to `max`, steps and `*` go to the field's `end`.
+fn list(min: u32, max: u32, end: u32) -> impl Strategy<Value = (String, Vec<u32>)> {
     prop_oneof![
-        2 => Just(("*".to_owned(), (min..=max).collect())),
+        2 => Just(("*".to_owned(), (min..=end).collect())),
         2 => prop::collection::btree_set(min..=max, 1..4).prop_map(|set| {
             let values: Vec<u32> = set.into_iter().collect();
             let text: Vec<String> = values.iter().map(u32::to_string).collect();
@@ -178,7 +178,7 @@ fn list(min: u32, max: u32) -> impl Strategy<Value = (String, Vec<u32>)> {
             (format!("{a}-{b}"), (a..=b).collect())
         }),
         1 => (min..=max, 1..=(max - min)).prop_map(move |(a, step)| {
-            (format!("{a}/{step}"), (a..=max).step_by(step as usize).collect())
+            (format!("{a}/{step}"), (a..=end).step_by(step as usize).collect())
         }),
     ]
 }
@@ -186,7 +186,7 @@ fn list(min: u32, max: u32) -> impl Strategy<Value = (String, Vec<u32>)> {
 proptest! {
     #[test]
     fn the_next_time_is_later_matches_and_is_the_first(
-        minutes in list(0, 59), hours in list(0, 23), days in list(1, 28), months in list(1, 12), weekdays in list(1, 7),
+        minutes in list(0, 59, 59), hours in list(0, 23, 23), days in list(1, 28, 31), months in list(1, 12, 12), weekdays in list(1, 7, 7),
         after_ms in 0i64..4_000_000_000_000,
     ) {
         let expression = format!("{} {} {} {} {}", minutes.0, hours.0, days.0, months.0, weekdays.0);

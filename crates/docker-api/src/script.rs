@@ -148,19 +148,20 @@ pub fn router_with(
 
 /// What workerd can call and this Wharf cannot do: each names the feature as the Worker's author knows it.
 fn unsupported() -> Router<Arc<Shared>> {
-    async fn exec() -> ApiError {
+    // The body is read although nobody needs it: a client that is still sending would see a broken connection instead of the answer.
+    async fn exec(_: Bytes) -> ApiError {
         ApiError::unsupported("exec")
     }
-    async fn resize() -> ApiError {
+    async fn resize(_: Bytes) -> ApiError {
         ApiError::unsupported("resize of a terminal")
     }
-    async fn directory_snapshots() -> ApiError {
+    async fn directory_snapshots(_: Bytes) -> ApiError {
         ApiError::unsupported("snapshotDirectory()")
     }
-    async fn container_snapshots() -> ApiError {
+    async fn container_snapshots(_: Bytes) -> ApiError {
         ApiError::unsupported("snapshotContainer()")
     }
-    async fn put_archive() -> ApiError {
+    async fn put_archive(_: Bytes) -> ApiError {
         ApiError::unsupported("interception of outbound HTTPS (upload of its CA certificate)")
     }
     Router::new()
@@ -183,7 +184,7 @@ fn unsupported() -> Router<Arc<Shared>> {
 /// A body that says it is too long is not even read.
 async fn refuse_long_bodies(request: Request, next: Next) -> Response {
     let length = hyper::body::Body::size_hint(request.body()).lower();
-    if length > MAX_BODY as u64 && !request.uri().path().ends_with("/archive") {
+    if length > MAX_BODY as u64 {
         let text = format!("the request body has {length} bytes, more than {MAX_BODY}");
         return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text).into_response();
     }

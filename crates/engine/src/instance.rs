@@ -267,6 +267,12 @@ impl Instance {
                     SpawnError::Spawner(_) => (125, false),
                 };
                 let message = error.to_string();
+                // workerd tells the Worker no more than that its container failed to start.
+                tracing::warn!(
+                    name = self.fixed().name,
+                    error = message,
+                    "instance not started"
+                );
                 self.progress.error = Some(message.clone());
                 self.ended(Exit {
                     code,

@@ -27,14 +27,14 @@ struct Engine {
 }
 
 impl Engine {
-    fn answer(&self, request: &Request<Incoming>) -> (StatusCode, serde_json::Value) {
-        let path = request.uri().path();
-        let line = format!("{} {path}", request.method());
+    fn answer(&self, request: &http::request::Parts) -> (StatusCode, serde_json::Value) {
+        let path = request.uri.path();
+        let line = format!("{} {path}", request.method);
         self.asked.lock().unwrap().push(line);
         let mut running = self.running.lock().unwrap();
         let parts: Vec<&str> = path.split('/').collect();
         let name = parts.get(2).copied().unwrap_or_default();
-        match (request.method(), parts.last().copied().unwrap_or_default()) {
+        match (&request.method, parts.last().copied().unwrap_or_default()) {
             (_, "volumes") => (StatusCode::OK, json!({"Volumes": [], "Warnings": []})),
             (_, "bridge") => (
                 StatusCode::OK,
@@ -72,7 +72,10 @@ async fn serve(engine: Arc<Engine>, listener: tokio::net::UnixListener) {
                 let engine = engine.clone();
                 async move {
                     let path = request.uri().path().to_owned();
-                    let (status, body) = engine.answer(&request);
+                    let (parts, body) = request.into_parts();
+                    // Closed with bytes unread, the connection would be reset under workerd, answer and all.
+                    let _ = body.collect().await;
+                    let (status, body) = engine.answer(&parts);
                     let name = path.split('/').nth(2).unwrap_or_default().to_owned();
                     if path.ends_with("/wait") && engine.running.lock().unwrap().contains(&name) {
                         std::future::pending::<()>().await;

@@ -120,8 +120,8 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
     labels.insert(ASKED_IMAGE_LABEL.to_owned(), asked);
     let request = Create {
         owner: shared.owner.clone(),
-        name: name.clone(),
-        image: image.clone(),
+        name,
+        image,
         cmd,
         entrypoint,
         env,
@@ -136,17 +136,29 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
             max_instances: application.max_instances,
         }),
     };
-    shared
-        .engine
-        .create(request)
-        .await
-        .map_err(|error| match error {
-            EngineError::NotFound(reason) => {
-                tracing::warn!(image, reason, "the image of an application is not here");
-                no_image(&image)
-            }
-            other => other.into(),
-        })
+    match shared.engine.create(request.clone()).await {
+        Err(EngineError::Conflict(text)) => {
+            // One that ended by itself (an object that went to sleep) still has the name. workerd would delete it and try again, but only after 100 ms:
+            // too long for a wake-up.
+            let Ok(()) = shared
+                .engine
+                .remove(&shared.owner, &request.name, false)
+                .await
+            else {
+                return Err(EngineError::Conflict(text).into());
+            };
+            shared.engine.create(request).await.map_err(ApiError::from)
+        }
+        Err(EngineError::NotFound(reason)) => {
+            tracing::warn!(
+                image = request.image,
+                reason,
+                "the image of an application is not here"
+            );
+            Err(no_image(&request.image))
+        }
+        created => created.map_err(ApiError::from),
+    }
 }
 
 fn no_image(image: &str) -> ApiError {

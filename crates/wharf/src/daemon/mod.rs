@@ -409,7 +409,7 @@ fn workerd_binary(config: &Config) -> anyhow::Result<PathBuf> {
         tried.extend(std::env::split_paths(&path).map(|d| d.join("workerd")));
     }
     match tried.iter().find(|p| p.is_file()) {
-        Some(found) => Ok(found.canonicalize()?),
+        Some(found) => own_copy(&found.canonicalize()?, &config.data_dir.join("bin/workerd")),
         None => anyhow::bail!(
             "no workerd: run `cargo xtask setup`, or name the executable in workerd.binary or WHARF_WORKERD (looked in {})",
             tried
@@ -420,6 +420,33 @@ fn workerd_binary(config: &Config) -> anyhow::Result<PathBuf> {
                 .join(", ")
         ),
     }
+}
+
+/// Links (or copies) workerd into the data directory: its processes run as users who may not be able to pass through the folder where it
+/// was installed (a clone under /root), and a node keeps its workerd when that folder changes.
+fn own_copy(source: &Path, own: &Path) -> anyhow::Result<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let describe = |path: &Path| -> std::io::Result<(u64, i64)> {
+        let metadata = std::fs::metadata(path)?;
+        Ok((metadata.len(), metadata.mtime()))
+    };
+    let wanted = describe(source).with_context(|| source.display().to_string())?;
+    if describe(own).is_ok_and(|found| found == wanted) {
+        return Ok(own.to_owned());
+    }
+    let fresh = own.with_extension("new");
+    let _ = std::fs::remove_file(&fresh);
+    if std::fs::hard_link(source, &fresh).is_err() {
+        let file = std::fs::File::create(&fresh)?;
+        std::io::copy(&mut std::fs::File::open(source)?, &mut &file)
+            .with_context(|| format!("copying {} to {}", source.display(), fresh.display()))?;
+        let modified = std::fs::metadata(source)?.modified()?;
+        file.set_modified(modified)?;
+        file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
+        file.sync_all()?;
+    }
+    std::fs::rename(&fresh, own)?;
+    Ok(own.to_owned())
 }
 
 /// Binds a Unix socket, replacing a stale one.

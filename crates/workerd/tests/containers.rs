@@ -148,7 +148,7 @@ async fn containers_live_on_when_a_version_is_replaced() {
     let sidecar = tokio::spawn(sidecar(control));
     let dir = world.dir.path();
     world.supervisor = Supervisor::new(
-        WorkerdConfig::new(support::binary(), dir.join("w"), dir.join("scripts")),
+        WorkerdConfig::new(support::binary(dir), dir.join("w"), dir.join("scripts")),
         world.spawner.clone(),
         Arc::new(Engines {
             blobs: dir.join("blobs"),

@@ -17,8 +17,8 @@ use wharf_model::{Binding, DurableObjectNamespace, Module, ModuleKind, Version};
 use wharf_sandbox::{Spawner, SpawnerConfig, Survivor};
 use wharf_workerd::{Desired, DockerSocket, Lease, Sockets, Supervisor, WorkerdConfig};
 
-/// Path of the pinned workerd.
-pub fn binary() -> PathBuf {
+/// The pinned workerd, linked into `dir`: its users can't pass through every folder that a repository lies in (/root).
+pub fn binary(dir: &Path) -> PathBuf {
     let path = std::env::var_os("WHARF_WORKERD").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/workerd"),
         PathBuf::from,
@@ -28,7 +28,11 @@ pub fn binary() -> PathBuf {
         "no workerd at {}: run `cargo xtask setup`, or set WHARF_WORKERD to the binary",
         path.display()
     );
-    path.canonicalize().unwrap()
+    let link = dir.join("workerd");
+    if !link.exists() && std::fs::hard_link(path.canonicalize().unwrap(), &link).is_err() {
+        std::fs::copy(&path, &link).unwrap();
+    }
+    link
 }
 
 pub struct Blobs(PathBuf);
@@ -173,7 +177,11 @@ impl World {
 }
 
 fn config(dir: &TempDir) -> WorkerdConfig {
-    let mut config = WorkerdConfig::new(binary(), dir.path().join("w"), dir.path().join("scripts"));
+    let mut config = WorkerdConfig::new(
+        binary(dir.path()),
+        dir.path().join("w"),
+        dir.path().join("scripts"),
+    );
     config.drain_ms = 5000;
     config
 }

@@ -4,7 +4,7 @@
 //! Throughput: Worker -> Durable Object -> container, against plain workerd (Worker -> Durable Object -> the server as a plain process),
 //! and against the server alone. Machines are noisy: read the ratios.
 
-use crate::node::{Http, Node, build};
+use crate::node::{Http, Node, Profile, build};
 use crate::{debian, hello, interrupt, setup};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -73,7 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     interrupt::install()?;
     let example = hello::prepare()?;
-    let binary = build()?;
+    let binary = build(Profile::Release)?;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let (gateway, control) = (free_port(any)?, free_port(any)?);
     let project = BenchProject::copy_of(&example)?;

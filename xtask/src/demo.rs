@@ -1,6 +1,6 @@
 //! `cargo xtask demo`: the whole path once, from nothing to an answer out of a container.
 
-use crate::node::{Http, Node, build, check_port};
+use crate::node::{Http, Node, Profile, build, check_port};
 use crate::{debian, hello, interrupt};
 use anyhow::{Context, Result, bail};
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     check_port(options.control_listen, "--control-listen")?;
     interrupt::install()?;
     let project = hello::prepare()?;
-    let binary = build()?;
+    let binary = build(Profile::Dev)?;
     let node = Node::start(&binary, options.listen, options.control_listen)?;
     node.deploy(&project)?;
 
@@ -68,6 +68,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ms(warm[warm.len() / 2]),
         warm.len()
     );
+    println!("  (an unoptimised build; `cargo xtask bench` measures an optimised one)");
     println!("  URL         http://{host}/\n");
     if options.once {
         return Ok(());

@@ -27,16 +27,27 @@ pub(crate) fn check_port(address: SocketAddr, option: &str) -> Result<()> {
     }
 }
 
-/// Builds the wharf executable, optimised.
-pub(crate) fn build() -> Result<PathBuf> {
+/// How to build the wharf executable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// Fast to build; shares its work with the tests.
+    Dev,
+    /// Fast to run, for figures.
+    Release,
+}
+
+/// Builds the wharf executable.
+pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
+    let (directory, arguments): (_, &[&str]) = match profile {
+        Profile::Dev => ("debug", &["build", "--package", "wharf"]),
+        Profile::Release => ("release", &["build", "--package", "wharf", "--release"]),
+    };
     step("building wharf (some minutes the first time)", || {
         let mut cargo = Command::new(env!("CARGO"));
-        run(cargo
-            .args(["build", "--release", "--package", "wharf"])
-            .current_dir(setup::root()))
+        run(cargo.args(arguments).current_dir(setup::root()))
     })?;
     interrupt::check()?;
-    Ok(setup::root().join("target/release/wharf"))
+    Ok(setup::root().join("target").join(directory).join("wharf"))
 }
 
 impl Node {

@@ -37,6 +37,22 @@ pub(crate) const MMDEBSTRAP: Package = Package {
     file: "mmdebstrap",
 };
 
+/// Runs the guest of `cargo xtask guest`.
+pub(crate) const QEMU: Package = Package {
+    name: "qemu-system-x86",
+    file: "qemu-system-x86_64",
+};
+/// Packs the guest's file system.
+pub(crate) const CPIO: Package = Package {
+    name: "cpio",
+    file: "cpio",
+};
+/// Finds kernel modules' dependencies.
+pub(crate) const KMOD: Package = Package {
+    name: "kmod",
+    file: "modprobe",
+};
+
 /// A program in `PATH`.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

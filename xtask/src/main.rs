@@ -4,6 +4,7 @@ mod base_image;
 mod bench;
 mod debian;
 mod demo;
+mod guest;
 mod hello;
 mod interrupt;
 mod node;
@@ -35,6 +36,8 @@ enum Verb {
         /// Only tests whose names contain one of these; skips formatting and lints
         filter: Vec<String>,
     },
+    /// Run the sandbox's tests on Debian's own kernel with cgroup v2 alone, in an emulated machine
+    Guest,
     /// Print figures, each beside the same work done without Wharf
     Bench(bench::Options),
     /// Install what the other tasks need into target/tools: workerd, wrangler, what the examples import, Debian packages
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().verb {
         Verb::Demo(options) => demo::run(&options),
         Verb::Test { filter } => test::run(&filter),
+        Verb::Guest => guest::run_tests(),
         Verb::Bench(options) => bench::run(&options),
         Verb::Setup => setup::everything(),
         Verb::BaseImage { kind } => {

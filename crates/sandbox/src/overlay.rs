@@ -140,7 +140,15 @@ pub(crate) fn mount_detached(
     for (option, value) in OPTIONS {
         fsconfig_set_string(fs.as_fd(), option, value)?;
     }
-    fsconfig_create(fs.as_fd()).map_err(|error| explain(&fs, error))?;
+    fsconfig_create(fs.as_fd()).map_err(|error| match explanation(&fs) {
+        // Before Linux 6.5 overlayfs took every option here as text for mount(2), and refuses `lowerdir+` only now, without a word.
+        None if error == rustix::io::Errno::INVAL => unsupported(),
+        None => error.into(),
+        Some(text) => {
+            let error = io::Error::from(error);
+            io::Error::new(error.kind(), format!("{error} ({text})"))
+        }
+    })?;
     Ok(fsmount(
         fs.as_fd(),
         FsMountFlags::FSMOUNT_CLOEXEC,
@@ -149,19 +157,11 @@ pub(crate) fn mount_detached(
 }
 
 /// The kernel writes why it refused to the context's message queue.
-fn explain(fs: &OwnedFd, error: rustix::io::Errno) -> io::Error {
-    let error = io::Error::from(error);
+fn explanation(fs: &OwnedFd) -> Option<String> {
     let mut text = [0u8; 1024];
-    match rustix::io::read(fs, &mut text) {
-        Ok(length) if length > 0 => io::Error::new(
-            error.kind(),
-            format!(
-                "{error} ({})",
-                String::from_utf8_lossy(&text[..length]).trim()
-            ),
-        ),
-        _ => error,
-    }
+    let length = rustix::io::read(fs, &mut text).ok()?;
+    let text = String::from_utf8_lossy(&text[..length]).trim().to_owned();
+    (!text.is_empty()).then_some(text)
 }
 
 /// By mount(2), attached at `target` in the current mount namespace, which must be private to the caller. Its one page of options holds
@@ -246,8 +246,8 @@ mod tests {
 
     type Way = fn(&[&Path], Option<(&Path, &Path)>) -> io::Result<OwnedFd>;
     const WAYS: [(&str, Way); 2] = [
-        ("descriptors", mount_detached),
-        ("thread", detached_by_thread),
+        ("this kernel's", detached),
+        ("by a thread", detached_by_thread),
     ];
 
     fn layers(dir: &Path, count: usize) -> Vec<PathBuf> {

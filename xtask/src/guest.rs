@@ -1,0 +1,226 @@
+//! `cargo xtask guest`: the sandbox's tests on the kernel that Debian ships, with nothing but cgroup v2, in an emulated machine.
+//!
+//! What a developer's machine has (a new kernel, cgroup v1) is not what users have. The guest's file system is its initial ramdisk: busybox,
+//! the test programs with their libraries, and the kernel modules that the sandbox needs.
+
+use crate::progress::{run, step};
+use crate::{debian, setup};
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Depends on the current kernel package.
+const KERNEL: &str = "linux-image-cloud-amd64";
+/// What the sandbox uses that Debian builds as modules.
+const MODULES: [&str; 6] = [
+    "overlay",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_redir",
+    "nft_ct",
+    "nft_reject_inet",
+];
+
+/// First program: makes a root that can be left by pivot_root, which a ramdisk's can't.
+const INIT: &str = "#!/bin/busybox sh
+export PATH=/bin
+/bin/busybox --install -s /bin
+mkdir -p /newroot
+mount -t tmpfs -o size=2g tmpfs /newroot
+for d in *; do [ $d = newroot ] || cp -a /$d /newroot/; done
+cd /newroot && mkdir -p proc sys dev tmp root run
+exec switch_root /newroot /second
+";
+
+const SECOND: &str = "#!/bin/busybox sh
+export PATH=/bin:/usr/bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm; mount -t devpts devpts /dev/pts; mount -t tmpfs shm /dev/shm
+chmod 1777 /tmp; ip link set lo up
+while read m; do insmod $m; done < /modules
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+echo '+memory +cpu +pids' > /sys/fs/cgroup/cgroup.subtree_control
+mkdir /sys/fs/cgroup/session; echo $$ > /sys/fs/cgroup/session/cgroup.procs
+mkdir -p /etc; echo 'root:x:0:0:root:/root:/bin/sh' > /etc/passwd
+echo \"guest: Linux $(uname -r), cgroup v2: $(cat /sys/fs/cgroup/cgroup.controllers)\"
+failed=0
+for t in /tests/*; do setsid $t --test-threads=2 || failed=1; done
+[ -z \"$(find /sys/fs/cgroup -name 'wharf*')\" ] || { echo 'cgroups are left behind'; failed=1; }
+echo \"guest: ended $failed\"
+poweroff -f
+";
+
+/// Runs the sandbox's tests in the guest.
+pub(crate) fn run_tests() -> Result<()> {
+    debian::install(&[debian::QEMU, debian::CPIO, debian::KMOD, debian::BUSYBOX])?;
+    let dir = setup::tools_dir().join("guest");
+    fs::create_dir_all(&dir)?;
+    let kernel = kernel(&dir)?;
+    let root = tempfile::tempdir_in(&dir)?;
+    step("the guest's file system", || {
+        file_system(root.path(), &kernel)
+    })?;
+    let archive = dir.join("initrd");
+    let packed = fs::File::create(&archive)?;
+    let mut pack = Command::new("sh");
+    pack.args(["-c", "find . | cpio -o -H newc --quiet"])
+        .current_dir(root.path())
+        .stdout(packed);
+    if !pack.status()?.success() {
+        bail!("cpio failed");
+    }
+    eprintln!("  ... the tests, in the guest");
+    let mut machine = Command::new("qemu-system-x86_64");
+    machine
+        .args([
+            "-machine",
+            "q35,accel=tcg",
+            "-cpu",
+            "max",
+            "-smp",
+            "2",
+            "-m",
+            "6144",
+            "-nographic",
+            "-no-reboot",
+        ])
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(&archive)
+        .args(["-append", "console=ttyS0 panic=-1 quiet"])
+        .stdin(Stdio::null());
+    let out = Command::new("timeout")
+        .arg("600")
+        .arg(machine.get_program())
+        .args(machine.get_args())
+        .output()?;
+    fs::remove_file(&archive)?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    print!("{text}");
+    if !text.contains("guest: ended 0") {
+        bail!("the tests failed in the guest");
+    }
+    Ok(())
+}
+
+struct Kernel {
+    /// The unpacked package.
+    dir: PathBuf,
+    image: PathBuf,
+    version: String,
+}
+
+/// The kernel package that Debian's meta package names, unpacked.
+fn kernel(dir: &Path) -> Result<Kernel> {
+    let depends = run(Command::new("apt-cache").args(["depends", KERNEL]))?;
+    let package = depends
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: "))
+        .context("the kernel package is not known: run apt-get update")?
+        .to_owned();
+    let unpacked = dir.join(&package);
+    if !unpacked.exists() {
+        step(&format!("the kernel ({package})"), || {
+            let temporary = tempfile::tempdir_in(dir)?;
+            run(Command::new("apt-get")
+                .args(["download", &package])
+                .current_dir(temporary.path()))?;
+            let archive = fs::read_dir(temporary.path())?
+                .filter_map(Result::ok)
+                .map(|it| it.path())
+                .find(|it| it.extension().is_some_and(|it| it == "deb"))
+                .context("apt-get download left no package")?;
+            let tree = temporary.path().join("tree");
+            run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&tree))?;
+            let version = package.trim_start_matches("linux-image-");
+            run(Command::new("depmod").arg("-b").arg(&tree).arg(version))?;
+            fs::rename(&tree, &unpacked)?;
+            Ok(())
+        })?;
+    }
+    let version = package.trim_start_matches("linux-image-").to_owned();
+    let image = unpacked.join(format!("boot/vmlinuz-{version}"));
+    Ok(Kernel {
+        dir: unpacked,
+        image,
+        version,
+    })
+}
+
+fn file_system(root: &Path, kernel: &Kernel) -> Result<()> {
+    for dir in ["bin", "usr/bin", "tests", "lib/modules"] {
+        fs::create_dir_all(root.join(dir))?;
+    }
+    let busybox = debian::find_program("busybox").context("busybox is not in PATH")?;
+    fs::copy(&busybox, root.join("bin/busybox"))?;
+    for (name, text) in [("init", INIT), ("second", SECOND)] {
+        fs::write(root.join(name), text)?;
+        fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755))?;
+    }
+    let mut modules = Vec::new();
+    for module in MODULES {
+        let mut modprobe = Command::new("modprobe");
+        modprobe
+            .arg("-d")
+            .arg(&kernel.dir)
+            .args(["-S", &kernel.version, "--show-depends", module]);
+        for line in run(&mut modprobe)?.lines() {
+            let Some(path) = line.strip_prefix("insmod ") else {
+                continue;
+            };
+            let path = Path::new(path.trim());
+            let name = path.file_name().context("a module without a name")?;
+            let inside = format!("/lib/modules/{}", name.to_string_lossy());
+            if !modules.contains(&inside) {
+                fs::copy(path, root.join(&inside[1..]))?;
+                modules.push(inside);
+            }
+        }
+    }
+    fs::write(root.join("modules"), modules.join("\n") + "\n")?;
+
+    let mut build = Command::new(env!("CARGO"));
+    build
+        .args([
+            "test",
+            "--package",
+            "wharf-sandbox",
+            "--no-run",
+            "--message-format=json",
+        ])
+        .current_dir(setup::root());
+    let mut libraries = BTreeSet::new();
+    for line in run(&mut build)?.lines() {
+        let message: serde_json::Value = serde_json::from_str(line)?;
+        let Some(executable) = message["executable"].as_str().map(Path::new) else {
+            continue;
+        };
+        let name = message["target"]["name"].as_str().unwrap_or("test");
+        // A program that tests run is looked for where it was built.
+        let inside = if message["profile"]["test"] == true {
+            root.join("tests").join(name)
+        } else {
+            root.join(executable.strip_prefix("/")?)
+        };
+        fs::create_dir_all(inside.parent().context("a program without a folder")?)?;
+        run(Command::new("strip").arg("-o").arg(&inside).arg(executable))?;
+        for word in run(Command::new("ldd").arg(executable))?
+            .split_whitespace()
+            .filter(|w| w.starts_with('/'))
+        {
+            libraries.insert(PathBuf::from(word));
+        }
+    }
+    for library in libraries {
+        let inside = root.join(library.strip_prefix("/")?);
+        fs::create_dir_all(inside.parent().context("a library without a folder")?)?;
+        fs::copy(&library, inside)?;
+    }
+    // Tests may look at their crate's folder.
+    fs::create_dir_all(root.join(setup::root().join("crates/sandbox").strip_prefix("/")?))?;
+    Ok(())
+}

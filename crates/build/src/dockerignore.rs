@@ -61,17 +61,7 @@ fn with_parents(path: &str) -> impl Iterator<Item = &str> {
 
 /// `/a//b/./c/../d/` becomes `a/b/d`.
 fn clean(pattern: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in pattern.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            other => parts.push(other),
-        }
-    }
-    parts.join("/")
+    crate::state::absolute("/", pattern).split_off(1)
 }
 
 #[cfg(test)]

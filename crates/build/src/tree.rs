@@ -385,17 +385,12 @@ pub(crate) fn put_special(
     device: u64,
     a: &Attributes,
 ) -> io::Result<()> {
-    rustix::fs::mknodat(&dir, name, kind, Mode::from(a.mode & 0o7777), device)?;
-    rustix::fs::chownat(
-        &dir,
-        name,
-        Some(Uid::from_raw(a.uid)),
-        Some(Gid::from_raw(a.gid)),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?;
+    let mode = Mode::from(a.mode & 0o7777);
+    rustix::fs::mknodat(&dir, name, kind, mode, device)?;
+    finish_unopened(&dir, name, a)?;
     // mknod applies the umask; the entry was just made, so it is no link that could be followed.
-    rustix::fs::chmodat(&dir, name, Mode::from(a.mode & 0o7777), AtFlags::empty())?;
-    finish_unopened(dir, name, a)
+    rustix::fs::chmodat(&dir, name, mode, AtFlags::empty())?;
+    Ok(())
 }
 
 fn finish_unopened(dir: impl AsFd, name: &OsStr, a: &Attributes) -> io::Result<()> {

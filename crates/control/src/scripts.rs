@@ -10,7 +10,7 @@ use wharf_model::{Binding, Script, Version};
 use crate::App;
 use crate::deployments::Force;
 use crate::envelope::{ApiError, ApiResult, Page, ok, timestamp};
-use crate::settings::existing;
+use crate::settings::{existing, tags};
 use crate::versions::etag;
 
 fn show(script: &Script, deployed: Option<&Version>, tags: Value) -> Value {
@@ -60,12 +60,7 @@ async fn look(app: &Arc<App>, name: &str) -> ApiResult<(Script, Value)> {
             ))
         })
         .await?;
-    let tags = settings
-        .values
-        .get("tags")
-        .cloned()
-        .unwrap_or_else(|| json!([]));
-    let shown = show(&script, deployed.as_ref(), tags);
+    let shown = show(&script, deployed.as_ref(), tags(&settings));
     Ok((script, shown))
 }
 
@@ -122,12 +117,7 @@ pub(crate) async fn list(State(app): State<Arc<App>>, Query(page): Query<Page>) 
             for script in store.scripts()? {
                 let deployed = store.deployed_version(&script.name)?;
                 let settings = store.script_settings(&script.name)?;
-                let tags = settings
-                    .values
-                    .get("tags")
-                    .cloned()
-                    .unwrap_or_else(|| json!([]));
-                shown.push(show(&script, deployed.as_ref(), tags));
+                shown.push(show(&script, deployed.as_ref(), tags(&settings)));
             }
             Ok::<_, ApiError>(shown)
         })

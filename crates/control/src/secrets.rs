@@ -32,14 +32,20 @@ fn show(name: &str) -> Value {
     json!({"name": name, "type": "secret_text"})
 }
 
+/// The secrets of a script that exists.
+async fn known(app: &Arc<App>, script: &str) -> ApiResult<BTreeMap<String, String>> {
+    settings::existing(app, script).await?;
+    let script = script.to_owned();
+    app.db(move |store| store.secrets(&script)).await
+}
+
 /// `GET workers/scripts/<name>/secrets`: names only.
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Path((_, script)): Path<(String, String)>,
     Query(page): Query<Page>,
 ) -> ApiResult {
-    settings::existing(&app, &script).await?;
-    let secrets = app.db(move |store| store.secrets(&script)).await?;
+    let secrets = known(&app, &script).await?;
     Ok(page.of(secrets.keys().map(|name| show(name)).collect()))
 }
 
@@ -48,8 +54,7 @@ pub(crate) async fn one(
     State(app): State<Arc<App>>,
     Path((_, script, secret)): Path<(String, String, String)>,
 ) -> ApiResult {
-    settings::existing(&app, &script).await?;
-    let secrets = app.db(move |store| store.secrets(&script)).await?;
+    let secrets = known(&app, &script).await?;
     match secrets.contains_key(&secret) {
         true => Ok(ok(show(&secret))),
         false => Err(unknown(&secret)),
@@ -100,9 +105,7 @@ pub(crate) async fn delete(
     Path((_, script, secret)): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> ApiResult {
-    settings::existing(&app, &script).await?;
-    let name = script.clone();
-    let secrets = app.db(move |store| store.secrets(&name)).await?;
+    let secrets = known(&app, &script).await?;
     if !secrets.contains_key(&secret) {
         return Err(unknown(&secret));
     }
@@ -121,30 +124,46 @@ pub(crate) async fn bulk(
     let bulk: Bulk = body::json(request).await?;
     let changes = changes(bulk.secrets)?;
     apply(&app, script.clone(), source(&headers), changes).await?;
-    let secrets = app.db(move |store| store.secrets(&script)).await?;
+    let secrets = known(&app, &script).await?;
     Ok(ok(Value::Array(
         secrets.keys().map(|name| show(name)).collect(),
     )))
 }
 
-/// Changes secrets: a new version of what is deployed, deployed.
-pub(crate) async fn apply(
+async fn apply(
     app: &Arc<App>,
     script: String,
     source: &'static str,
     changes: Vec<SecretChange>,
 ) -> ApiResult<()> {
+    change(app, script, source, move |deployed| {
+        let bindings = changed_bindings(deployed.unwrap_or_default(), &changes)?;
+        Ok((bindings, changes))
+    })
+    .await
+}
+
+/// Changes secrets: a new version of what is deployed, deployed. `plan` sees the deployed version's bindings, if one is deployed, and tells
+/// the new version's and the changes.
+pub(crate) async fn change(
+    app: &Arc<App>,
+    script: String,
+    source: &'static str,
+    plan: impl FnOnce(Option<&[Binding]>) -> ApiResult<(Vec<Binding>, Vec<SecretChange>)>
+    + Send
+    + 'static,
+) -> ApiResult<()> {
     let inner = Arc::clone(app);
     app.exclusively(script.clone(), async move {
-        let name = script.clone();
         let upload = inner
             .db(move |store| {
-                let Some(deployed) = store.deployed_version(&name)? else {
+                let deployed = store.deployed_version(&script)?;
+                let (bindings, changes) = plan(deployed.as_ref().map(|v| v.bindings.as_slice()))?;
+                let Some(deployed) = deployed else {
                     // Nothing serves: the next upload takes them over.
-                    store.change_secrets(&name, &changes)?;
+                    store.change_secrets(&script, &changes)?;
                     return Ok(None);
                 };
-                let bindings = changed_bindings(&deployed.bindings, &changes)?;
                 Ok::<_, ApiError>(Some(next_version(deployed, bindings, source, changes)))
             })
             .await?;
@@ -157,7 +176,7 @@ pub(crate) async fn apply(
 }
 
 /// The same code with other bindings, deployed: what a change of secrets makes.
-pub(crate) fn next_version(
+fn next_version(
     deployed: Version,
     bindings: Vec<Binding>,
     source: &'static str,

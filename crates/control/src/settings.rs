@@ -31,6 +31,32 @@ async fn script_settings_of(app: &Arc<App>, script: &str) -> ApiResult<ScriptSet
     app.db(move |store| store.script_settings(&name)).await
 }
 
+/// As `script-settings` keeps them.
+pub(crate) fn tags(settings: &ScriptSettings) -> Value {
+    let kept = settings.values.get("tags").cloned();
+    kept.unwrap_or_else(|| json!([]))
+}
+
+/// Changes what no version carries; returns all of it.
+async fn change_script_settings(
+    app: &Arc<App>,
+    script: String,
+    change: impl FnOnce(&mut ScriptSettings) + Send + 'static,
+) -> ApiResult<ScriptSettings> {
+    let inner = Arc::clone(app);
+    app.exclusively(script.clone(), async move {
+        inner
+            .db(move |store| {
+                let mut settings = store.script_settings(&script)?;
+                change(&mut settings);
+                store.set_script_settings(&script, &settings)?;
+                Ok::<_, ApiError>(settings)
+            })
+            .await
+    })
+    .await
+}
+
 /// `GET workers/scripts/<name>/settings`: of the deployed version, or of the latest if none is deployed.
 pub(crate) async fn version_settings(
     State(app): State<Arc<App>>,
@@ -58,7 +84,7 @@ pub(crate) async fn version_settings(
         "annotations": version.annotations,
         "usage_model": "standard",
         "etag": etag(&version),
-        "tags": settings.values.get("tags").cloned().unwrap_or_else(|| json!([])),
+        "tags": tags(&settings),
         "tail_consumers": [],
         "logpush": false,
         "placement": kept("placement").unwrap_or_else(|| json!({})),
@@ -104,28 +130,13 @@ pub(crate) async fn patch_version_settings(
             "changes of settings without an upload ({other:?})"
         )));
     }
-    let source = source(&headers);
-    let name = script.clone();
-    let inner = Arc::clone(&app);
-    app.exclusively(script, async move {
-        let upload = inner
-            .db(move |store| {
-                let Some(deployed) = store.deployed_version(&name)? else {
-                    // Nothing serves: the next upload takes the secrets over.
-                    store.change_secrets(&name, &new_secrets(&patch.bindings)?)?;
-                    return Ok(None);
-                };
-                let bindings = patched(&deployed.bindings, &patch.bindings)?;
-                let changes = secret_changes(&deployed.bindings, &bindings);
-                Ok::<_, ApiError>(Some(secrets::next_version(
-                    deployed, bindings, source, changes,
-                )))
-            })
-            .await?;
-        match upload {
-            Some(upload) => inner.commit(upload).await.map(drop),
-            None => Ok(()),
-        }
+    secrets::change(&app, script, source(&headers), move |deployed| {
+        let Some(before) = deployed else {
+            return Ok((Vec::new(), new_secrets(&patch.bindings)?));
+        };
+        let bindings = patched(before, &patch.bindings)?;
+        let changes = secret_changes(before, &bindings);
+        Ok((bindings, changes))
     })
     .await?;
     Ok(ok(json!({})))
@@ -218,21 +229,9 @@ pub(crate) async fn patch_script_settings(
     }) {
         return Err(ApiError::unsupported("tail consumers"));
     }
-    let values = app
-        .exclusively(script.clone(), {
-            let app = Arc::clone(&app);
-            async move {
-                app.db(move |store| {
-                    let mut settings = store.script_settings(&script)?;
-                    settings.values.extend(patch);
-                    store.set_script_settings(&script, &settings)?;
-                    Ok::<_, ApiError>(settings.values)
-                })
-                .await
-            }
-        })
-        .await?;
-    Ok(ok(Value::Object(values)))
+    let settings =
+        change_script_settings(&app, script, |settings| settings.values.extend(patch)).await?;
+    Ok(ok(Value::Object(settings.values)))
 }
 
 fn show_subdomain(settings: &ScriptSettings) -> Value {
@@ -268,18 +267,8 @@ pub(crate) async fn set_subdomain(
             "preview URLs (\"preview_urls\": true)",
         ));
     }
-    let inner = Arc::clone(&app);
-    let settings = app
-        .exclusively(script.clone(), async move {
-            inner
-                .db(move |store| {
-                    let mut settings = store.script_settings(&script)?;
-                    settings.enabled = new.enabled;
-                    store.set_script_settings(&script, &settings)?;
-                    Ok::<_, ApiError>(settings)
-                })
-                .await
-        })
-        .await?;
+    let settings =
+        change_script_settings(&app, script, move |settings| settings.enabled = new.enabled)
+            .await?;
     Ok(ok(show_subdomain(&settings)))
 }

@@ -44,6 +44,12 @@ async fn worker(node: &Node, script: &str) -> String {
     binding["namespace_id"].as_str().unwrap().to_owned()
 }
 
+/// A new application's id.
+async fn create(node: &Node, sent: Value) -> String {
+    let made = node.json(Method::POST, "containers/applications", sent);
+    made.await.ok()["id"].as_str().unwrap().to_owned()
+}
+
 fn application(namespace: &str, image: &str) -> Value {
     json!({
         "name": "web",
@@ -115,15 +121,7 @@ async fn an_application_is_echoed_as_it_was_sent_so_that_nothing_seems_changed()
 async fn the_image_changes_with_the_rollout_and_not_before() {
     let node = Node::new();
     let namespace = worker(&node, "hello").await;
-    let made = node
-        .json(
-            Method::POST,
-            "containers/applications",
-            application(&namespace, "web:1"),
-        )
-        .await
-        .ok();
-    let id = made["id"].as_str().unwrap();
+    let id = &create(&node, application(&namespace, "web:1")).await;
     let path = format!("containers/applications/{id}");
     let target = json!({"image": "web:2", "instance_type": "basic"});
 
@@ -247,13 +245,7 @@ async fn what_can_not_run_is_refused_when_it_is_asked_for() {
         .error(400, 10004);
     assert_eq!(node.store.applications().unwrap(), []);
 
-    let id = node
-        .json(Method::POST, "containers/applications", good.clone())
-        .await
-        .ok()["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let id = create(&node, good.clone()).await;
     node.json(Method::POST, "containers/applications", good)
         .await
         .error(400, 10004);
@@ -279,17 +271,7 @@ async fn what_can_not_run_is_refused_when_it_is_asked_for() {
 async fn a_deleted_workers_application_goes_when_it_is_told_to_or_replaced() {
     let node = Node::new();
     let namespace = worker(&node, "hello").await;
-    let first = node
-        .json(
-            Method::POST,
-            "containers/applications",
-            application(&namespace, "web:1"),
-        )
-        .await
-        .ok()["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let first = create(&node, application(&namespace, "web:1")).await;
     node.delete("workers/services/hello?force=true").await.ok();
     assert_eq!(
         node.get("containers/applications").await.ok(),
@@ -304,17 +286,7 @@ async fn a_deleted_workers_application_goes_when_it_is_told_to_or_replaced() {
 
     let namespace = worker(&node, "hello").await;
     node.effects.take_calls();
-    let second = node
-        .json(
-            Method::POST,
-            "containers/applications",
-            application(&namespace, "web:1"),
-        )
-        .await
-        .ok()["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let second = create(&node, application(&namespace, "web:1")).await;
     assert_ne!(first, second);
     let calls = node.effects.take_calls();
     assert_eq!(

@@ -326,14 +326,7 @@ async fn deploys_of_one_script_wait_for_each_other() {
         .map(|v| v.number)
         .collect();
     assert_eq!(numbers, [5, 4, 3, 2, 1]);
-    assert_eq!(
-        node.store
-            .deployed_version("hello")
-            .unwrap()
-            .unwrap()
-            .number,
-        5
-    );
+    assert_eq!(node.deployed_version("hello").number, 5);
 }
 
 #[tokio::test]
@@ -458,7 +451,7 @@ async fn namespaces_keep_their_ids_over_deploys_and_renames() {
     let rename = json!({"bindings": binding("B"), "migrations": {"old_tag": "v1", "new_tag": "v2",
         "steps": [{"renamed_classes": [{"from": "A", "to": "B"}]}]}});
     node.put("hello", rename).await.ok();
-    let version = node.store.deployed_version("hello").unwrap().unwrap();
+    let version = node.deployed_version("hello");
     let bound = Binding::DurableObjectNamespace {
         name: "C".into(),
         class_name: "B".into(),

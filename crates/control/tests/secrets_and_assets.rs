@@ -46,7 +46,7 @@ async fn a_secret_is_deployed_at_once_never_shown_and_survives_deploys() {
         json!({"name": "KEY", "type": "secret_text"})
     );
     assert_eq!(node.effects.take_calls(), ["script_changed hello"]);
-    let version = node.store.deployed_version("hello").unwrap().unwrap();
+    let version = node.deployed_version("hello");
     assert_eq!(version.number, 2);
     assert_eq!(version.bindings.len(), 2);
     assert_eq!(secrets(&version), BTreeMap::from([("KEY", "hunter2")]));
@@ -70,7 +70,7 @@ async fn a_secret_is_deployed_at_once_never_shown_and_survives_deploys() {
 
     // wrangler 4.86 sends no keep_bindings.
     node.put("hello", json!({})).await.ok();
-    let version = node.store.deployed_version("hello").unwrap().unwrap();
+    let version = node.deployed_version("hello");
     assert_eq!(secrets(&version), BTreeMap::from([("KEY", "hunter2")]));
 
     node.delete("workers/scripts/hello/secrets/NOPE?url_encoded=true")
@@ -79,7 +79,7 @@ async fn a_secret_is_deployed_at_once_never_shown_and_survives_deploys() {
     node.delete("workers/scripts/hello/secrets/KEY?url_encoded=true")
         .await
         .ok();
-    let version = node.store.deployed_version("hello").unwrap().unwrap();
+    let version = node.deployed_version("hello");
     assert_eq!(secrets(&version), BTreeMap::new());
     assert_eq!(
         node.get("workers/scripts/hello/secrets").await.ok(),
@@ -111,14 +111,7 @@ async fn a_secret_that_stops_the_worker_from_starting_is_taken_back() {
         node.get("workers/scripts/hello/secrets").await.ok(),
         json!([])
     );
-    assert_eq!(
-        node.store
-            .deployed_version("hello")
-            .unwrap()
-            .unwrap()
-            .number,
-        1
-    );
+    assert_eq!(node.deployed_version("hello").number, 1);
 }
 
 #[tokio::test]
@@ -134,7 +127,7 @@ async fn several_secrets_at_once_are_one_version_in_both_dialects() {
     node.json(Method::PATCH, "workers/scripts/hello/secrets-bulk", bulk)
         .await
         .ok();
-    let version = node.store.deployed_version("hello").unwrap().unwrap();
+    let version = node.deployed_version("hello");
     assert_eq!(
         (version.number, secrets(&version)),
         (2, BTreeMap::from([("A", "1"), ("B", "2")]))
@@ -150,7 +143,7 @@ async fn several_secrets_at_once_are_one_version_in_both_dialects() {
     node.form(Method::PATCH, "workers/scripts/hello/settings", form)
         .await
         .ok();
-    let version = node.store.deployed_version("hello").unwrap().unwrap();
+    let version = node.deployed_version("hello");
     assert_eq!(
         (version.number, secrets(&version)),
         (3, BTreeMap::from([("A", "1"), ("C", "3")]))
@@ -175,14 +168,7 @@ async fn several_secrets_at_once_are_one_version_in_both_dialects() {
         .unwrap()
         .unwrap();
     assert_eq!(secrets(&made), BTreeMap::from([("C", "3"), ("D", "4")]));
-    assert_eq!(
-        node.store
-            .deployed_version("hello")
-            .unwrap()
-            .unwrap()
-            .number,
-        3
-    );
+    assert_eq!(node.deployed_version("hello").number, 3);
 }
 
 #[tokio::test]
@@ -306,7 +292,7 @@ async fn assets_are_checked_asked_for_once_and_deployed() {
         .error(400, 10021);
     node.put("hello", deploy(completion)).await.ok();
 
-    let version = node.store.deployed_version("hello").unwrap().unwrap();
+    let version = node.deployed_version("hello");
     let assets = version.assets.unwrap();
     let paths: Vec<&str> = assets.files.iter().map(|f| f.path.as_str()).collect();
     assert_eq!(paths, ["/LICENSE", "/copy.html", "/index.html"]);
@@ -324,24 +310,9 @@ async fn assets_are_checked_asked_for_once_and_deployed() {
         .ok();
     // An upload that keeps them, and one that drops them.
     node.put("hello", json!({"keep_assets": true})).await.ok();
-    assert_eq!(
-        node.store
-            .deployed_version("hello")
-            .unwrap()
-            .unwrap()
-            .assets
-            .unwrap(),
-        assets
-    );
+    assert_eq!(node.deployed_version("hello").assets.unwrap(), assets);
     node.put("hello", json!({})).await.ok();
-    assert_eq!(
-        node.store
-            .deployed_version("hello")
-            .unwrap()
-            .unwrap()
-            .assets,
-        None
-    );
+    assert_eq!(node.deployed_version("hello").assets, None);
 }
 
 #[tokio::test]

@@ -5,20 +5,21 @@ use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use wharf_engine::EngineError;
+use wharf_image::ImageError;
 
 /// An error as a Docker client sees it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct ApiError {
+pub(crate) struct ApiError {
     /// HTTP status.
-    pub status: StatusCode,
+    pub(crate) status: StatusCode,
     /// For a person.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl ApiError {
     /// With this status.
-    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         ApiError {
             status,
             message: message.into(),
@@ -26,17 +27,17 @@ impl ApiError {
     }
 
     /// 400.
-    pub fn bad_request(message: impl Into<String>) -> Self {
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         ApiError::new(StatusCode::BAD_REQUEST, message)
     }
 
     /// 404.
-    pub fn not_found(message: impl Into<String>) -> Self {
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
         ApiError::new(StatusCode::NOT_FOUND, message)
     }
 
     /// 501 for a feature that this Wharf does not have.
-    pub fn unsupported(feature: &str) -> Self {
+    pub(crate) fn unsupported(feature: &str) -> Self {
         ApiError::new(
             StatusCode::NOT_IMPLEMENTED,
             format!("{feature} is not supported yet by this Wharf"),
@@ -44,7 +45,7 @@ impl ApiError {
     }
 
     /// Docker's answer to a path that it does not know.
-    pub fn page_not_found() -> Self {
+    pub(crate) fn page_not_found() -> Self {
         ApiError::not_found("page not found")
     }
 }
@@ -58,6 +59,17 @@ impl From<EngineError> for ApiError {
             EngineError::Invalid(_) => StatusCode::BAD_REQUEST,
             EngineError::Limit(_) => StatusCode::SERVICE_UNAVAILABLE,
             EngineError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, error.to_string())
+    }
+}
+
+impl From<ImageError> for ApiError {
+    fn from(error: ImageError) -> Self {
+        let status = match &error {
+            ImageError::NotFound(_) => StatusCode::NOT_FOUND,
+            ImageError::Invalid(_) => StatusCode::BAD_REQUEST,
+            ImageError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, error.to_string())
     }

@@ -5,7 +5,7 @@ use wharf_engine::Inspect;
 use wharf_engine::lifecycle::State;
 
 /// What Docker writes for a time that has not come.
-pub const NO_TIME: &str = "0001-01-01T00:00:00Z";
+const NO_TIME: &str = "0001-01-01T00:00:00Z";
 
 /// RFC 3339 in UTC with milliseconds.
 pub fn time(unix_ms: Option<i64>) -> String {
@@ -15,7 +15,7 @@ pub fn time(unix_ms: Option<i64>) -> String {
 }
 
 /// Docker's word for a state.
-pub fn status(state: &State) -> &'static str {
+pub(crate) fn status(state: &State) -> &'static str {
     match state {
         State::Created | State::Starting => "created",
         // Docker has no word for a container that was asked to stop: it still runs.
@@ -26,7 +26,7 @@ pub fn status(state: &State) -> &'static str {
 }
 
 /// `State` of a container.
-pub fn state(container: &Inspect) -> Value {
+fn state(container: &Inspect) -> Value {
     let exit = match &container.state {
         State::Exited(exit) => Some(*exit),
         _ => None,
@@ -47,8 +47,8 @@ pub fn state(container: &Inspect) -> Value {
     })
 }
 
-/// `GET /containers/<id>/json`. `image` is the name to show; `ports` are published ports, as `"39001/tcp"` and the port on 127.0.0.1.
-pub fn container(container: &Inspect, image: &str, ports: &[(&str, u16)]) -> Value {
+/// `GET /containers/<id>/json`. `image` is the name to show.
+pub(crate) fn container(container: &Inspect, image: &str) -> Value {
     json!({
         "Id": container.id,
         "Name": format!("/{}", container.name),
@@ -67,13 +67,13 @@ pub fn container(container: &Inspect, image: &str, ports: &[(&str, u16)]) -> Val
             "Cmd": container.argv,
             "Labels": container.labels,
         },
-        "NetworkSettings": { "Ports": published(ports) },
+        "NetworkSettings": { "Ports": {} },
         "HostConfig": {},
     })
 }
 
-/// `NetworkSettings.Ports`.
-pub fn published(ports: &[(&str, u16)]) -> Value {
+/// `NetworkSettings.Ports` of published ports, given as `"39001/tcp"` and the port on 127.0.0.1.
+pub(crate) fn published(ports: &[(&str, u16)]) -> Value {
     let entries = ports.iter().map(|(inside, host)| {
         let binding = json!([{ "HostIp": "127.0.0.1", "HostPort": host.to_string() }]);
         ((*inside).to_owned(), binding)

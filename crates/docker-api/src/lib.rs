@@ -3,10 +3,11 @@
 //! Owns: Docker's request and response shapes and its error shape `{"message": ...}`; the recognition of workerd's sidecar requests (contract: workerd, 1.3).
 //! Must not: keep instances; those are the engine's.
 
-pub mod errors;
-pub mod json;
+mod errors;
+mod json;
 pub mod operator;
 pub mod script;
 mod serve;
 
+pub use json::time;
 pub use serve::serve_unix;

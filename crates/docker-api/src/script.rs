@@ -20,7 +20,6 @@ use serde_json::json;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use wharf_engine::lifecycle::Until;
 use wharf_engine::{Engine, Owner};
 
@@ -63,28 +62,6 @@ pub trait Applications: Send + Sync + 'static {
         unique_key: &'a str,
         object_id: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<ApplicationInfo, String>> + Send + 'a>>;
-
-    /// Whether `start({image})` may name this image of the node instead of [`APPLICATION_IMAGE`]. Unless the daemon says more: only the application's own.
-    fn permits_image(&self, script: &str, application: &ApplicationInfo, image: &str) -> bool {
-        let _ = script;
-        image == application.image
-    }
-}
-
-/// Lets a process end without its containers: workerd force-deletes all of them on SIGTERM (contract: workerd, 1.7). Set before that signal, this answers
-/// those requests without acting, and the next process adopts the containers.
-#[derive(Debug, Clone, Default)]
-pub struct Detach(Arc<AtomicBool>);
-
-impl Detach {
-    /// From now on nothing is deleted through this socket.
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
 }
 
 /// What the handlers of one socket share.
@@ -95,7 +72,6 @@ pub(crate) struct Shared {
     networks: wharf_net::Networks,
     applications: Arc<dyn Applications>,
     sidecars: Sidecars,
-    detach: Detach,
 }
 
 type Context = State<Arc<Shared>>;
@@ -108,17 +84,6 @@ pub fn router(
     networks: wharf_net::Networks,
     applications: Arc<dyn Applications>,
 ) -> Router {
-    router_with(script, engine, networks, applications, Detach::default())
-}
-
-/// The routes for one process of a script that may be detached from its containers.
-pub fn router_with(
-    script: String,
-    engine: Engine,
-    networks: wharf_net::Networks,
-    applications: Arc<dyn Applications>,
-    detach: Detach,
-) -> Router {
     let shared = Shared {
         owner: Owner::Script(script.clone()),
         script,
@@ -126,7 +91,6 @@ pub fn router_with(
         networks,
         applications,
         sidecars: Sidecars::default(),
-        detach,
     };
     Router::new()
         .route("/volumes", get(volumes))
@@ -225,7 +189,7 @@ async fn inspect(State(shared): Context, Path(name): Path<String>) -> Answer {
     let container = shared.engine.inspect(&shared.owner, &name).await?;
     let image = container.labels.get(ASKED_IMAGE_LABEL);
     let image = image.unwrap_or(&container.image);
-    Ok(Json(json::container(&container, image, &[])).into_response())
+    Ok(Json(json::container(&container, image)).into_response())
 }
 
 async fn start(State(shared): Context, Path(name): Path<String>) -> Answer {
@@ -288,9 +252,6 @@ async fn remove(
     Path(name): Path<String>,
     Query(query): Query<RemoveQuery>,
 ) -> Answer {
-    if shared.detach.is_set() {
-        return Ok(StatusCode::NO_CONTENT.into_response());
-    }
     if sidecar_of(&name).is_some() {
         shared.sidecars.remove(&name)?;
         return Ok(StatusCode::NO_CONTENT.into_response());
@@ -320,9 +281,6 @@ async fn wait(
             )));
         }
     };
-    if shared.detach.is_set() && until == Until::Removed {
-        return Err(ApiError::not_found(format!("No such container: {name}")));
-    }
     let code = if sidecar_of(&name).is_some() {
         // It ends only by its removal.
         shared.sidecars.removed(&name)?.await;
@@ -335,7 +293,7 @@ async fn wait(
 }
 
 /// Docker's booleans in queries: anything but nothing and these is true.
-fn is_true(text: Option<&str>) -> bool {
+pub(crate) fn is_true(text: Option<&str>) -> bool {
     let text = text.unwrap_or("").trim().to_ascii_lowercase();
     !matches!(text.as_str(), "" | "0" | "no" | "false" | "none")
 }

@@ -1,10 +1,7 @@
 //! The conversation of workerd with its Docker socket (contract: workerd, 1.3), word for word, against real containers.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-#[path = "../../engine/tests/common/mod.rs"]
-mod common;
-
-use common::{Daemon, World};
+use http::Request;
 use serde_json::{Value, json};
 use std::future::Future;
 use std::path::PathBuf;
@@ -13,8 +10,9 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;
-use wharf_docker_api::script::{ApplicationInfo, Applications, Detach, router_with};
+use wharf_docker_api::script::{ApplicationInfo, Applications, router};
 use wharf_engine::{Limits, Owner};
+use wharf_testkit::engine::{Daemon, World};
 
 const SPAWNER: &str = env!("CARGO_BIN_EXE_wharf-docker-api-spawner-test");
 const HELLO: &str = "while :; do printf 'HTTP/1.1 200 OK\\r\\nContent-Length: 3\\r\\nConnection: close\\r\\n\\r\\nhi\\n' | nc -l -p 8080; done";
@@ -54,15 +52,14 @@ struct Socket {
 }
 
 impl Socket {
-    fn open(world: &World, daemon: &Daemon, name: &str, detach: Detach) -> Socket {
-        let path = world.dir.path().join(name);
+    fn open(world: &World, daemon: &Daemon, name: &str) -> Socket {
+        let path = world.place.dir.path().join(name);
         let listener = UnixListener::bind(&path).unwrap();
-        let router = router_with(
+        let router = router(
             "hello".into(),
             daemon.engine.clone(),
             daemon.networks.clone(),
             Arc::new(OneApplication),
-            detach,
         );
         let (stop, stopped) = oneshot::channel::<()>();
         let served = tokio::spawn(wharf_docker_api::serve_unix(listener, router, async {
@@ -80,17 +77,17 @@ impl Socket {
     async fn call(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         let stream = UnixStream::connect(&self.path).await.unwrap();
         let body = body.map(|b| b.to_string()).unwrap_or_default();
-        let kind = if body.is_empty() {
-            ""
-        } else {
-            "Content-Type: application/json\r\n"
-        };
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\n{kind}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            body.len()
-        );
-        let (status, text) = exchange(stream, &request).await;
-        (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("Host", "localhost");
+        if !body.is_empty() {
+            request = request.header("Content-Type", "application/json");
+        }
+        let request = request.body(body).unwrap();
+        let answer = wharf_testkit::ask(stream, request).await.unwrap();
+        let body = serde_json::from_str(answer.body()).unwrap_or(Value::Null);
+        (answer.status().as_u16(), body)
     }
 
     /// Steps 1 to 6 of `start()`; returns the ingress port.
@@ -168,17 +165,6 @@ impl Socket {
     }
 }
 
-async fn exchange(
-    mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin,
-    request: &str,
-) -> (u16, String) {
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
-}
-
 /// A request to the app's port 8080 through the ingress, as workerd makes it.
 async fn fetch(ingress: u16) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", ingress)).await.unwrap();
@@ -195,12 +181,14 @@ async fn fetch(ingress: u16) -> String {
         "{}",
         String::from_utf8_lossy(&head)
     );
-    exchange(
-        stream,
-        "GET / HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n",
-    )
-    .await
-    .1
+    // Byte by byte: nc does not wait for the request before it answers.
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
 fn container(n: usize) -> String {
@@ -211,7 +199,7 @@ fn container(n: usize) -> String {
 async fn a_durable_object_starts_asks_and_destroys_its_container() {
     let world = World::new(SPAWNER);
     let daemon = world.daemon(60_000).await;
-    let socket = Socket::open(&world, &daemon, "docker.sock", Detach::default());
+    let socket = Socket::open(&world, &daemon, "docker.sock");
     let c = &container(1);
 
     let (status, volumes) = socket
@@ -316,14 +304,14 @@ async fn a_durable_object_starts_asks_and_destroys_its_container() {
         );
     }
     socket.close().await;
-    daemon.end().await;
+    world.end(daemon).await;
 }
 
 #[tokio::test]
 async fn signals_and_exit_codes_reach_the_object() {
     let world = World::new(SPAWNER);
     let daemon = world.daemon(60_000).await;
-    let socket = Socket::open(&world, &daemon, "docker.sock", Detach::default());
+    let socket = Socket::open(&world, &daemon, "docker.sock");
     let (c, owner) = (&container(1), Owner::Script("hello".into()));
     socket.sidecar(c).await;
     socket
@@ -376,14 +364,14 @@ async fn signals_and_exit_codes_reach_the_object() {
     assert_eq!(after["State"]["Status"], "running");
     assert_eq!(socket.create(c, "x").await.0, 409);
     socket.close().await;
-    daemon.end().await;
+    world.end(daemon).await;
 }
 
 #[tokio::test]
 async fn refusals_say_why() {
     let world = World::new(SPAWNER);
     let daemon = world.daemon(60_000).await;
-    let socket = Socket::open(&world, &daemon, "docker.sock", Detach::default());
+    let socket = Socket::open(&world, &daemon, "docker.sock");
     let message =
         |answer: &(u16, Value)| answer.1["message"].as_str().unwrap_or_default().to_owned();
 
@@ -457,39 +445,20 @@ async fn refusals_say_why() {
         );
     }
     socket.close().await;
-    daemon.end().await;
+    world.end(daemon).await;
 }
 
 #[tokio::test]
-async fn another_process_finds_the_containers_of_one_that_was_detached() {
+async fn the_next_process_finds_the_containers() {
     let world = World::new(SPAWNER);
     let daemon = world.daemon(60_000).await;
-    let detach = Detach::default();
-    let old = Socket::open(&world, &daemon, "old.sock", detach.clone());
+    let old = Socket::open(&world, &daemon, "old.sock");
     let c = &container(1);
     let ingress = old.sidecar(c).await;
     old.start(c, HELLO).await;
-    // workerd's farewell on SIGTERM.
-    detach.set();
-    for name in [c.clone(), format!("{c}-proxy")] {
-        assert_eq!(
-            old.call("DELETE", &format!("/containers/{name}?force=true"), None)
-                .await
-                .0,
-            204
-        );
-        let (status, _) = old
-            .call(
-                "POST",
-                &format!("/containers/{name}/wait?condition=removed"),
-                None,
-            )
-            .await;
-        assert_eq!(status, 404);
-    }
     old.close().await;
 
-    let new = Socket::open(&world, &daemon, "new.sock", Detach::default());
+    let new = Socket::open(&world, &daemon, "new.sock");
     let (_, inspect) = new
         .call("GET", &format!("/containers/{c}/json"), None)
         .await;
@@ -497,5 +466,5 @@ async fn another_process_finds_the_containers_of_one_that_was_detached() {
     assert_eq!(new.ingress(c).await, ingress);
     assert_eq!(fetch(ingress).await, "hi\n");
     new.close().await;
-    daemon.end().await;
+    world.end(daemon).await;
 }

@@ -30,9 +30,7 @@ pub type Body = BoxBody<Bytes, std::io::Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nothing listens there.
-    #[error(
-        "Cannot connect to the Wharf daemon at unix://{0}: {1}. Is it running? Start it with `wharf up`."
-    )]
+    #[error("Cannot connect to the Wharf daemon at unix://{0}: {1}. {mend}", mend = mend(.1))]
     Connect(PathBuf, std::io::Error),
     /// `DOCKER_HOST` that isn't a Unix socket.
     #[error("the host \"{0}\" is not supported; use unix:///path/to/wharf.sock")]
@@ -51,6 +49,15 @@ pub enum ClientError {
     /// A file on this side.
     #[error("{0}")]
     Local(String),
+}
+
+fn mend(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            "The socket is root's: try again with `sudo`, as root."
+        }
+        _ => "Is it running? Start it with `wharf up`.",
+    }
 }
 
 /// Speaks to one daemon.

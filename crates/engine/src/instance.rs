@@ -269,10 +269,15 @@ impl Instance {
                 let message = error.to_string();
                 // workerd tells the Worker no more than that its container failed to start.
                 tracing::warn!(
+                    application = self.fixed().application.as_ref().map(|a| a.name.as_str()),
                     name = self.fixed().name,
                     error = message,
                     "instance not started"
                 );
+                // A failed instance is soon removed by workerd, and its reason with it.
+                if let Some(application) = &self.fixed().application {
+                    self.shared.table().refused(application, &message);
+                }
                 self.progress.error = Some(message.clone());
                 self.ended(Exit {
                     code,

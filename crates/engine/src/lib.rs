@@ -49,6 +49,19 @@ pub struct Application {
     pub max_instances: u32,
 }
 
+/// An instance that an application was not given: its limit was reached, or the process did not start.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Refusal {
+    /// The application's id.
+    pub application: String,
+    /// Its name.
+    pub application_name: String,
+    /// The limit with its figures, or why the process did not start.
+    pub reason: String,
+    /// Unix ms.
+    pub at_ms: i64,
+}
+
 /// A request to create an instance. Image config is merged in here by the engine as Docker does.
 #[derive(Debug, Clone)]
 pub struct Create {
@@ -95,6 +108,8 @@ pub struct Inspect {
     pub image_id: String,
     /// Application id.
     pub application: Option<String>,
+    /// Application name.
+    pub application_name: Option<String>,
     /// State.
     pub state: lifecycle::State,
     /// Host pid while running.
@@ -281,6 +296,11 @@ impl Engine {
         handles.iter().map(|handle| inspect(handle)).collect()
     }
 
+    /// The last refusal of each application since the daemon's start, oldest first.
+    pub fn refusals(&self) -> Vec<Refusal> {
+        self.shared.table().refusals()
+    }
+
     /// The kept output: `(is_stderr, unix_ms, bytes)` in order.
     pub async fn logs(
         &self,
@@ -398,7 +418,7 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         return Err(EngineError::Invalid("a container needs a name".to_owned()));
     }
     {
-        let table = shared.table();
+        let mut table = shared.table();
         table.check_name(&request.owner, &request.name)?;
         if let Some(application) = &request.application {
             table.check_limit(application)?;
@@ -530,6 +550,7 @@ fn inspect(handle: &Handle) -> Inspect {
         image: fixed.image.clone(),
         image_id: fixed.image_id.clone(),
         application: fixed.application.as_ref().map(|a| a.id.clone()),
+        application_name: fixed.application.as_ref().map(|a| a.name.clone()),
         state: view.state,
         pid: view.pid,
         created_ms: fixed.created_ms,

@@ -1,8 +1,8 @@
 //! The table of all instances: by id, by owner and name; who is idle; how many of an application run. Behind one short lock, never held over an await.
 
 use crate::instance::Handle;
-use crate::{Application, EngineError, Owner};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use crate::{Application, EngineError, Owner, Refusal};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 /// Most instances without a process that are kept per script; the oldest go first.
@@ -11,6 +11,10 @@ const MAX_IDLE: usize = 100;
 const YOUNG_MS: i64 = 60_000;
 /// Names whose last generation is remembered after their removal.
 const MAX_REMEMBERED: usize = 65_536;
+/// Applications whose last refusal is kept.
+const MAX_REFUSALS: usize = 100;
+/// A refusal so soon after an equal one of the application is not logged again.
+const QUIET_MS: i64 = 10_000;
 
 #[derive(Debug, Default)]
 pub(crate) struct Table {
@@ -27,6 +31,7 @@ pub(crate) struct Table {
     remembered: usize,
     /// No name that is not remembered has had a generation above this.
     generation_floor: u64,
+    refusals: VecDeque<Refusal>,
 }
 
 impl Table {
@@ -133,8 +138,8 @@ impl Table {
         handles
     }
 
-    /// Whether one more of the application may run.
-    pub(crate) fn check_limit(&self, application: &Application) -> Result<(), EngineError> {
+    /// Whether one more of the application may run. A refusal is remembered: workerd does not tell the Worker why a start failed.
+    pub(crate) fn check_limit(&mut self, application: &Application) -> Result<(), EngineError> {
         let running = self.running.get(&application.id).map_or(0, HashSet::len);
         if running < application.max_instances as usize {
             return Ok(());
@@ -144,9 +149,41 @@ impl Table {
             max_instances,
             ..
         } = application;
-        Err(EngineError::Limit(format!(
+        let reason = format!(
             "application \"{name}\" already runs {running} of max_instances {max_instances}; raise max_instances or let one sleep"
-        )))
+        );
+        // A Worker that waits for its turn asks several times a second.
+        if !self.refused(application, &reason) {
+            tracing::warn!(reason, "instance refused");
+        }
+        Err(EngineError::Limit(reason))
+    }
+
+    /// Remembers why an application did not get an instance. Returns whether the same was so a moment ago.
+    pub(crate) fn refused(&mut self, application: &Application, reason: &str) -> bool {
+        let refusal = Refusal {
+            application: application.id.clone(),
+            application_name: application.name.clone(),
+            reason: reason.to_owned(),
+            at_ms: crate::now_ms(),
+        };
+        let earlier = self
+            .refusals
+            .iter()
+            .position(|r| r.application == refusal.application)
+            .and_then(|at| self.refusals.remove(at));
+        let repeated = earlier
+            .is_some_and(|r| r.reason == refusal.reason && refusal.at_ms - r.at_ms < QUIET_MS);
+        if self.refusals.len() == MAX_REFUSALS {
+            self.refusals.pop_front();
+        }
+        self.refusals.push_back(refusal);
+        repeated
+    }
+
+    /// The last refusal of each application, oldest first.
+    pub(crate) fn refusals(&self) -> Vec<Refusal> {
+        self.refusals.iter().cloned().collect()
     }
 
     /// Counts an instance as running.

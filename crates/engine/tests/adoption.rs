@@ -2,13 +2,11 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-mod common;
-
-use common::{Daemon, World, script_owner, shell};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use wharf_engine::lifecycle::State;
 use wharf_engine::{Application, EngineError, Owner};
+use wharf_testkit::engine::{Daemon, World, script_owner, shell};
 
 const SPAWNER: &str = env!("CARGO_BIN_EXE_wharf-engine-spawner-test");
 const TICKS: &str = "n=0; while :; do n=$((n+1)); echo tick $n; sleep 0.02; done";
@@ -75,7 +73,7 @@ fn running_containers_are_adopted_with_their_output() {
         ));
         engine.stop(&owner, "a", Some(0)).await.unwrap();
         assert_eq!(engine.wait(&owner, "a", false).await.unwrap().code, 137);
-        daemon.end().await;
+        world.end(daemon).await;
         assert_eq!(world.directories(), 0);
     });
 }
@@ -105,7 +103,7 @@ fn an_exit_that_nobody_saw_is_still_exact() {
             daemon.output(&owner, "a", false).await,
             "started\nlast words\n"
         );
-        daemon.end().await;
+        world.end(daemon).await;
     });
 }
 
@@ -150,7 +148,7 @@ fn what_nobody_asks_for_is_reaped_and_what_is_damaged_is_ended() {
             State::Running
         );
         assert_eq!(world.directories(), 2);
-        daemon.end().await;
+        world.end(daemon).await;
         assert_eq!(world.directories(), 0);
     });
 }

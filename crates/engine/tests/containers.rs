@@ -1,11 +1,9 @@
 //! Real containers through the engine.
 
-mod common;
-
-use common::{World, script_owner, shell};
 use std::time::Duration;
 use wharf_engine::lifecycle::{State, Until};
 use wharf_engine::{Application, EngineError, Owner};
+use wharf_testkit::engine::{World, script_owner, shell};
 
 const SPAWNER: &str = env!("CARGO_BIN_EXE_wharf-engine-spawner-test");
 const FOREVER: &str = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.02; done";
@@ -40,7 +38,7 @@ async fn output_and_exit_code_are_exact() {
             && inspect.finished_ms >= inspect.started_ms
             && inspect.pid.is_none()
     );
-    daemon.end().await;
+    world.end(daemon).await;
     assert_eq!(world.directories(), 0);
 }
 
@@ -70,7 +68,7 @@ async fn stop_is_polite_first_and_a_signal_death_is_128_plus_n() {
         engine.signal(&owner, "deaf", 15).await,
         Err(EngineError::Conflict(_))
     ));
-    daemon.end().await;
+    world.end(daemon).await;
 }
 
 #[tokio::test]
@@ -109,7 +107,7 @@ async fn each_start_is_a_new_generation_also_under_a_reused_name() {
         engine.remove(&owner, "a", false).await,
         Err(EngineError::Conflict(_))
     ));
-    daemon.end().await;
+    world.end(daemon).await;
 }
 
 #[tokio::test]
@@ -129,7 +127,7 @@ async fn removal_ends_waits_and_takes_the_directory() {
     assert_eq!(removed.await.unwrap().unwrap().code, 137);
     assert_eq!(world.directories(), 0);
     assert!(engine.list(None).await.is_empty());
-    daemon.end().await;
+    world.end(daemon).await;
 }
 
 #[tokio::test]
@@ -161,7 +159,7 @@ async fn a_missing_command_is_named_and_exits_127() {
         engine.create(request).await,
         Err(EngineError::Invalid(_))
     ));
-    daemon.end().await;
+    world.end(daemon).await;
 }
 
 #[tokio::test]
@@ -194,6 +192,15 @@ async fn one_application_runs_no_more_than_its_maximum() {
         matches!(&refused, Err(EngineError::Limit(t)) if t == text),
         "{refused:?}"
     );
+    let refusals = engine.refusals();
+    assert_eq!(refusals.len(), 1, "{refusals:?}");
+    assert_eq!(
+        (
+            refusals[0].application.as_str(),
+            refusals[0].reason.as_str()
+        ),
+        ("app", text)
+    );
     engine.stop(&owner, "a", Some(0)).await.unwrap();
     engine.start_instance(&owner, "c").await.unwrap();
     // A roll to another image stops what runs.
@@ -204,7 +211,7 @@ async fn one_application_runs_no_more_than_its_maximum() {
         0
     );
     assert_eq!(engine.roll("app", "sha256:other").await, 2);
-    daemon.end().await;
+    world.end(daemon).await;
 }
 
 #[tokio::test]
@@ -222,7 +229,7 @@ async fn owners_do_not_see_each_other() {
     }
     daemon.engine.remove_all(Some(&one)).await;
     assert_eq!(daemon.engine.list(None).await.len(), 1);
-    daemon.end().await;
+    world.end(daemon).await;
 }
 
 #[tokio::test]
@@ -247,7 +254,7 @@ async fn a_script_keeps_only_so_many_that_have_ended() {
         .unwrap();
     assert_eq!(engine.list(Some(&owner)).await.len(), 100);
     assert!(engine.inspect(&owner, "n3").await.is_ok());
-    daemon.end().await;
+    world.end(daemon).await;
 }
 
 #[tokio::test]
@@ -275,5 +282,5 @@ async fn two_containers_can_share_a_network_and_the_ingress_reaches_it() {
         .await
         .unwrap();
     assert_eq!(text, "hello\n");
-    daemon.end().await;
+    world.end(daemon).await;
 }

@@ -126,23 +126,23 @@ impl ImageStore {
         self.inner.dir.join("tmp").join(&name[..16])
     }
 
-    pub(crate) fn temp_dir(&self) -> Result<TempDir> {
+    fn make_tmp_dir(&self) -> Result<PathBuf> {
         let path = self.tmp_path();
         DirBuilder::new()
             .mode(0o755)
             .create(&path)
             .context(|| format!("making {}", path.display()))?;
-        Ok(TempDir(path))
+        Ok(path)
+    }
+
+    pub(crate) fn temp_dir(&self) -> Result<TempDir> {
+        self.make_tmp_dir().map(TempDir)
     }
 
     /// A fresh directory on the store's file system for an overlay upper; give it to [`ImageStore::commit_upper`] or remove it. Mode 0755,
     /// owned by root: in an overlay these are the container's `/`. It does not survive a restart.
     pub fn scratch_dir(&self) -> Result<PathBuf> {
-        let path = self.tmp_path();
-        DirBuilder::new()
-            .mode(0o755)
-            .create(&path)
-            .context(|| format!("making {}", path.display()))?;
+        let path = self.make_tmp_dir()?;
         // The process's umask must not decide what a container's root directory looks like.
         rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(0o755))
             .context(|| format!("setting the mode of {}", path.display()))?;

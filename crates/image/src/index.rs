@@ -117,31 +117,13 @@ impl Index {
             catalog.add_manifest(stored);
         }
 
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT name, manifest FROM names")
-            .context(failed())?;
-        let rows = statement
-            .query_map([], |row| {
-                Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
-            })
-            .and_then(|rows| rows.collect::<rusqlite::Result<Vec<_>>>())
-            .context(failed())?;
-        for (name, manifest) in rows {
+        for (name, manifest) in self.pairs("SELECT name, manifest FROM names")? {
             catalog.add_name(name, digest(manifest)?);
         }
 
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT repository, manifest FROM repository_manifests")
-            .context(failed())?;
-        let rows = statement
-            .query_map([], |row| {
-                Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
-            })
-            .and_then(|rows| rows.collect::<rusqlite::Result<Vec<_>>>())
-            .context(failed())?;
-        for (repository, manifest) in rows {
+        for (repository, manifest) in
+            self.pairs("SELECT repository, manifest FROM repository_manifests")?
+        {
             catalog.add_held(repository, digest(manifest)?);
         }
 
@@ -170,6 +152,16 @@ impl Index {
             }
         }
         Ok(catalog)
+    }
+
+    /// The two columns of a query.
+    fn pairs(&self, sql: &str) -> Result<Vec<(String, String)>> {
+        self.connection
+            .prepare_cached(sql)
+            .context(doing("reading"))?
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+            .and_then(|rows| rows.collect::<rusqlite::Result<Vec<_>>>())
+            .context(doing("reading"))
     }
 
     fn load_manifest(&self, digest: Digest) -> Result<Stored> {

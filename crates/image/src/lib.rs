@@ -85,8 +85,13 @@ impl ImageStore {
 
     /// The hosts (`127.0.0.1:7400`, `localhost:7400`) under which this node's registry is reached. The first is the one shown to people.
     pub fn set_registry_hosts(&self, hosts: &[String]) {
-        let hosts = hosts.iter().map(|h| h.to_ascii_lowercase()).collect();
-        *held(self.inner.registry_hosts.write()) = Arc::new(hosts);
+        let mut unique = Vec::new();
+        for host in hosts.iter().map(|h| h.to_ascii_lowercase()) {
+            if !unique.contains(&host) {
+                unique.push(host);
+            }
+        }
+        *held(self.inner.registry_hosts.write()) = Arc::new(unique);
     }
 
     fn registry_hosts(&self) -> Arc<Vec<String>> {

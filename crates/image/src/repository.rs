@@ -200,12 +200,7 @@ impl ImageStore {
     /// Tags of one repository, sorted.
     pub fn tags(&self, repository: &str) -> Result<Vec<String>> {
         let catalog = self.catalog();
-        if !catalog.has_repository(repository) {
-            return Err(ImageError::NotFound(format!(
-                "there is no repository \"{}\"",
-                repository.escape_default()
-            )));
-        }
+        require_repository(&catalog, repository)?;
         Ok(catalog.tags(repository).cloned().collect())
     }
 
@@ -244,13 +239,18 @@ fn own_names(hosts: &[String], repository: &str, tag: &str) -> Vec<String> {
         .collect()
 }
 
-fn lookup(catalog: &Catalog, repository: &str, reference: &str) -> Result<Digest> {
-    if !catalog.has_repository(repository) {
-        return Err(ImageError::NotFound(format!(
-            "there is no repository \"{}\"",
-            repository.escape_default()
-        )));
+fn require_repository(catalog: &Catalog, repository: &str) -> Result<()> {
+    if catalog.has_repository(repository) {
+        return Ok(());
     }
+    Err(ImageError::NotFound(format!(
+        "there is no repository \"{}\"",
+        repository.escape_default()
+    )))
+}
+
+fn lookup(catalog: &Catalog, repository: &str, reference: &str) -> Result<Digest> {
+    require_repository(catalog, repository)?;
     let found = if reference.contains(':') {
         let digest = Digest::parse(reference)?;
         catalog.holds(repository, &digest).then_some(digest)

@@ -12,16 +12,17 @@ use common::{Tar, fixture, os, picture, plain_layer, set_mtime, transplant};
 use proptest::prelude::*;
 
 fn run(script: &str, dir: &Path) {
-    let output = Command::new("sh")
-        .args(["-euc", script])
-        .current_dir(dir)
-        .output()
-        .unwrap();
+    output_of(Command::new("sh").args(["-euc", script]).current_dir(dir));
+}
+
+fn output_of(command: &mut Command) -> String {
+    let output = command.output().unwrap();
     assert!(
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// `security.capability`, version 2, with a line feed in it: what a PAX record must carry as it is.
@@ -242,7 +243,8 @@ fn sparse_files_keep_their_content_and_their_holes() {
 fn in_overlay(lower: &[std::path::PathBuf], upper: &Path, work: &Path, script: &str) -> String {
     let lower: Vec<_> = lower.iter().map(|l| l.to_str().unwrap()).collect();
     let mount = tempfile::tempdir().unwrap();
-    let output = Command::new("unshare")
+    output_of(
+        Command::new("unshare")
         .args(["-m", "sh", "-euc"])
         .arg(format!(
             "mount -t overlay overlay -o lowerdir={},upperdir={},workdir={} {m}; cd {m}; {script}",
@@ -250,15 +252,8 @@ fn in_overlay(lower: &[std::path::PathBuf], upper: &Path, work: &Path, script: &
             upper.display(),
             work.display(),
             m = mount.path().display()
-        ))
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
+        )),
+    )
 }
 
 #[test]

@@ -44,9 +44,4 @@ impl Ca {
     pub fn pem(&self) -> String {
         self.0.pem()
     }
-
-    /// What signs certificates for names that the container asks for.
-    pub fn issuer(&self) -> &rcgen::Issuer<'static, KeyPair> {
-        &self.0
-    }
 }

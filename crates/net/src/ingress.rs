@@ -19,12 +19,11 @@ use hyper::service::service_fn;
 use hyper::upgrade::Parts;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use wharf_sandbox::netns::Pause;
 
 use crate::hold::{Hold, Refusal, Step};
 use crate::relay::{Guarded, relay};
-use crate::{Shared, Target};
+use crate::{Shared, Slot, Target};
 
 /// How many connections one ingress serves at a time; more wait to be accepted.
 const CONNECTIONS: usize = 4096;
@@ -57,40 +56,32 @@ struct InternetUpdate {
 
 /// Accepts connections.
 pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let (stream, slot) = crate::accept(&listener, &slots).await;
-        let shared2 = shared.clone();
-        shared.spawn(async move {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "an ingress connection ended at once");
-                return;
-            }
-            // A tunnel outlives its HTTP connection and keeps the slot.
-            let slot = Arc::new(slot);
-            let service = service_fn(|request| {
-                let (shared, slot) = (shared2.clone(), slot.clone());
-                async move { Ok::<_, Infallible>(answer(shared, request, slot).await) }
-            });
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .max_buf_size(MAX_HEAD)
-                .serve_connection(TokioIo::new(stream), service)
-                .with_upgrades()
-                .await;
-            if let Err(error) = served {
-                tracing::debug!(%error, "an ingress connection ended");
-            }
-        });
+    crate::serve_each(shared, listener, CONNECTIONS, connection).await;
+}
+
+async fn connection(shared: Arc<Shared>, stream: TcpStream, slot: Slot) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "an ingress connection ended at once");
+        return;
+    }
+    let service = service_fn(|request| {
+        // A tunnel outlives its HTTP connection and keeps the slot.
+        let (shared, slot) = (shared.clone(), slot.clone());
+        async move { Ok::<_, Infallible>(answer(shared, request, slot).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "an ingress connection ended");
     }
 }
 
-async fn answer(
-    shared: Arc<Shared>,
-    request: Request<Incoming>,
-    slot: Arc<impl Send + Sync + 'static>,
-) -> Answer {
+async fn answer(shared: Arc<Shared>, request: Request<Incoming>, slot: Slot) -> Answer {
     match (request.method(), request.uri().path()) {
         (&Method::CONNECT, _) => connect(shared, request, slot).await,
         (&Method::PUT, "/egress") => egress(&shared, request).await,
@@ -111,11 +102,7 @@ async fn answer(
     }
 }
 
-async fn connect(
-    shared: Arc<Shared>,
-    request: Request<Incoming>,
-    slot: Arc<impl Send + Sync + 'static>,
-) -> Answer {
+async fn connect(shared: Arc<Shared>, request: Request<Incoming>, slot: Slot) -> Answer {
     let port = match destination_port(&request) {
         Ok(port) => port,
         // Not 400: that has a meaning of its own here.

@@ -338,21 +338,35 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
-/// The next connection, once there is room for it. Errors are waited out: they are those of single connections, or pass
-/// (no descriptors left).
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> (TcpStream, Option<OwnedSemaphorePermit>) {
-    // Never closed, so there is always a permit in the end.
-    let slot = slots.clone().acquire_owned().await.ok();
+/// A place among the connections that a listener may have at a time. Never closed, so there always is a permit in it.
+type Slot = Arc<Option<OwnedSemaphorePermit>>;
+
+/// Serves every connection of a listener in a task of its own, `most` at a time. Errors of accept are waited out: they are those of single
+/// connections, or pass (no descriptors left).
+async fn serve_each<F>(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    most: usize,
+    serve: impl Fn(Arc<Shared>, TcpStream, Slot) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let slots = Arc::new(Semaphore::new(most));
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return (stream, slot),
-            Err(error) => {
-                tracing::warn!(%error, "accepting a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+        let slot = Arc::new(slots.clone().acquire_owned().await.ok());
+        let stream = loop {
+            match listener.accept().await {
+                Ok((stream, _)) => break stream,
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
             }
-        }
+        };
+        let served = serve(shared.clone(), stream, slot.clone());
+        shared.spawn(async move {
+            served.await;
+            drop(slot);
+        });
     }
 }

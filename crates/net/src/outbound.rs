@@ -12,7 +12,6 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
 use wharf_sandbox::netns;
 
 use crate::Shared;
@@ -62,15 +61,15 @@ impl Dial for Direct {
 
 /// Accepts redirected connections.
 pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let (stream, slot) = crate::accept(&listener, &slots).await;
-        let shared2 = shared.clone();
-        shared.spawn(async move {
-            let _slot = slot;
-            carry(&shared2, stream).await;
-        });
-    }
+    crate::serve_each(
+        shared,
+        listener,
+        CONNECTIONS,
+        |shared, stream, _| async move {
+            carry(&shared, stream).await;
+        },
+    )
+    .await;
 }
 
 async fn carry(shared: &Shared, stream: TcpStream) {

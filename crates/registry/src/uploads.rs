@@ -82,11 +82,10 @@ pub(crate) async fn append(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    match receive(&images, &id, headers, body).await {
-        Ok(length) => session(StatusCode::ACCEPTED, &name, &id, length),
-        Err(Refused::Range(length)) => Err(out_of_order(&name, &id, length)),
-        Err(Refused::Other(error)) => Err(error),
-    }
+    let length = receive(&images, &id, headers, body)
+        .await
+        .map_err(|refused| refused.in_session(&name, &id))?;
+    session(StatusCode::ACCEPTED, &name, &id, length)
 }
 
 pub(crate) async fn finish(
@@ -104,11 +103,9 @@ pub(crate) async fn finish(
         ));
     };
     let wanted = digest(wanted)?;
-    match receive(&images, &id, headers, body).await {
-        Ok(_) => {}
-        Err(Refused::Range(length)) => return Err(out_of_order(&name, &id, length)),
-        Err(Refused::Other(error)) => return Err(error),
-    }
+    receive(&images, &id, headers, body)
+        .await
+        .map_err(|refused| refused.in_session(&name, &id))?;
     complete(&images, &id, &wanted).await?;
     created(&name, &wanted)
 }
@@ -177,6 +174,16 @@ enum Refused {
     /// The chunk does not begin where the upload ends, which is here.
     Range(u64),
     Other(ApiError),
+}
+
+impl Refused {
+    /// For the client of a session, who can go on where the upload ends.
+    fn in_session(self, name: &str, id: &str) -> ApiError {
+        match self {
+            Self::Range(length) => out_of_order(name, id, length),
+            Self::Other(error) => error,
+        }
+    }
 }
 
 impl From<ApiError> for Refused {

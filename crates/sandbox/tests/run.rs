@@ -97,7 +97,7 @@ async fn a_killed_host_process_takes_its_descendants_with_it() {
     assert_eq!(spawner.wait("w").await.unwrap().code, 3);
     let out = out.await.unwrap();
     let pid: i32 = out.lines().find_map(|l| l.parse().ok()).unwrap();
-    assert!(!support::is_alive(pid), "{out}");
+    assert!(!wharf_testkit::is_alive(pid), "{out}");
     place.finish(spawner).await;
 }
 
@@ -167,7 +167,7 @@ async fn users_groups_and_homes() {
         ("app", "1000 1001 1001 50 /home/app"),
         ("1000:7", "1000 7 7 /home/app"),
         ("77", "77 0 0 /"),
-        ("app:extra", "1000 50 50 /home/app"),
+        ("app:web", "1000 50 50 /home/app"),
     ] {
         let ran = place
             .run_with(&spawner, "u", script, |spec| spec.user = user.into())

@@ -3,8 +3,9 @@
 
 mod support;
 
-use support::{Place, eventually, is_alive, read_all};
+use support::{Place, read_all};
 use wharf_sandbox::{SpawnError, SpawnFds, Spawner};
+use wharf_testkit::{is_alive, kill, until};
 
 #[tokio::test]
 async fn a_new_daemon_finds_processes_exits_and_output() {
@@ -35,7 +36,7 @@ async fn a_new_daemon_finds_processes_exits_and_output() {
     drop((spawner, process));
 
     std::fs::write(&fifo, "go\n").unwrap();
-    eventually("it ends without a daemon", || !is_alive(pid)).await;
+    until("it ends without a daemon", || !is_alive(pid)).await;
     let (spawner, mut survivors) = place.start_with(20_000).await;
     assert_eq!(spawner.pid(), spawner_pid, "the same spawner");
     survivors.sort_by(|a, b| a.process.id.cmp(&b.process.id));
@@ -125,7 +126,7 @@ async fn a_crashed_spawner_leaves_nothing_to_the_next_one() {
         let spawner = spawner.clone();
         async move { spawner.wait("c").await }
     });
-    support::kill(spawner.pid() as i32);
+    kill(spawner.pid() as i32);
     assert!(
         matches!(waiting.await.unwrap(), Err(SpawnError::Spawner(_))),
         "whoever waits is told"
@@ -146,8 +147,8 @@ async fn a_handle_recovers_from_a_crashed_spawner() {
     let spawner = place.start().await;
     let before = spawner.pid();
     assert_eq!(place.run(&spawner, "c", "exit 1").await.exit.code, 1);
-    support::kill(before as i32);
-    eventually("the crash is noticed", || !is_alive(before as i32)).await;
+    kill(before as i32);
+    until("the crash is noticed", || !is_alive(before as i32)).await;
     // The loss may be noticed only by the first request.
     let mut tries = 0;
     let exit = loop {
@@ -171,7 +172,7 @@ async fn the_newest_daemon_wins() {
     let old = place.start().await;
     let (new, _) = place.start_with(20_000).await;
     let (spec, fds) = place.container("c", "true");
-    eventually("the old one is told", || old_is_replaced(&old)).await;
+    until("the old one is told", || old_is_replaced(&old)).await;
     let error = support::run(&old, &spec, fds).await.unwrap_err();
     assert!(error.to_string().contains("another daemon"), "{error}");
     assert_eq!(place.run(&new, "d", "exit 6").await.exit.code, 6);

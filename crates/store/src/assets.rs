@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use rusqlite::OptionalExtension;
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, Store, StoreError, from_json, now_ms, to_json};
+use crate::{Result, Store, StoreError, from_json, now_ms, remove_expired, to_json};
 
 /// A file of an upload session's manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,10 +47,7 @@ impl Store {
     pub fn create_upload_session(&self, session: &UploadSession) -> Result<()> {
         let manifest = to_json(&session.manifest)?;
         self.change(|transaction| {
-            transaction.execute(
-                "DELETE FROM upload_sessions WHERE expires_ms < ?1",
-                [now_ms()],
-            )?;
+            remove_expired(transaction)?;
             transaction.execute(
                 "INSERT INTO upload_sessions (id, script, manifest, expires_ms) VALUES (?1, ?2, ?3, ?4)",
                 (&session.id, &session.script, manifest, session.expires_ms),

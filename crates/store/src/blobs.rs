@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use rusqlite::OptionalExtension;
 use sha2::{Digest, Sha256};
 
-use crate::{Result, Store, StoreError, io, now_ms, random};
+use crate::{Result, Store, StoreError, io, now_ms, random, remove_expired};
 
 /// What a collection removed.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -147,14 +147,7 @@ impl Store {
     pub fn blob_gc(&self, min_age: Duration) -> Result<GcReport> {
         let oldest_ms = now_ms() - min_age.as_millis() as i64;
         self.change(|transaction| {
-            transaction.execute(
-                "DELETE FROM upload_sessions WHERE expires_ms < ?1",
-                [now_ms()],
-            )?;
-            transaction.execute(
-                "DELETE FROM registry_tokens WHERE expires_ms < ?1",
-                [now_ms()],
-            )?;
+            remove_expired(transaction)?;
             transaction.execute(
                 "DELETE FROM assets WHERE used_ms < ?1 AND blob NOT IN (SELECT blob FROM version_blobs)",
                 [oldest_ms],

@@ -154,6 +154,17 @@ fn meta_or(transaction: &Transaction<'_>, key: &str, bytes: usize) -> Result<Vec
     Ok(value)
 }
 
+/// Removes what has a time to live and is past it.
+fn remove_expired(transaction: &Transaction<'_>) -> Result<()> {
+    for table in ["upload_sessions", "registry_tokens"] {
+        transaction.execute(
+            &format!("DELETE FROM {table} WHERE expires_ms < ?1"),
+            [now_ms()],
+        )?;
+    }
+    Ok(())
+}
+
 fn random(bytes: usize) -> Result<Vec<u8>> {
     let mut buffer = vec![0; bytes];
     getrandom::fill(&mut buffer).map_err(StoreError::Random)?;

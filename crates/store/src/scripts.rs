@@ -252,22 +252,14 @@ impl Store {
         })
     }
 
-    /// When a schedule of a script was made and last ran: Unix time in milliseconds.
-    pub fn schedule_times(&self, script: &str, cron: &str) -> Result<Option<(i64, Option<i64>)>> {
-        Ok(self
-            .connection()
-            .prepare_cached(
-                "SELECT created_ms, last_run_ms FROM schedules WHERE script = ?1 AND cron = ?2",
-            )?
-            .query_row((script, cron), |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?)
-    }
-
     /// The due time of a schedule's last run, Unix milliseconds; `None` if it never ran or does not exist.
     pub fn cron_last_run(&self, script: &str, cron: &str) -> Result<Option<i64>> {
         Ok(self
-            .schedule_times(script, cron)?
-            .and_then(|(_, last_run)| last_run))
+            .connection()
+            .prepare_cached("SELECT last_run_ms FROM schedules WHERE script = ?1 AND cron = ?2")?
+            .query_row((script, cron), |row| row.get(0))
+            .optional()?
+            .flatten())
     }
 
     /// Notes the due time of a schedule's run, before it runs. Nothing happens if the schedule is gone.

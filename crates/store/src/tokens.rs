@@ -5,7 +5,7 @@
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::{Result, Store, now_ms, random};
+use crate::{Result, Store, now_ms, random, remove_expired};
 
 /// What a registry token allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,19 +44,6 @@ impl Store {
         Ok((made == 1).then_some(token))
     }
 
-    /// Makes a further API token. It is returned once and can't be read again.
-    pub fn create_token(&self, name: &str) -> Result<String> {
-        let (token, hash) = fresh("wharf_")?;
-        self.change(|transaction| {
-            transaction.execute(
-                "INSERT INTO tokens (hash, name, created_ms) VALUES (?1, ?2, ?3)",
-                (hash, name, now_ms()),
-            )?;
-            Ok(())
-        })?;
-        Ok(token)
-    }
-
     /// Whether this is one of the API tokens. A store that can't be read lets nobody in, and logs why.
     pub fn check_token(&self, token: &str) -> bool {
         self.try_check_token(token).unwrap_or_else(|error| {
@@ -78,10 +65,7 @@ impl Store {
     pub fn create_registry_token(&self, push: bool, lifetime_ms: i64) -> Result<String> {
         let (token, hash) = fresh("")?;
         self.change(|transaction| {
-            transaction.execute(
-                "DELETE FROM registry_tokens WHERE expires_ms < ?1",
-                [now_ms()],
-            )?;
+            remove_expired(transaction)?;
             transaction.execute(
                 "INSERT INTO registry_tokens (hash, push, expires_ms) VALUES (?1, ?2, ?3)",
                 (hash, push, now_ms().saturating_add(lifetime_ms)),
@@ -149,7 +133,7 @@ mod tests {
     fn tokens_are_not_in_the_files() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let token = store.create_token("ci").unwrap();
+        let token = store.first_token().unwrap().unwrap();
         let needle = token.as_bytes();
         for entry in std::fs::read_dir(dir.path()).unwrap() {
             let path = entry.unwrap().path();
@@ -168,7 +152,7 @@ mod tests {
     fn registry_passwords_expire_and_are_not_api_tokens() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let api = store.create_token("ci").unwrap();
+        let api = store.first_token().unwrap().unwrap();
         let live = store.create_registry_token(false, 60_000).unwrap();
         let dead = store.create_registry_token(true, -1).unwrap();
         assert_eq!(

@@ -4,8 +4,10 @@ use crate::config::Config;
 use clap::{Args, Parser, Subcommand};
 use hyper::Method;
 use serde_json::Value;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wharf_docker_cli::Client;
 use wharf_docker_cli::client::{empty, escape, stream};
 
@@ -153,10 +155,10 @@ async fn run(cli: Cli) -> anyhow::Result<i32> {
         Verb::Env { json } => {
             let variables = environment(&socket).await?;
             if json {
-                println!("{}", serde_json::to_string_pretty(&variables)?);
+                print(&serde_json::to_string_pretty(&variables)?);
             } else {
                 for (key, value) in pairs(&variables) {
-                    println!("export {key}={}", shell_quote(&value));
+                    print(&format!("export {key}={}", shell_quote(&value)));
                 }
             }
             Ok(0)
@@ -179,7 +181,7 @@ async fn run(cli: Cli) -> anyhow::Result<i32> {
             let list = client(&socket)?
                 .json(Method::GET, "/images/json", empty())
                 .await?;
-            println!("{}", serde_json::to_string_pretty(&list)?);
+            print(&serde_json::to_string_pretty(&list)?);
             Ok(0)
         }
         Verb::Image(Image::Rm { names }) => {
@@ -187,10 +189,15 @@ async fn run(cli: Cli) -> anyhow::Result<i32> {
         }
         Verb::Image(Image::Import { name, rootfs }) => import(&socket, &name, &rootfs).await,
         Verb::Config => {
-            print!("{}", Config::documented());
+            print(Config::documented().trim_end());
             Ok(0)
         }
     }
+}
+
+fn print(text: &str) {
+    // A reader that has gone away (`wharf status | head`) is not this command's failure.
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 fn client(socket: &Path) -> anyhow::Result<Client> {
@@ -248,7 +255,7 @@ async fn import(socket: &Path, name: &str, rootfs: &Path) -> anyhow::Result<i32>
             id = line["status"].as_str().unwrap_or_default().to_owned();
         })
         .await?;
-    println!("{id}");
+    print(&id);
     Ok(0)
 }
 
@@ -257,46 +264,85 @@ async fn status(socket: &Path, json: bool) -> anyhow::Result<i32> {
         .json(Method::GET, "/wharf/status", empty())
         .await?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+        print(&serde_json::to_string_pretty(&status)?);
         return Ok(0);
     }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    print(&describe(&status, now));
+    Ok(0)
+}
+
+/// The status for a person; `now` is since 1970.
+fn describe(status: &Value, now: Duration) -> String {
     let text = |v: &Value| match v {
         Value::String(s) => s.clone(),
         Value::Null => "-".into(),
         other => other.to_string(),
     };
-    println!("gateway  http://{}", text(&status["gateway"]));
-    println!("control  http://{}", text(&status["control"]));
-    let scripts = status["scripts"].as_array().cloned().unwrap_or_default();
-    println!("\nWORKER                   STATE     PID      CRASHES  URL");
-    for s in &scripts {
+    let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
+    let first_line = |v: &Value| Some(v.as_str()?.lines().next().unwrap_or_default().to_owned());
+    let mut lines = vec![
+        format!("gateway  http://{}", text(&status["gateway"])),
+        format!("control  http://{}", text(&status["control"])),
+        String::new(),
+        "WORKER                   STATE     PID      CRASHES  URL".to_owned(),
+    ];
+    for s in list("scripts") {
         let cell = |key: &str| text(&s[key]);
-        println!(
+        lines.push(format!(
             "{:<24} {:<9} {:<8} {:<8} {}",
             cell("script"),
             cell("state"),
             cell("pid"),
             cell("crashes"),
             cell("url")
-        );
-        if let Some(error) = s["last_error"].as_str() {
-            println!("  last error: {}", error.lines().next().unwrap_or_default());
+        ));
+        if let Some(error) = first_line(&s["last_error"]) {
+            lines.push(format!("  last error: {error}"));
         }
     }
-    let instances = status["instances"].as_array().cloned().unwrap_or_default();
-    println!("\nCONTAINER     APPLICATION              STATE               PID      IMAGE");
-    for i in &instances {
+    lines.push(String::new());
+    lines.push(
+        "CONTAINER     APPLICATION              STATE                        PID      IMAGE".into(),
+    );
+    for i in list("instances") {
         let cell = |key: &str| text(&i[key]);
         let id: String = cell("id").chars().take(12).collect();
-        println!(
-            "{id:<13} {:<24} {:<19} {:<8} {}",
-            cell("application"),
+        lines.push(format!(
+            "{id:<13} {:<24} {:<28} {:<8} {}",
+            cell("application_name"),
             cell("state"),
             cell("pid"),
-            cell("image")
-        );
+            short_image(&cell("image"))
+        ));
+        if let Some(error) = first_line(&i["error"]) {
+            lines.push(format!("  error: {error}"));
+        }
     }
-    Ok(0)
+    let refusals = list("refusals");
+    if !refusals.is_empty() {
+        lines.push(String::new());
+        lines.push("LAST NOT STARTED".to_owned());
+    }
+    for r in refusals {
+        let at_ms = r["at_ms"].as_u64().unwrap_or_default();
+        let ago = now.saturating_sub(Duration::from_millis(at_ms)).as_secs();
+        lines.push(format!(
+            "{:<24} {ago} s ago: {}",
+            text(&r["application_name"]),
+            text(&r["reason"])
+        ));
+    }
+    lines.join("\n")
+}
+
+/// `host/account/name@sha256:<64 hex>` as `name@sha256:<12 hex>`.
+fn short_image(image: &str) -> String {
+    let name = image.rsplit('/').next().unwrap_or(image);
+    match name.split_once("@sha256:") {
+        Some((name, hex)) => format!("{name}@sha256:{}", hex.chars().take(12).collect::<String>()),
+        None => name.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -307,6 +353,26 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_status_says_why_something_does_not_run() {
+        let status = serde_json::json!({
+            "gateway": "127.0.0.1:8080", "control": "127.0.0.1:7400", "scripts": [],
+            "instances": [{
+                "id": "ab".repeat(32), "application": "0-1-2", "application_name": "my-app", "state": "exited (127)", "pid": null,
+                "image": format!("127.0.0.1:7400/acc/my-app@sha256:{}", "cd".repeat(32)), "error": "exec: \"/nope\": no such file or directory",
+            }],
+            "refusals": [{"application_name": "my-app", "at_ms": 5_000, "reason": "application \"my-app\" already runs 3 of max_instances 3"}],
+        });
+        let text = describe(&status, Duration::from_secs(7));
+        assert!(text.contains("abababababab  my-app "), "{text}");
+        assert!(text.contains(" my-app@sha256:cdcdcdcdcdcd\n"), "{text}");
+        assert!(text.contains("  error: exec: \"/nope\""), "{text}");
+        assert!(
+            text.ends_with("2 s ago: application \"my-app\" already runs 3 of max_instances 3"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -118,3 +118,27 @@ fn an_unknown_host_is_told_which_exist_only_in_development() {
     assert_eq!(answer.status, 404);
     assert!(answer.body.contains("wrangler"), "{}", answer.body);
 }
+
+#[test]
+fn a_reader_that_goes_away_and_a_user_without_rights_get_no_riddles() {
+    let node = Node::start();
+    let mut status = node.command();
+    // The reading end is closed before anything is written, as by `wharf status | head -0`.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let out = status.arg("status").stdout(writer).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && said.is_empty(), "{said}");
+
+    use std::os::unix::process::CommandExt;
+    let mut status = node.command();
+    let out = status.arg("status").uid(65_534).gid(65_534).output();
+    // An executable below a directory that is root's alone can't even be started by others.
+    if let Ok(out) = out {
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            !out.status.success() && said.contains("as root") && !said.contains("wharf up"),
+            "{said}"
+        );
+    }
+}

@@ -5,8 +5,9 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use support::{World, eventually, get, service};
+use support::{World, get, service};
 use wharf_model::{AssetFile, Assets, Binding};
+use wharf_testkit::eventually;
 
 const CALLEE: &str = r#"
 import { WorkerEntrypoint, RpcTarget } from "cloudflare:workers";
@@ -184,7 +185,7 @@ async fn a_callee_that_crashed_is_found_again() {
         ("callee".into(), callee(&world, "v1")),
     ]);
     assert_eq!(world.text("caller", "/version").await, "v1");
-    support::kill_9(world.pid("callee"));
+    wharf_testkit::kill(world.pid("callee"));
     eventually("the crash is noticed", async || {
         (world.status("callee").crashes == 1).then_some(())
     })

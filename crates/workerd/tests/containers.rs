@@ -125,8 +125,7 @@ impl Sockets for Engines {
         uid: u32,
     ) -> Pin<Box<dyn Future<Output = std::io::Result<DockerSocket>> + Send + '_>> {
         Box::pin(async move {
-            let listener = tokio::net::UnixListener::bind(&path)?;
-            std::os::unix::fs::chown(&path, Some(uid), Some(uid))?;
+            let listener = support::bind(&path, uid)?;
             let mut tasks = JoinSet::new();
             tasks.spawn(serve(self.engine.clone(), listener));
             Ok(Box::new(tasks) as DockerSocket)
@@ -146,7 +145,7 @@ async fn containers_live_on_when_a_version_is_replaced() {
         ..Engine::default()
     });
     let sidecar = tokio::spawn(sidecar(control));
-    let dir = world.dir.path();
+    let dir = world.place.dir.path();
     world.supervisor = Supervisor::new(
         WorkerdConfig::new(support::binary(dir), dir.join("w"), dir.join("scripts")),
         world.spawner.clone(),
@@ -180,7 +179,7 @@ export default { fetch(request, env) { return env.BOX.getByName("a").fetch(reque
     };
     world.deploy(version(&world, code)).await;
     assert_eq!(world.text("hello", "/").await, "false");
-    let both_run = support::eventually("the container and its sidecar run", async || {
+    let both_run = wharf_testkit::eventually("the container and its sidecar run", async || {
         (engine.running.lock().unwrap().len() == 2).then_some(())
     });
     let (start, ()) = tokio::join!(world.text("hello", "/start"), async {

@@ -8,8 +8,9 @@ use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use support::{World, eventually, get, kill_9, with_class};
+use support::{World, get, with_class};
 use wharf_model::{AssetFile, Assets, Binding, Module, ModuleKind};
+use wharf_testkit::{eventually, kill};
 use wharf_workerd::WorkerdError;
 
 const COUNTER: &str = r#"
@@ -97,7 +98,7 @@ async fn a_process_runs_as_its_own_user_and_its_secrets_are_not_on_disk() {
     assert!(status.contains("\nCapEff:\t0000000000000000\n"));
     let grep = std::process::Command::new("grep")
         .args(["-r", "--devices=skip", "tr0ub4dor"])
-        .arg(world.dir.path())
+        .arg(world.place.dir.path())
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&grep.stdout), "");
@@ -117,7 +118,7 @@ async fn stored_objects_survive_a_new_version_and_a_crash() {
         .await;
     assert_eq!(world.text("hello", "/").await, "v2:2");
     let pid = world.pid("hello");
-    kill_9(pid);
+    kill(pid);
     eventually("the crash is noticed", async || {
         (world.status("hello").crashes == 1).then_some(())
     })
@@ -147,7 +148,7 @@ export default { fetch(request, env) { return env.CLOCK.getByName("a").fetch(req
         .deploy(with_class(world.desired("hello", 1, code), "Clock"))
         .await;
     assert_eq!(world.text("hello", "/set").await, "no");
-    kill_9(world.pid("hello"));
+    kill(world.pid("hello"));
     eventually("the crash is noticed", async || {
         (world.status("hello").crashes == 1).then_some(())
     })
@@ -252,7 +253,7 @@ async fn the_last_words_of_a_crashed_process_are_kept() {
     let code = "export default { fetch() { console.error('about to give up'); return new Response('x') } }";
     world.deploy(world.desired("hello", 1, code)).await;
     world.text("hello", "/").await;
-    kill_9(world.pid("hello"));
+    kill(world.pid("hello"));
     let error = eventually("the reason", async || world.status("hello").last_error).await;
     assert!(error.contains("about to give up"), "{error}");
     world.close().await;
@@ -442,7 +443,7 @@ async fn a_removed_script_is_gone_with_its_storage() {
         .await;
     world.text("hello", "/").await;
     let pid = world.pid("hello");
-    let storage = world.dir.path().join("scripts/4");
+    let storage = world.place.dir.path().join("scripts/4");
     assert!(storage.join("do").exists());
     world.supervisor.remove("hello", true).await;
     assert!(!storage.exists());
@@ -480,7 +481,7 @@ async fn a_directory_that_workerd_cannot_reach_is_named() {
     use std::os::unix::fs::PermissionsExt;
     let world = World::new().await;
     let closed = std::fs::Permissions::from_mode(0o700);
-    std::fs::set_permissions(world.dir.path(), closed).unwrap();
+    std::fs::set_permissions(world.place.dir.path(), closed).unwrap();
     world.supervisor.set(
         "hello",
         world.desired("hello", 1, "export default { fetch() {} }"),
@@ -491,7 +492,7 @@ async fn a_directory_that_workerd_cannot_reach_is_named() {
         .await
         .unwrap_err()
         .to_string();
-    let mend = format!("chmod o+x {}", world.dir.path().display());
+    let mend = format!("chmod o+x {}", world.place.dir.path().display());
     assert!(error.contains(&mend), "{error}");
     world.close().await;
 }

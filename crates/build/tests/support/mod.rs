@@ -1,20 +1,15 @@
 //! A builder with a real image store, spawner and networks, a busybox base image, and guards that leave nothing behind.
-#![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use tempfile::TempDir;
 use wharf_build::{BuildError, BuildRequest, Builder, Progress};
 use wharf_image::{Image, ImageStore, Layer};
 use wharf_net::{Dial, NetConfig, Networks};
-use wharf_sandbox::{Spawner, SpawnerConfig};
-
-static COUNTER: AtomicU32 = AtomicU32::new(0);
+use wharf_sandbox::Spawner;
+use wharf_testkit::{Place, busybox};
 
 pub(crate) struct Node {
     pub(crate) images: ImageStore,
@@ -22,15 +17,7 @@ pub(crate) struct Node {
     pub(crate) builder: Builder,
     /// The build context.
     pub(crate) context: PathBuf,
-    guard: Guard,
-}
-
-/// After a failed test: ends the spawner, which takes all it runs with it.
-struct Guard {
-    dir: TempDir,
-    pid: u32,
-    cgroup_name: String,
-    finished: bool,
+    place: Place,
 }
 
 /// What a build said and made.
@@ -48,29 +35,9 @@ impl Node {
     }
 
     pub(crate) async fn with(dialer: Arc<dyn Dial>) -> Node {
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "these tests make namespaces and cgroups: run them as root"
-        );
-        let dir = tempfile::tempdir().unwrap();
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let cgroup_name = format!("wharf-build-{}-{number}", std::process::id());
-        let (spawner, _) = Spawner::start(SpawnerConfig {
-            socket: dir.path().join("spawner.sock"),
-            command: vec![env!("CARGO_BIN_EXE_wharf-build-spawner-test").to_owned()],
-            grace_ms: 1000,
-            cgroup_name: cgroup_name.clone(),
-        })
-        .await
-        .unwrap();
-        let guard = Guard {
-            pid: spawner.pid(),
-            cgroup_name,
-            finished: false,
-            dir,
-        };
-        let dir = guard.dir.path();
-        let images = ImageStore::open(&dir.join("images")).unwrap();
+        let place = Place::new(env!("CARGO_BIN_EXE_wharf-build-spawner-test"));
+        let (spawner, _) = place.start(1000).await;
+        let images = ImageStore::open(&place.path("images")).unwrap();
         let networks = Networks::with_dialer(
             NetConfig {
                 pool_size: 0,
@@ -80,61 +47,25 @@ impl Node {
             },
             dialer,
         );
-        let context = dir.join("context");
-        fs::create_dir(&context).unwrap();
+        let build = place.dir.path().join("build");
         Node {
-            builder: Builder::new(images.clone(), spawner.clone(), networks, dir.join("build")),
+            builder: Builder::new(images.clone(), spawner.clone(), networks, build),
             images,
             spawner,
-            context,
-            guard,
+            context: place.path("context"),
+            place,
         }
     }
 
     pub(crate) fn dir(&self) -> &Path {
-        self.guard.dir.path()
+        self.place.dir.path()
     }
 
-    /// Imports `busybox:latest`: /bin is a link to usr/bin, as in Debian.
+    /// Imports `busybox:latest`.
     pub(crate) fn busybox(&self) {
-        let program = Path::new("/bin/busybox");
-        assert!(
-            program.exists(),
-            "these tests need /bin/busybox: apt-get install busybox-static"
-        );
-        let root = self.dir().join("busybox");
-        fs::create_dir_all(root.join("usr/bin")).unwrap();
-        fs::copy(program, root.join("usr/bin/busybox")).unwrap();
-        symlink("usr/bin", root.join("bin")).unwrap();
-        let list = std::process::Command::new(program)
-            .arg("--list")
-            .output()
-            .unwrap();
-        for applet in String::from_utf8(list.stdout).unwrap().lines() {
-            if applet != "busybox" {
-                symlink("busybox", root.join("usr/bin").join(applet)).unwrap();
-            }
-        }
-        fs::create_dir(root.join("etc")).unwrap();
-        fs::create_dir(root.join("tmp")).unwrap();
-        fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
-        fs::write(
-            root.join("etc/passwd"),
-            "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n",
-        )
-        .unwrap();
-        fs::write(
-            root.join("etc/group"),
-            "root:x:0:\napp:x:1001:\nweb:x:50:\n",
-        )
-        .unwrap();
-        let mut tar = tar::Builder::new(Vec::new());
-        tar.follow_symlinks(false);
-        tar.append_dir_all(".", &root).unwrap();
         self.images
-            .import_rootfs("busybox", &*tar.into_inner().unwrap())
+            .import_rootfs("busybox", &*busybox::tar())
             .unwrap();
-        fs::remove_dir_all(root).unwrap();
     }
 
     /// Writes a file of the context.
@@ -224,14 +155,13 @@ impl Node {
     }
 
     /// Shuts down; nothing of a build may be left.
-    pub(crate) async fn finish(mut self) {
+    pub(crate) async fn finish(self) {
         let left: Vec<_> = fs::read_dir(self.dir().join("images/tmp"))
             .unwrap()
             .map(|e| e.unwrap().path())
             .collect();
         assert!(left.is_empty(), "left behind: {left:?}");
-        self.spawner.shutdown().await.unwrap();
-        self.guard.finished = true;
+        self.place.finish(&self.spawner).await;
     }
 }
 
@@ -254,21 +184,5 @@ impl Built {
             .filter(|(text, _)| !text.contains("FROM "))
             .map(|(_, cached)| *cached)
             .collect()
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if self.finished {
-            return;
-        }
-        let comm = fs::read_to_string(format!("/proc/{}/comm", self.pid)).unwrap_or_default();
-        if let Some(pid) = rustix::process::Pid::from_raw(self.pid.cast_signed())
-            && comm.starts_with("wharf")
-        {
-            // It ends everything in its cgroup when it is asked to end.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        eprintln!("the cgroup of this test was {}", self.cgroup_name);
     }
 }

@@ -14,6 +14,7 @@ use http::{Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 use wharf_control::{ControlConfig, Effects, router};
+use wharf_model::Version;
 use wharf_store::Store;
 
 /// Effects under the test's control.
@@ -287,6 +288,11 @@ impl Node {
             upload(metadata),
         )
         .await
+    }
+
+    /// The version that serves.
+    pub(crate) fn deployed_version(&self, script: &str) -> Version {
+        self.store.deployed_version(script).unwrap().unwrap()
     }
 
     /// The id of the version that serves.

@@ -81,15 +81,15 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
         .applications
         .find(&shared.script, unique_key, object_id)
         .await;
-    let application =
-        found.map_err(|reason| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason))?;
+    let application = found.map_err(|reason| {
+        // workerd tells the Worker no more than that its container failed to start.
+        tracing::warn!(script = shared.script, reason, "no container for an object");
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+    })?;
     let asked = body.image.unwrap_or_default();
     let image = if asked == APPLICATION_IMAGE {
         application.image.clone()
-    } else if shared
-        .applications
-        .permits_image(&shared.script, &application, &asked)
-    {
+    } else if asked == application.image {
         asked.clone()
     } else {
         return Err(no_image(&format!(

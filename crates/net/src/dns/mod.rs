@@ -64,19 +64,19 @@ pub(crate) async fn serve_udp(shared: Arc<Shared>, socket: UdpSocket) {
 
 /// Answers queries that come by TCP.
 pub(crate) async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let (stream, slot) = crate::accept(&listener, &slots).await;
-        let shared2 = shared.clone();
-        shared.spawn(async move {
-            let _slot = slot;
-            match connection(&shared2, stream).await {
+    crate::serve_each(
+        shared,
+        listener,
+        CONNECTIONS,
+        |shared, stream, _| async move {
+            match connection(&shared, stream).await {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::UnexpectedEof => {}
                 Err(error) => tracing::debug!(%error, "a DNS connection ended"),
             }
-        });
-    }
+        },
+    )
+    .await;
 }
 
 async fn connection(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {

@@ -23,6 +23,12 @@ const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
 const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
 const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 
+/// For views of the kernel's own files.
+const INERT: u64 = libc::MOUNT_ATTR_RDONLY
+    | libc::MOUNT_ATTR_NOSUID
+    | libc::MOUNT_ATTR_NODEV
+    | libc::MOUNT_ATTR_NOEXEC;
+
 /// Hidden from containers (Docker's list). Files become /dev/null, directories empty.
 const MASKED: [&str; 11] = [
     "proc/acpi",
@@ -269,11 +275,7 @@ fn show_cgroups(sys: BorrowedFd<'_>, cgroup: &Cgroup) -> io::Result<()> {
     };
     for (host, name) in views {
         let view = clone_of(CWD, host, false)?;
-        let attributes = libc::MOUNT_ATTR_RDONLY
-            | libc::MOUNT_ATTR_NOSUID
-            | libc::MOUNT_ATTR_NODEV
-            | libc::MOUNT_ATTR_NOEXEC;
-        sys::set_mount_attributes(view.as_fd(), attributes, false)?;
+        sys::set_mount_attributes(view.as_fd(), INERT, false)?;
         match &base {
             Some(base) => {
                 rustix::fs::mkdirat(base, &name, Mode::from_raw_mode(0o755))?;
@@ -328,11 +330,7 @@ fn make_read_only(mount: BorrowedFd<'_>, path: &str) -> io::Result<()> {
         return Ok(());
     };
     let copy = clone_of(target.as_fd(), "", true)?;
-    let attributes = libc::MOUNT_ATTR_RDONLY
-        | libc::MOUNT_ATTR_NOSUID
-        | libc::MOUNT_ATTR_NODEV
-        | libc::MOUNT_ATTR_NOEXEC;
-    sys::set_mount_attributes(copy.as_fd(), attributes, true)?;
+    sys::set_mount_attributes(copy.as_fd(), INERT, true)?;
     attach(copy.as_fd(), target.as_fd())
 }
 

@@ -16,7 +16,7 @@ mod pause;
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
@@ -179,17 +179,6 @@ pub fn connect_socket(socket: BorrowedFd<'_>, addr: SocketAddr) -> io::Result<Co
         Err(rustix::io::Errno::ALREADY | rustix::io::Errno::INPROGRESS) => Ok(Connecting::Begun),
         Err(e) => Err(e.into()),
     }
-}
-
-/// A non-blocking TCP socket made inside, on which `connect` to `addr` has been begun; the caller awaits writability.
-/// A refusal is reported at once where the kernel knows it (loopback does).
-///
-/// # Errors
-/// As [`run_inside`], [`connect_socket`].
-pub fn connect_tcp(netns: BorrowedFd<'_>, addr: SocketAddr) -> io::Result<std::net::TcpStream> {
-    let socket = run_inside(netns, || socket(family_of(addr), SocketType::STREAM))??;
-    connect_socket(socket.as_fd(), addr)?;
-    Ok(socket.into())
 }
 
 /// Where a redirected connection wanted to go (SO_ORIGINAL_DST, IP6T_SO_ORIGINAL_DST).

@@ -4,18 +4,13 @@
 
 use std::fs;
 use std::io::Read;
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
-use tempfile::TempDir;
 use wharf_sandbox::{
     Exit, Limits, Mount, Network, Process, ProcessSpec, Root, SpawnError, SpawnFds, Spawner,
-    SpawnerConfig, Survivor,
+    Survivor,
 };
-
-static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// What a container wrote and how it ended.
 #[derive(Debug)]
@@ -25,32 +20,21 @@ pub(crate) struct Ran {
     pub(crate) err: String,
 }
 
-/// A directory, a cgroup name, and whatever spawner runs there.
-pub(crate) struct Place {
-    pub(crate) dir: TempDir,
-    pub(crate) cgroup_name: String,
+/// A place with what runs in it.
+pub(crate) struct Place(wharf_testkit::Place);
+
+impl Deref for Place {
+    type Target = wharf_testkit::Place;
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
 impl Place {
     pub(crate) fn new() -> Place {
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "these tests make namespaces and cgroups: run them as root"
-        );
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        Place {
-            dir: tempfile::tempdir().unwrap(),
-            cgroup_name: format!("wharf-test-{}-{number}", std::process::id()),
-        }
-    }
-
-    pub(crate) fn config(&self, grace_ms: u64) -> SpawnerConfig {
-        SpawnerConfig {
-            socket: self.dir.path().join("spawner.sock"),
-            command: vec![env!("CARGO_BIN_EXE_wharf-spawner-test").to_owned()],
-            grace_ms,
-            cgroup_name: self.cgroup_name.clone(),
-        }
+        Place(wharf_testkit::Place::new(env!(
+            "CARGO_BIN_EXE_wharf-spawner-test"
+        )))
     }
 
     pub(crate) async fn start(&self) -> Spawner {
@@ -60,53 +44,15 @@ impl Place {
     }
 
     pub(crate) async fn start_with(&self, grace_ms: u64) -> (Spawner, Vec<Survivor>) {
-        let (spawner, survivors) = Spawner::start(self.config(grace_ms)).await.unwrap();
-        fs::write(self.dir.path().join("pid"), spawner.pid().to_string()).unwrap();
-        (spawner, survivors)
-    }
-
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        let path = self.dir.path().join(name);
-        fs::create_dir_all(&path).unwrap();
-        path
+        self.0.start(grace_ms).await
     }
 
     /// A root file system with busybox and its applets; made once.
     pub(crate) fn busybox(&self) -> PathBuf {
         let root = self.dir.path().join("busybox");
-        if root.exists() {
-            return root;
+        if !root.exists() {
+            wharf_testkit::busybox::write(&root);
         }
-        let program = Path::new("/bin/busybox");
-        assert!(
-            program.exists(),
-            "these tests need /bin/busybox: apt-get install busybox-static"
-        );
-        fs::create_dir_all(root.join("bin")).unwrap();
-        fs::copy(program, root.join("bin/busybox")).unwrap();
-        let list = std::process::Command::new(program)
-            .arg("--list")
-            .output()
-            .unwrap();
-        for applet in String::from_utf8(list.stdout)
-            .unwrap()
-            .lines()
-            .filter(|a| *a != "busybox")
-        {
-            symlink("busybox", root.join("bin").join(applet)).unwrap();
-        }
-        fs::create_dir(root.join("etc")).unwrap();
-        fs::create_dir(root.join("tmp")).unwrap();
-        fs::write(
-            root.join("etc/passwd"),
-            "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n",
-        )
-        .unwrap();
-        fs::write(
-            root.join("etc/group"),
-            "root:x:0:\napp:x:1001:\nextra:x:50:app\n",
-        )
-        .unwrap();
         root
     }
 
@@ -176,70 +122,7 @@ impl Place {
 
     /// Shuts down and checks that nothing is left.
     pub(crate) async fn finish(self, spawner: Spawner) {
-        let pid = spawner.pid();
-        spawner.shutdown().await.unwrap();
-        self.assert_gone(pid).await;
-    }
-
-    pub(crate) async fn assert_gone(&self, spawner_pid: u32) {
-        eventually("the spawner ends", || !is_alive(spawner_pid as i32)).await;
-        assert_eq!(self.cgroups(), Vec::<PathBuf>::new());
-        let left: Vec<_> = fs::read_dir(self.dir.path())
-            .unwrap()
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name.contains("sock"))
-            .collect();
-        assert!(left.is_empty(), "{left:?}");
-    }
-
-    /// This place's directories in all cgroup hierarchies.
-    pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
-        let base = Path::new("/sys/fs/cgroup");
-        let hierarchies = fs::read_dir(base)
-            .unwrap()
-            .map(|e| e.unwrap().path())
-            .filter(|p| p.is_dir());
-        std::iter::once(base.to_owned())
-            .chain(hierarchies)
-            .map(|h| h.join(&self.cgroup_name))
-            .filter(|p| p.exists())
-            .collect()
-    }
-}
-
-impl Drop for Place {
-    /// After a failed test: the spawner and all it runs.
-    fn drop(&mut self) {
-        if let Ok(pid) = fs::read_to_string(self.dir.path().join("pid"))
-            && let Ok(pid) = pid.parse()
-            && fs::read_to_string(format!("/proc/{pid}/comm"))
-                .is_ok_and(|comm| comm.trim() == "wharf-spawner")
-        {
-            kill(pid);
-        }
-        for base in self.cgroups() {
-            for _ in 0..200 {
-                let children: Vec<_> = fs::read_dir(&base)
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|e| Some(e.ok()?.path()))
-                    .filter(|p| p.is_dir())
-                    .collect();
-                for child in children {
-                    for pid in fs::read_to_string(child.join("cgroup.procs"))
-                        .unwrap_or_default()
-                        .lines()
-                    {
-                        kill(pid.parse().unwrap());
-                    }
-                    let _ = fs::remove_dir(&child);
-                }
-                if fs::remove_dir(&base).is_ok() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
+        self.0.finish(&spawner).await;
     }
 }
 
@@ -283,7 +166,7 @@ pub(crate) async fn first_line(process: &Process) -> String {
 }
 
 /// An empty network namespace.
-pub(crate) fn netns() -> OwnedFd {
+fn netns() -> OwnedFd {
     std::thread::spawn(|| {
         // SAFETY: the thread is this closure's own and ends with it.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
@@ -291,24 +174,6 @@ pub(crate) fn netns() -> OwnedFd {
     })
     .join()
     .unwrap()
-}
-
-pub(crate) fn is_alive(pid: i32) -> bool {
-    // A zombie has ended.
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-pub(crate) fn kill(pid: i32) {
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-}
-
-pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(30), "in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 pub(crate) fn file(target: &str, content: &str) -> Mount {

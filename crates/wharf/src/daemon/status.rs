@@ -24,6 +24,7 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
         "limits": wharf_sandbox::cgroup::describe().to_string(),
         "scripts": scripts.collect::<Vec<_>>(),
         "instances": instances.iter().map(instance).collect::<Vec<_>>(),
+        "refusals": node.engine.refusals(),
     }))
 }
 
@@ -40,6 +41,7 @@ pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
         "id": i.id,
         "name": i.name,
         "application": i.application,
+        "application_name": i.application_name,
         "image": i.image,
         "image_id": i.image_id,
         "state": state,
@@ -48,6 +50,7 @@ pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
         "created_ms": i.created_ms,
         "started_ms": i.started_ms,
         "finished_ms": i.finished_ms,
+        "error": i.error,
     })
 }
 
@@ -64,7 +67,7 @@ pub(super) fn placement(i: &wharf_engine::Inspect) -> Value {
     json!({
         "id": i.id,
         "name": i.name,
-        "created_at": wharf_docker_api::json::time(Some(i.created_ms)),
+        "created_at": wharf_docker_api::time(Some(i.created_ms)),
         "current_placement": {"status": {"container_status": status}},
     })
 }

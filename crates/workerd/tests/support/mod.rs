@@ -1,10 +1,7 @@
 //! A real supervisor with a real spawner and the real workerd, in a directory of its own.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
-use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::TokioIo;
 use sha2::Digest;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -12,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use tempfile::TempDir;
 use wharf_model::{Binding, DurableObjectNamespace, Module, ModuleKind, Version};
-use wharf_sandbox::{Spawner, SpawnerConfig, Survivor};
+use wharf_sandbox::{Spawner, Survivor};
+use wharf_testkit::Place;
 use wharf_workerd::{Desired, DockerSocket, Lease, Sockets, Supervisor, WorkerdConfig};
 
 /// The pinned workerd, linked into `dir`: its users can't pass through every folder that a repository lies in (/root).
@@ -44,22 +41,24 @@ impl Sockets for Blobs {
         path: PathBuf,
         uid: u32,
     ) -> Pin<Box<dyn Future<Output = std::io::Result<DockerSocket>> + Send + '_>> {
-        Box::pin(async move {
-            let listener = tokio::net::UnixListener::bind(&path)?;
-            std::os::unix::fs::chown(&path, Some(uid), Some(uid))?;
-            Ok(Box::new(listener) as DockerSocket)
-        })
+        Box::pin(async move { Ok(Box::new(bind(&path, uid)?) as DockerSocket) })
     }
     fn blob(&self, hash: &str) -> PathBuf {
         self.0.join(hash)
     }
 }
 
+/// A socket that one workerd process can use.
+pub fn bind(path: &Path, uid: u32) -> std::io::Result<tokio::net::UnixListener> {
+    let listener = tokio::net::UnixListener::bind(path)?;
+    std::os::unix::fs::chown(path, Some(uid), Some(uid))?;
+    Ok(listener)
+}
+
 pub struct World {
-    pub dir: TempDir,
+    pub place: Place,
     pub spawner: Spawner,
     pub supervisor: Supervisor,
-    spawner_config: SpawnerConfig,
 }
 
 impl World {
@@ -68,37 +67,28 @@ impl World {
     }
 
     pub async fn with(adjust: impl FnOnce(&mut WorkerdConfig)) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = tempfile::Builder::new().prefix("wd").tempdir().unwrap();
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        std::fs::create_dir(dir.path().join("blobs")).unwrap();
-        let spawner_config = SpawnerConfig {
-            socket: dir.path().join("spawner.sock"),
-            command: vec![env!("CARGO_BIN_EXE_wharf-workerd-test-spawner").to_owned()],
-            grace_ms: 2000,
-            cgroup_name: format!("wharf-test-workerd-{}-{number}", std::process::id()),
-        };
-        let (spawner, survivors) = Spawner::start(spawner_config.clone()).await.unwrap();
+        let place = Place::new(env!("CARGO_BIN_EXE_wharf-workerd-spawner-test"));
+        let passable = std::fs::Permissions::from_mode(0o711);
+        std::fs::set_permissions(place.dir.path(), passable).unwrap();
+        let (spawner, survivors) = place.start(2000).await;
         assert!(survivors.is_empty());
-        let mut config = config(&dir);
+        let mut config = config(&place);
         adjust(&mut config);
-        let sockets = Arc::new(Blobs(dir.path().join("blobs")));
+        let sockets = Arc::new(Blobs(place.path("blobs")));
         let supervisor = Supervisor::new(config, spawner.clone(), sockets);
         supervisor.reap(Vec::new()).await;
         Self {
-            dir,
+            place,
             spawner,
             supervisor,
-            spawner_config,
         }
     }
 
     /// What `kill -9` of the daemon and a new start look like to this crate: the old supervisor says nothing any more.
     pub async fn new_daemon(&mut self) -> Vec<Survivor> {
-        let (spawner, survivors) = Spawner::start(self.spawner_config.clone()).await.unwrap();
-        let sockets = Arc::new(Blobs(self.dir.path().join("blobs")));
-        let supervisor = Supervisor::new(config(&self.dir), spawner.clone(), sockets);
+        let (spawner, survivors) = self.place.start(2000).await;
+        let sockets = Arc::new(Blobs(self.place.path("blobs")));
+        let supervisor = Supervisor::new(config(&self.place), spawner.clone(), sockets);
         self.spawner = spawner;
         self.supervisor = supervisor;
         survivors
@@ -107,17 +97,16 @@ impl World {
     /// Ends everything and looks whether anything is left.
     pub async fn close(self) {
         self.supervisor.shutdown().await;
-        let run = self.dir.path().join("w");
+        let run = self.place.dir.path().join("w");
         if run.exists() {
             assert_eq!(std::fs::read_dir(run).unwrap().count(), 0);
         }
-        self.spawner.shutdown().await.unwrap();
+        self.place.finish(&self.spawner).await;
     }
 
     pub fn blob(&self, content: impl AsRef<[u8]>) -> String {
         let hash = hex::encode(sha2::Sha256::digest(content.as_ref()));
-        let path = self.dir.path().join("blobs").join(&hash);
-        std::fs::write(&path, content).unwrap();
+        std::fs::write(self.place.path("blobs").join(&hash), content).unwrap();
         hash
     }
 
@@ -176,12 +165,9 @@ impl World {
     }
 }
 
-fn config(dir: &TempDir) -> WorkerdConfig {
-    let mut config = WorkerdConfig::new(
-        binary(dir.path()),
-        dir.path().join("w"),
-        dir.path().join("scripts"),
-    );
+fn config(place: &Place) -> WorkerdConfig {
+    let dir = place.dir.path();
+    let mut config = WorkerdConfig::new(binary(dir), dir.join("w"), dir.join("scripts"));
     config.drain_ms = 5000;
     config
 }
@@ -231,37 +217,13 @@ pub async fn get(
     path: &str,
 ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
     let stream = tokio::net::UnixStream::connect(&lease.socket).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
     let request = Request::get(path)
         .header("host", "hello.localhost")
-        .body(Full::new(Bytes::new()))?;
-    let response = sender.send_request(request).await?;
-    let (parts, body) = response.into_parts();
-    let bytes = body.collect().await?.to_bytes();
+        .body(String::new())?;
+    let (parts, text) = wharf_testkit::ask(stream, request).await?.into_parts();
     Ok(Answer {
         status: parts.status,
         headers: parts.headers,
-        text: String::from_utf8_lossy(&bytes).into_owned(),
+        text,
     })
-}
-
-pub fn kill_9(pid: i32) {
-    let status = std::process::Command::new("kill")
-        .args(["-9", &pid.to_string()])
-        .status()
-        .unwrap();
-    assert!(status.success());
-}
-
-/// Waits for something that has no event to wait for; fails after 20 s.
-pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    for _ in 0..400 {
-        if let Some(found) = look().await {
-            return found;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    panic!("never happened: {what}");
 }

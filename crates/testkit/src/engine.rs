@@ -1,0 +1,150 @@
+//! A real engine: real spawner, real namespaces, an image made of busybox.
+
+use crate::{Place, busybox, eventually};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use wharf_engine::{Create, Engine, EngineConfig, Owner};
+use wharf_image::ImageStore;
+use wharf_net::{NetConfig, Networks};
+use wharf_sandbox::{Limits, Spawner};
+
+/// Everything that outlives one engine.
+pub struct World {
+    /// The node's directory and its spawner.
+    pub place: Place,
+    images: ImageStore,
+}
+
+/// One daemon's life.
+pub struct Daemon {
+    /// It has one image, `busybox:latest`.
+    pub engine: Engine,
+    /// The engine's.
+    pub networks: Networks,
+    spawner: Spawner,
+}
+
+impl World {
+    /// With an executable that is nothing but a spawner ([`Place::new`]).
+    pub fn new(program: &str) -> World {
+        let place = Place::new(program);
+        let images = ImageStore::open(&place.path("images")).unwrap();
+        images
+            .import_rootfs("busybox:latest", busybox::tar().as_slice())
+            .unwrap();
+        World { place, images }
+    }
+
+    /// Where the engine keeps its instances.
+    pub fn instances(&self) -> PathBuf {
+        self.place.dir.path().join("instances")
+    }
+
+    /// Directories of instances (what is being removed does not count).
+    pub fn directories(&self) -> usize {
+        let names = std::fs::read_dir(self.instances())
+            .unwrap()
+            .map(|e| e.unwrap().file_name());
+        names
+            .filter(|name| !name.to_string_lossy().starts_with('.'))
+            .count()
+    }
+
+    /// A daemon's start: the first one, or one after another's death.
+    pub async fn daemon(&self, adopt_idle_ms: u64) -> Daemon {
+        let (spawner, survivors) = self.place.start(3000).await;
+        let networks = Networks::new(NetConfig {
+            pool_size: 1,
+            hold_ms: 5000,
+            dns_servers: Vec::new(),
+            allow_private: false,
+        });
+        let config = EngineConfig {
+            dir: self.instances(),
+            log_bytes: 1 << 20,
+            stop_grace_ms: 500,
+            adopt_idle_ms,
+        };
+        let engine = Engine::start(
+            config,
+            spawner.clone(),
+            survivors,
+            self.images.clone(),
+            networks.clone(),
+        );
+        Daemon {
+            engine: engine.await.unwrap(),
+            networks,
+            spawner,
+        }
+    }
+
+    /// A clean end.
+    ///
+    /// # Panics
+    /// Something stays.
+    pub async fn end(&self, daemon: Daemon) {
+        daemon.engine.remove_all(None).await;
+        self.place.finish(&daemon.spawner).await;
+    }
+}
+
+impl Daemon {
+    /// A container that runs a shell script; returns its id.
+    pub async fn create(&self, owner: &Owner, name: &str, script: &str) -> String {
+        self.engine
+            .create(shell(owner, name, script))
+            .await
+            .unwrap()
+    }
+
+    /// [`Daemon::create`], and starts it.
+    pub async fn run(&self, owner: &Owner, name: &str, script: &str) -> String {
+        let id = self.create(owner, name, script).await;
+        self.engine.start_instance(owner, name).await.unwrap();
+        id
+    }
+
+    /// All of standard output (or error) so far.
+    pub async fn output(&self, owner: &Owner, name: &str, is_stderr: bool) -> String {
+        let entries = self.engine.logs(owner, name).await.unwrap();
+        let bytes = entries
+            .into_iter()
+            .filter(|e| e.0 == is_stderr)
+            .flat_map(|e| e.2)
+            .collect();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// Waits until standard output contains `text`.
+    pub async fn says(&self, owner: &Owner, name: &str, text: &str) {
+        eventually(&format!("{name} says {text}"), async || {
+            let output = self.output(owner, name, false).await;
+            output.contains(text).then_some(())
+        })
+        .await;
+    }
+}
+
+/// The script `hello`.
+pub fn script_owner() -> Owner {
+    Owner::Script("hello".to_owned())
+}
+
+/// A container that runs a shell script.
+pub fn shell(owner: &Owner, name: &str, script: &str) -> Create {
+    Create {
+        owner: owner.clone(),
+        name: name.to_owned(),
+        image: "busybox".to_owned(),
+        cmd: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+        entrypoint: None,
+        env: Vec::new(),
+        user: None,
+        working_dir: None,
+        labels: BTreeMap::new(),
+        limits: Limits::default(),
+        network: None,
+        application: None,
+    }
+}

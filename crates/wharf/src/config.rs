@@ -133,7 +133,7 @@ impl Default for Network {
     fn default() -> Self {
         Network {
             pool_size: 8,
-            hold_ms: 5_000,
+            hold_ms: 2_000,
             dns_servers: Vec::new(),
             allow_private: false,
         }
@@ -193,8 +193,9 @@ orphan_grace_ms = 60000
 [network]
 # Network namespaces kept ready.
 pool_size = 8
-# How long a connection to a container waits for the port to listen, milliseconds.
-hold_ms = 5000
+# How long a connection to a container waits for the port to listen, milliseconds. @cloudflare/containers asks some 27 times before it gives
+# up, so a container has about a minute to begin to listen. Keep it below the 5000 after which the package itself gives up one try.
+hold_ms = 2000
 # DNS servers for containers, "1.2.3.4:53"; empty: those of /etc/resolv.conf.
 dns_servers = []
 # Whether containers may reach private, link-local and loopback ranges outside their own namespace.

@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Node, Project, WRANGLERS, wait_until};
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 /// A Worker without containers whose answer is `version`.
@@ -126,6 +127,7 @@ fn a_kill_at_any_point_of_a_deploy_leaves_a_whole_version() {
         let mut deploy = command
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
+            .process_group(0)
             .spawn()
             .unwrap();
         // wrangler's own start takes half of it; the requests are in the other half.
@@ -133,7 +135,9 @@ fn a_kill_at_any_point_of_a_deploy_leaves_a_whole_version() {
         std::thread::sleep(Duration::from_secs_f64(whole.as_secs_f64() * share));
         let acknowledged = deploy.try_wait().unwrap().is_some_and(|s| s.success());
         node.kill_9();
-        let _ = deploy.kill();
+        // With the process that it started: that one would try again and deploy after the restart.
+        let group = rustix::process::Pid::from_child(&deploy);
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         let _ = deploy.wait();
         node.launch();
         let body = node.get("app", "/").body;

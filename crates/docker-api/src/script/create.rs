@@ -87,16 +87,13 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason)
     })?;
     let asked = body.image.unwrap_or_default();
-    let image = if asked == APPLICATION_IMAGE {
-        application.image.clone()
-    } else if asked == application.image {
-        asked.clone()
-    } else {
+    let image = application.image.clone();
+    if asked != APPLICATION_IMAGE && asked != image {
         return Err(no_image(&format!(
             "{asked} (application \"{}\" may not use it)",
             application.name
         )));
-    };
+    }
     let mode = host.network_mode.as_deref().unwrap_or_default();
     let network = match mode.strip_prefix("container:") {
         Some(sidecar) => {

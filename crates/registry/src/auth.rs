@@ -3,16 +3,11 @@
 use base64::Engine;
 use http::{HeaderMap, header};
 
-use crate::CheckToken;
+use crate::{Access, CheckToken};
 
-pub(crate) fn is_authorized(headers: &HeaderMap, check: &CheckToken) -> bool {
-    let Some(value) = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|v| v.to_str().ok())
-    else {
-        return false;
-    };
-    token(value).is_some_and(|token| check(&token))
+pub(crate) fn access(headers: &HeaderMap, check: &CheckToken) -> Option<Access> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    check(&token(value)?)
 }
 
 /// The token in an `Authorization` header (RFC 6750, RFC 7617).

@@ -21,6 +21,7 @@ pub(crate) enum Code {
     PaginationNumberInvalid,
     SizeInvalid,
     Unauthorized,
+    Denied,
     Unsupported,
     Internal,
 }
@@ -40,6 +41,7 @@ impl Code {
             Self::PaginationNumberInvalid => ("PAGINATION_NUMBER_INVALID", StatusCode::BAD_REQUEST),
             Self::SizeInvalid => ("SIZE_INVALID", StatusCode::BAD_REQUEST),
             Self::Unauthorized => ("UNAUTHORIZED", StatusCode::UNAUTHORIZED),
+            Self::Denied => ("DENIED", StatusCode::FORBIDDEN),
             Self::Unsupported => ("UNSUPPORTED", StatusCode::METHOD_NOT_ALLOWED),
             Self::Internal => ("UNKNOWN", StatusCode::INTERNAL_SERVER_ERROR),
         }

@@ -5,7 +5,7 @@
 //! Beside the standard, what wrangler asks of Cloudflare's registry (contract: wrangler, section 3): `_catalog?tags=true` and
 //! `PUT /v2/gc/layers`.
 //!
-//! One token opens everything, so blobs belong to the node and not to a repository: `HEAD` finds a blob that any repository has, and a client
+//! A token opens every repository, so blobs belong to the node and not to a repository: `HEAD` finds a blob that any repository has, and a client
 //! that looks before it pushes sends no layer twice.
 
 use std::sync::Arc;
@@ -27,8 +27,17 @@ mod uploads;
 use error::{ApiError, Code};
 use route::Route;
 
-/// Says whether a token is right. It is given the bare token: a Bearer token, or the password of Basic (with any user name).
-pub type CheckToken = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+/// What a token opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reading.
+    Pull,
+    /// Everything.
+    Push,
+}
+
+/// Says what a token opens; `None` for a wrong one. It is given the bare token: a Bearer token, or the password of Basic (with any user name).
+pub type CheckToken = Arc<dyn Fn(&str) -> Option<Access> + Send + Sync>;
 
 /// Most bytes of one blob.
 pub const MAX_BLOB: u64 = 64 << 30;
@@ -67,8 +76,13 @@ async fn serve(State(registry): State<Registry>, request: Request) -> Response {
 }
 
 async fn answer(registry: Registry, request: Request) -> Result<Response, ApiError> {
-    if !auth::is_authorized(request.headers(), &registry.check) {
-        return Err(ApiError::unauthorized());
+    let access =
+        auth::access(request.headers(), &registry.check).ok_or_else(ApiError::unauthorized)?;
+    if access == Access::Pull && !is_read(request.method()) {
+        return Err(ApiError::new(
+            Code::Denied,
+            "this token may only pull; ask for credentials with the permission \"push\"",
+        ));
     }
     let route = Route::parse(request.uri().path())?;
     let (parts, body) = request.into_parts();

@@ -11,8 +11,10 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use wharf_image::{Digest, ImageStore};
+use wharf_registry::Access;
 
 const TOKEN: &str = "s3cret";
+const PULL_ONLY: &str = "pull-only";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
@@ -61,7 +63,14 @@ fn full(bytes: impl Into<Bytes>) -> Body {
 async fn server() -> Server {
     let dir = tempfile::tempdir().unwrap();
     let images = ImageStore::open(dir.path()).unwrap();
-    let router = wharf_registry::router(images.clone(), Arc::new(|token| token == TOKEN));
+    let router = wharf_registry::router(
+        images.clone(),
+        Arc::new(|token| match token {
+            TOKEN => Some(Access::Push),
+            PULL_ONLY => Some(Access::Pull),
+            _ => None,
+        }),
+    );
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     images.set_registry_hosts(&[address.to_string()]);
@@ -214,6 +223,24 @@ async fn only_the_token_opens() {
                 assert_eq!(answer.code(), "UNAUTHORIZED");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_token_for_pulling_does_not_push() {
+    let server = server().await;
+    for (method, path, status) in [
+        ("GET", "/v2/_catalog", StatusCode::OK),
+        ("POST", "/v2/acc/app/blobs/uploads/", StatusCode::FORBIDDEN),
+        ("DELETE", "/v2/acc/app/manifests/v1", StatusCode::FORBIDDEN),
+    ] {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "x")
+            .header("authorization", format!("Bearer {PULL_ONLY}"));
+        let answer = server.raw(request.body(full("")).unwrap()).await.unwrap();
+        assert_eq!(answer.status, status, "{method} {path}");
     }
 }
 

@@ -31,15 +31,20 @@ fn matches<'a>(token: &str, hashes: impl Iterator<Item = &'a [u8]>) -> bool {
 }
 
 impl Store {
-    /// The first API token, made and returned if there is none yet; `None` from then on. It is shown once and can't be read again.
-    pub fn first_token(&self) -> Result<Option<String>> {
+    /// The first API token, made and returned if there is none yet; `None` from then on. It can't be read again, so `keep` gets it before it
+    /// counts: a crash in between makes a new one at the next start instead of losing the only one.
+    pub fn first_token(&self, keep: impl FnOnce(&str) -> Result<()>) -> Result<Option<String>> {
         let (token, hash) = fresh("wharf_")?;
         let made = self.change(|transaction| {
-            Ok(transaction.execute(
+            let made = transaction.execute(
                 "INSERT INTO tokens (hash, name, created_ms)
                  SELECT ?1, 'first', ?2 WHERE NOT EXISTS (SELECT 1 FROM tokens)",
                 (hash, now_ms()),
-            )?)
+            )?;
+            if made == 1 {
+                keep(&token)?;
+            }
+            Ok(made)
         })?;
         Ok((made == 1).then_some(token))
     }
@@ -73,11 +78,6 @@ impl Store {
             Ok(())
         })?;
         Ok(token)
-    }
-
-    /// Whether the registry shall let this password in: an unexpired registry token, or an API token.
-    pub fn check_registry_token(&self, token: &str) -> bool {
-        self.registry_token(token).is_some()
     }
 
     /// What a registry password allows; `None` if it is wrong or expired. API tokens allow all.
@@ -116,14 +116,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_token_that_could_not_be_kept_does_not_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let full = |_: &str| Err(crate::StoreError::Corrupt("disk full".to_owned()));
+        assert!(store.first_token(full).is_err());
+        let token = store.first_token(|_| Ok(())).unwrap().unwrap();
+        assert!(store.check_token(&token));
+    }
+
+    #[test]
     fn the_first_token_is_shown_once_and_survives_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let token = store.first_token().unwrap().unwrap();
-        assert_eq!(store.first_token().unwrap(), None);
+        let token = store.first_token(|_| Ok(())).unwrap().unwrap();
+        assert_eq!(store.first_token(|_| Ok(())).unwrap(), None);
         drop(store);
         let store = Store::open(dir.path()).unwrap();
-        assert_eq!(store.first_token().unwrap(), None);
+        assert_eq!(store.first_token(|_| Ok(())).unwrap(), None);
         assert!(store.check_token(&token));
         assert!(!store.check_token(&token[..token.len() - 1]));
         assert!(!store.check_token(""));
@@ -133,7 +143,7 @@ mod tests {
     fn tokens_are_not_in_the_files() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let token = store.first_token().unwrap().unwrap();
+        let token = store.first_token(|_| Ok(())).unwrap().unwrap();
         let needle = token.as_bytes();
         for entry in std::fs::read_dir(dir.path()).unwrap() {
             let path = entry.unwrap().path();
@@ -152,7 +162,7 @@ mod tests {
     fn registry_passwords_expire_and_are_not_api_tokens() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let api = store.first_token().unwrap().unwrap();
+        let api = store.first_token(|_| Ok(())).unwrap().unwrap();
         let live = store.create_registry_token(false, 60_000).unwrap();
         let dead = store.create_registry_token(true, -1).unwrap();
         assert_eq!(
@@ -163,7 +173,7 @@ mod tests {
             store.registry_token(&api),
             Some(RegistryToken { push: true })
         );
-        assert!(!store.check_registry_token(&dead));
+        assert!(!store.registry_token(&dead).is_some());
         assert!(!store.check_token(&live));
     }
 }

@@ -193,7 +193,7 @@ impl Node {
         let store = Store::open(dir.path()).unwrap();
         let effects = Arc::new(Recorder::default());
         let account = store.account_id();
-        let token = store.first_token().unwrap().unwrap();
+        let token = store.first_token(|_| Ok(())).unwrap().unwrap();
         let config = ControlConfig {
             account_id: account.clone(),
             registry_host: "127.0.0.1:7400".into(),

@@ -37,7 +37,12 @@ pub(super) fn control_router(node: &Node) -> axum::Router {
         script_url: script_url(&node.config),
     };
     let store = node.store.clone();
-    let check = Arc::new(move |token: &str| store.check_registry_token(token));
+    let check = Arc::new(move |token: &str| {
+        store.registry_token(token).map(|found| match found.push {
+            true => wharf_registry::Access::Push,
+            false => wharf_registry::Access::Pull,
+        })
+    });
     wharf_control::router(config, node.store.clone(), Arc::new(Effects(node.clone())))
         .merge(wharf_registry::router(node.images.clone(), check))
 }

@@ -280,9 +280,15 @@ fn gateway_config(config: &Config) -> wharf_gateway::GatewayConfig {
 /// Says where the node serves; at the first start also the token, once.
 fn announce(node: &Node, adopted: usize) -> anyhow::Result<()> {
     let data = &node.config.data_dir;
-    if let Some(token) = node.store.first_token()? {
-        let path = data.join("token");
-        write_private(&path, token.as_bytes())?;
+    let path = data.join("token");
+    let keep = |token: &str| {
+        write_private(&path, token.as_bytes()).map_err(|source| wharf_store::StoreError::Io {
+            what: "cannot write",
+            path: path.clone(),
+            source,
+        })
+    };
+    if let Some(token) = node.store.first_token(keep)? {
         eprintln!(
             "wharf: first API token (shown once, kept in {}): {token}",
             path.display()
@@ -303,7 +309,7 @@ fn announce(node: &Node, adopted: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut file = std::fs::OpenOptions::new()
@@ -311,10 +317,9 @@ fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
         .create(true)
         .truncate(true)
         .mode(0o600)
-        .open(path)
-        .with_context(|| path.display().to_string())?;
+        .open(path)?;
     file.write_all(content)?;
-    Ok(file.sync_all()?)
+    file.sync_all()
 }
 
 fn prepare_directories(config: &Config) -> anyhow::Result<()> {

@@ -182,7 +182,7 @@ pub(super) fn operator(
         node.config.data_dir.join("build"),
     );
     let store = node.store.clone();
-    let check_password = Arc::new(move |password: &str| store.check_registry_token(password));
+    let check_password = Arc::new(move |password: &str| store.registry_token(password).is_some());
     let docker = wharf_docker_api::operator::router(Operator {
         engine: node.engine.clone(),
         images: node.images.clone(),

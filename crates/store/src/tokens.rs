@@ -173,7 +173,7 @@ mod tests {
             store.registry_token(&api),
             Some(RegistryToken { push: true })
         );
-        assert!(!store.registry_token(&dead).is_some());
+        assert!(store.registry_token(&dead).is_none());
         assert!(!store.check_token(&live));
     }
 }

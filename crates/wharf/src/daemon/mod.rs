@@ -107,10 +107,14 @@ pub(crate) async fn up(mut config: Config) -> anyhow::Result<()> {
     let (spawner, survivors) = Spawner::start(spawner_config(&config)?).await?;
     let stopping = Stopping::new();
     // From here on, a failure must not leave the spawner behind.
-    let served = serve(
-        config, store, images, &spawner, survivors, binary, gateway, control, stopping,
-    )
-    .await;
+    let opened = Opened {
+        store,
+        images,
+        workerd: binary,
+        gateway,
+        control,
+    };
+    let served = serve(config, opened, &spawner, survivors, stopping).await;
     let ended = spawner.shutdown().await;
     if let Err(e) = std::fs::remove_dir_all(data.join("run")) {
         tracing::warn!("{} is left behind: {e}", data.join("run").display());
@@ -158,18 +162,29 @@ impl Stopping {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-async fn serve(
-    config: Config,
+/// What was opened before the spawner was started, so that a failure left nothing behind.
+struct Opened {
     store: Store,
     images: ImageStore,
-    spawner: &Spawner,
-    survivors: Vec<Survivor>,
-    binary: PathBuf,
+    workerd: PathBuf,
     gateway: TcpListener,
     control: TcpListener,
+}
+
+async fn serve(
+    config: Config,
+    opened: Opened,
+    spawner: &Spawner,
+    survivors: Vec<Survivor>,
     stopping: Stopping,
 ) -> anyhow::Result<()> {
+    let Opened {
+        store,
+        images,
+        workerd,
+        gateway,
+        control,
+    } = opened;
     let config = Arc::new(config);
     let networks = Networks::new(NetConfig {
         pool_size: config.network.pool_size,
@@ -215,7 +230,7 @@ async fn serve(
             memory_bytes: Some(config.workerd.memory_mib << 20),
             allow_private: config.network.allow_private,
             ..WorkerdConfig::new(
-                binary,
+                workerd,
                 config.run_dir().join("w"),
                 config.data_dir.join("scripts"),
             )

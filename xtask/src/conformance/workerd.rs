@@ -21,6 +21,15 @@ const PACKAGE: &str = "images/container-client-test/package.json";
 /// The socket that the suite's configuration names.
 const SOCKET: &str = "unix:/var/run/docker.sock";
 const IMAGE: &str = "cloudflare/workerd/container-client-test";
+/// The app is where the suite's own build puts it: a test looks for that path in the command of process 1.
+const DOCKERFILE: &str = r#"
+FROM conformance-base:latest
+COPY node /usr/local/bin/node
+WORKDIR /images/container-client-test
+COPY ws node_modules/ws
+COPY app.js package.json ./
+CMD ["node", "/images/container-client-test/app.js"]
+"#;
 /// Longer than any test takes on a busy machine; the slowest waits for alarms and evictions.
 const MOST: Duration = Duration::from_secs(240);
 /// Lines of a failed test's output that are shown.
@@ -181,7 +190,7 @@ impl Suite {
         )?;
         fs::write(
             context.join("Dockerfile"),
-            "FROM conformance-base:latest\nCOPY node /usr/local/bin/node\nWORKDIR /app\nCOPY ws /app/node_modules/ws\nCOPY app.js package.json /app/\nCMD [\"node\", \"app.js\"]\n",
+            DOCKERFILE,
         )?;
         let rootfs = rootfs.to_str().context("a path that is not UTF-8")?;
         let context = context.to_str().context("a path that is not UTF-8")?;

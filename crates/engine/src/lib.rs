@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinSet;
 
-/// Whom an instance belongs to. Lookups are always within one owner, so that none can see another's.
+/// Whom an instance belongs to. A script's lookups are within its own, so that none can see another's; the operator sees everyone's.
 #[derive(
     Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
@@ -220,7 +220,7 @@ impl Engine {
             .map_err(|error| EngineError::Internal(format!("create: {error}")))?
     }
 
-    /// Starts. `reference` is a name, an id or a unique id prefix, within the owner, here and below.
+    /// Starts. `reference` is a name, an id or a unique id prefix, among what the owner may see, here and below.
     pub async fn start_instance(&self, owner: &Owner, reference: &str) -> Result<(), EngineError> {
         self.act(owner, reference, Ask::Start).await
     }

@@ -185,6 +185,7 @@ pub(super) fn operator(
     let check_password = Arc::new(move |password: &str| store.registry_token(password).is_some());
     let docker = wharf_docker_api::operator::router(Operator {
         engine: node.engine.clone(),
+        networks: node.networks.clone(),
         images: node.images.clone(),
         builder,
         check_password,

@@ -12,7 +12,6 @@
 
 mod ca;
 mod dns;
-mod hold;
 mod ingress;
 mod inside;
 mod outbound;

@@ -1,5 +1,6 @@
 //! `POST /containers/create`: which of workerd's three kinds of container it is, and what the application behind the object gives to it.
 
+use super::start_options::Carried;
 use super::{APPLICATION_IMAGE, ASKED_IMAGE_LABEL, Answer, ApplicationInfo, Context, Shared};
 use crate::errors::ApiError;
 use axum::Json;
@@ -106,7 +107,17 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
             )));
         }
     };
-    let env = environment(body.env.unwrap_or_default(), &application, object_id);
+    let mut env = body.env.unwrap_or_default();
+    let carried = Carried::take(&mut env)?;
+    let counted = Application {
+        id: application.id.clone(),
+        name: application.name.clone(),
+        max_instances: application.max_instances,
+    };
+    let allowed = carried
+        .limits(&application)
+        .inspect_err(|error| shared.engine.refuse(&counted, &error.message))?;
+    let env = environment(env, &application, object_id);
     // `start({entrypoint})` arrives as Cmd. On Cloudflare it is what runs, instead of the image's ENTRYPOINT and CMD, and so it is here.
     let (entrypoint, cmd) = match (body.entrypoint, body.cmd.unwrap_or_default()) {
         (Some(entrypoint), cmd) if !entrypoint.is_empty() => (Some(entrypoint), cmd),
@@ -125,13 +136,10 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
         user: body.user,
         working_dir: body.working_dir,
         labels,
-        limits: limits(&application.limits, &host),
+        limits: limits(&allowed, &host),
         network,
-        application: Some(Application {
-            id: application.id,
-            name: application.name,
-            max_instances: application.max_instances,
-        }),
+        application: Some(counted),
+        start: carried.into_start(),
     };
     match shared.engine.create(request.clone()).await {
         Err(EngineError::Conflict(text)) => {
@@ -256,6 +264,7 @@ mod tests {
                 memory_bytes: Some(1 << 28),
                 ..Limits::default()
             },
+            disk_mb: None,
             max_instances: 3,
             variables: variables.iter().map(owned).collect(),
         }

@@ -21,6 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use wharf_sandbox::netns::Pause;
 
+use crate::egress::Update;
 use crate::hold::{Hold, Refusal, Step};
 use crate::relay::{Guarded, relay};
 use crate::{Shared, Slot, Target};
@@ -34,25 +35,6 @@ const MAX_BODY: usize = 256 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Answer = Response<Full<Bytes>>;
-
-/// What `PUT /egress` may carry. Every part is optional, and what is absent stays as it was.
-#[derive(Debug, serde::Deserialize)]
-struct EgressUpdate {
-    port: Option<u16>,
-    dns: Option<DnsUpdate>,
-    internet: Option<InternetUpdate>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct DnsUpdate {
-    allow_hostnames: Option<Vec<String>>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct InternetUpdate {
-    enabled: Option<bool>,
-}
 
 /// Accepts connections.
 pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
@@ -222,7 +204,7 @@ async fn egress(shared: &Shared, request: Request<Incoming>) -> Answer {
             );
         }
     };
-    let update: EgressUpdate = match serde_json::from_slice(&body) {
+    let update: Update = match serde_json::from_slice(&body) {
         Ok(update) => update,
         Err(error) => {
             return text(
@@ -231,15 +213,9 @@ async fn egress(shared: &Shared, request: Request<Incoming>) -> Answer {
             );
         }
     };
-    shared.egress.send_modify(|egress| {
-        if let Some(port) = update.port {
-            egress.port = Some(port);
-        }
-        if let Some(hostnames) = update.dns.and_then(|dns| dns.allow_hostnames) {
-            egress.allow_hostnames = hostnames;
-        }
-    });
-    if let Some(internet) = update.internet.and_then(|internet| internet.enabled) {
+    let internet = update.internet();
+    shared.egress.send_modify(|egress| egress.apply(update));
+    if let Some(internet) = internet {
         shared
             .policy
             .send_modify(|policy| policy.internet = internet);

@@ -28,15 +28,18 @@ use wharf_engine::{Engine, Owner};
 
 mod admission;
 mod create;
+pub mod prelude;
 mod sidecar;
+mod start_options;
 
 use admission::Admission;
 use sidecar::Sidecars;
+pub use start_options::{START_VARIABLE, cpu_millis};
 
 /// The `imageName` that workerd's configuration names for each container class: the application's present image.
 pub const APPLICATION_IMAGE: &str = "wharf:application";
-/// The label that keeps the image name which workerd asked for.
-const ASKED_IMAGE_LABEL: &str = "wharf.image";
+/// The label that keeps the image name which workerd asked for. Longer than an object's own label can be.
+const ASKED_IMAGE_LABEL: &str = "dev.wharf.asked-image";
 /// Largest request body.
 const MAX_BODY: usize = 4 << 20;
 
@@ -51,6 +54,8 @@ pub struct ApplicationInfo {
     pub image: String,
     /// Limits.
     pub limits: wharf_engine::Limits,
+    /// Limit of the disk, MB (10^6 bytes).
+    pub disk_mb: Option<u64>,
     /// Most instances at a time.
     pub max_instances: u32,
     /// Values of the CLOUDFLARE_* variables (`CLOUDFLARE_APPLICATION_ID`, ...), to replace workerd's placeholders.

@@ -89,7 +89,8 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
         env,
         limits,
         application,
-    } = shared.admission.admit(&name, &body).await?;
+        start,
+    } = shared.admission.admit(&shared.engine, &name, &body).await?;
     let host = body.host_config.unwrap_or_default();
     let mode = host.network_mode.as_deref().unwrap_or_default();
     let (network, of_workerd) = network(shared, &name, mode).await?;
@@ -117,6 +118,7 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
         limits,
         network: Some(network),
         application,
+        start,
     };
     match shared.engine.create(request.clone()).await {
         Err(EngineError::Conflict(text)) if of_workerd => {
@@ -275,6 +277,7 @@ mod tests {
                 memory_bytes: Some(1 << 28),
                 ..Limits::default()
             },
+            disk_mb: None,
             max_instances: 3,
             variables: variables.iter().map(owned).collect(),
         }

@@ -4,11 +4,16 @@
 //! Must not: keep instances; those are the engine's.
 
 mod errors;
+mod frames;
 mod json;
 pub mod operator;
 mod peer;
+mod ports;
 pub mod script;
 mod serve;
+mod upgrade;
+mod version;
 
 pub use json::time;
 pub use serve::serve_unix;
+pub use version::API_VERSION;

@@ -9,6 +9,8 @@
 use crate::errors::ApiError;
 use crate::json;
 use crate::peer::Peer;
+use crate::version::versioned;
+use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::middleware::Next;
@@ -24,7 +26,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use wharf_engine::lifecycle::Until;
-use wharf_engine::{Engine, Owner};
+use wharf_engine::{Engine, EngineError, Owner};
 
 mod admission;
 mod create;
@@ -103,12 +105,14 @@ pub fn router(
         },
         sidecars: Arc::default(),
     };
-    routes()
-        .merge(snapshot_images())
-        .fallback(page_not_found)
-        .method_not_allowed_fallback(page_not_found)
-        .layer(axum::middleware::from_fn(refuse_long_bodies))
-        .with_state(Arc::new(shared))
+    versioned(
+        routes()
+            .merge(snapshot_images())
+            .fallback(page_not_found)
+            .method_not_allowed_fallback(page_not_found)
+            .layer(axum::middleware::from_fn(refuse_long_bodies))
+            .with_state(Arc::new(shared)),
+    )
 }
 
 /// The same routes for the operator, who may have what it asks for; without those of images, which are the operator's own.
@@ -318,15 +322,31 @@ async fn wait(
             )));
         }
     };
-    let code = if shared.is_sidecar(&name).await {
-        // It ends only by its removal.
-        shared.sidecars.removed(&name)?.await;
-        137
-    } else {
-        let exit = shared.engine.wait_until(&shared.owner, &name, until).await;
-        exit?.code
-    };
-    Ok(Json(json!({ "StatusCode": code })).into_response())
+    let code: Pin<Box<dyn Future<Output = Result<i32, EngineError>> + Send>> =
+        if shared.is_sidecar(&name).await {
+            let removed = shared.sidecars.removed(&name)?;
+            // It ends only by its removal.
+            Box::pin(async move {
+                removed.await;
+                Ok(137)
+            })
+        } else {
+            shared.engine.inspect(&shared.owner, &name).await?;
+            Box::pin(async move {
+                let exit = shared.engine.wait_until(&shared.owner, &name, until).await;
+                exit.map(|exit| exit.code)
+            })
+        };
+    // The head goes at once: Docker's client waits for it before it starts the container whose end it waits for.
+    let body = futures_util::stream::once(async move {
+        let answer = match code.await {
+            Ok(code) => json!({ "StatusCode": code }),
+            Err(error) => json!({ "StatusCode": 125, "Error": { "Message": error.to_string() } }),
+        };
+        Ok::<_, std::convert::Infallible>(Bytes::from(answer.to_string()))
+    });
+    let media_type = [("content-type", "application/json")];
+    Ok((media_type, Body::from_stream(body)).into_response())
 }
 
 /// Docker's booleans in queries: anything but nothing and these is true.

@@ -18,6 +18,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use wharf_sandbox::{Exit, Process, Survivor};
 
 /// Begins the names of directories that are being removed.
@@ -112,7 +113,7 @@ async fn adopt_ended(
     process: Process,
     exit: Exit,
 ) -> Result<Arc<Handle>, EngineError> {
-    let writer = log::Writer::new(dir, shared.config.log_bytes);
+    let writer = log::Writer::new(dir, shared.config.log_bytes, watch::Sender::default());
     let rest = log::pump(writer, process.stdout, process.stderr);
     // Also without the end of the pipes what they hold has been read by then.
     let _ = tokio::time::timeout(LEFT_OUTPUT, rest).await;
@@ -141,6 +142,13 @@ async fn adopt_running(
     let adopted = shared.networks.adopt(process.pid, label.ingress).await;
     let network = adopted.map_err(|error| EngineError::Internal(error.to_string()))?;
     network.set_target(wharf_net::Target::Running);
+    let published = match record.fixed.own_network.apply(&network).await {
+        Ok(published) => published,
+        Err(error) => {
+            tracing::warn!(name = record.fixed.name, %error, "a port of an adopted container is not published");
+            Vec::new()
+        }
+    };
     let mut instance = Instance::new(
         shared.clone(),
         record,
@@ -149,7 +157,7 @@ async fn adopt_running(
         Some(network),
         true,
     );
-    instance.adopt(process);
+    instance.adopt(process, published);
     insert(shared, instance)
 }
 

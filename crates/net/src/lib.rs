@@ -17,6 +17,7 @@ mod ingress;
 mod inside;
 mod outbound;
 mod pool;
+mod publish;
 pub mod ranges;
 mod relay;
 

@@ -13,7 +13,6 @@
 mod ca;
 mod dns;
 mod egress;
-mod hold;
 mod ingress;
 mod inside;
 mod outbound;

@@ -3,7 +3,7 @@
 use crate::{Place, busybox, eventually};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use wharf_engine::{Create, Engine, EngineConfig, Owner};
+use wharf_engine::{Create, Engine, EngineConfig, Owner, StartOptions};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Networks};
 use wharf_sandbox::{Limits, Spawner};
@@ -146,5 +146,6 @@ pub fn shell(owner: &Owner, name: &str, script: &str) -> Create {
         limits: Limits::default(),
         network: None,
         application: None,
+        start: StartOptions::default(),
     }
 }

@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use support::{World, with_class};
 use tokio::task::JoinSet;
-use wharf_workerd::{DockerSocket, Sockets, Supervisor, WorkerdConfig};
+use wharf_workerd::{DockerSocket, EnginePaths, Sockets, Supervisor, WorkerdConfig};
 
 /// An engine that remembers what it was asked; a container that was started runs until it is deleted.
 #[derive(Default)]
@@ -121,11 +121,11 @@ impl Sockets for Engines {
     fn docker(
         &self,
         _: &str,
-        path: PathBuf,
+        paths: EnginePaths,
         uid: u32,
     ) -> Pin<Box<dyn Future<Output = std::io::Result<DockerSocket>> + Send + '_>> {
         Box::pin(async move {
-            let listener = support::bind(&path, uid)?;
+            let listener = support::bind(&paths.docker, uid)?;
             let mut tasks = JoinSet::new();
             tasks.spawn(serve(self.engine.clone(), listener));
             Ok(Box::new(tasks) as DockerSocket)

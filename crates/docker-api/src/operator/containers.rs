@@ -6,11 +6,10 @@ use crate::json as docker_json;
 use crate::script::is_true;
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use wharf_engine::{Inspect, lifecycle};
+use wharf_engine::{Inspect, Owner, lifecycle};
 
 pub(super) async fn list(
     State(op): State<Operator>,
@@ -22,40 +21,11 @@ pub(super) async fn list(
     Json(rows.map(summary).collect::<Vec<_>>().into())
 }
 
-/// Finds an instance of any owner by name, id or id prefix.
-async fn find(op: &Operator, reference: &str) -> Result<Inspect, ApiError> {
-    let mut found: Vec<_> = op.engine.list(None).await;
-    found.retain(|i| {
-        i.id == reference
-            || i.name == reference
-            || (reference.len() >= 4 && i.id.starts_with(reference))
-    });
-    match found.len() {
-        1 => Ok(found.remove(0)),
-        0 => Err(ApiError::not_found(format!(
-            "No such container: {reference}"
-        ))),
-        n => Err(ApiError::new(
-            StatusCode::CONFLICT,
-            format!("\"{reference}\" fits {n} containers; give more of the id"),
-        )),
-    }
-}
-
-pub(super) async fn inspect(
-    State(op): State<Operator>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
-    let found = find(&op, &id).await?;
-    Ok(Json(docker_json::container(&found, &found.image)))
-}
-
 pub(super) async fn logs(
     State(op): State<Operator>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    let instance = find(&op, &id).await?;
-    let records = op.engine.logs(&instance.owner, &instance.id).await?;
+    let records = op.engine.logs(&Owner::Operator, &id).await?;
     Ok(multiplexed(&records))
 }
 

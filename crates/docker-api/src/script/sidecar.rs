@@ -1,5 +1,6 @@
 //! workerd's network sidecars: a name, a [`wharf_net::Network`], and whether it was started.
 
+use super::admission::Admission;
 use super::{Answer, Shared};
 use crate::errors::ApiError;
 use crate::json;
@@ -14,9 +15,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 /// The sidecar's port whose published side workerd looks up (contract: workerd, 1.3).
-const INGRESS_PORT: &str = "39001/tcp";
+pub(crate) const INGRESS_PORT: &str = "39001/tcp";
 
-/// The sidecars of one workerd process, by name.
+/// The sidecars that were asked for on one socket, by name.
 #[derive(Default)]
 pub(crate) struct Sidecars(Mutex<HashMap<String, Entry>>);
 
@@ -109,12 +110,32 @@ impl Sidecars {
     }
 }
 
+/// `Some(C)` for `C-proxy`.
+pub(crate) fn sidecar_of(name: &str) -> Option<&str> {
+    name.strip_suffix("-proxy")
+}
+
 impl Shared {
-    /// The sidecar `name` of `container`. One that an earlier process made, and whose container this one adopts, is known by the container's network.
-    pub(crate) async fn sidecar(&self, name: &str, container: &str) -> Result<Sidecar, ApiError> {
+    /// Whether a name is that of a sidecar, be it one that was removed. A Durable Object's container has a name that ends with an object id, so
+    /// that on a script's socket the name alone tells. The operator's containers have any name.
+    pub(crate) async fn is_sidecar(&self, name: &str) -> bool {
+        let Some(container) = sidecar_of(name) else {
+            return self.sidecars.get(name).is_some();
+        };
+        if matches!(self.admission, Admission::Script { .. }) || self.sidecars.get(name).is_some() {
+            return true;
+        }
+        // A workerd that runs on the operator's socket, and adopts what it had before this daemon's start.
+        let exists = async |name| self.engine.inspect(&self.owner, name).await.is_ok();
+        container.starts_with("workerd-") && !exists(name).await && exists(container).await
+    }
+
+    /// The sidecar `name`. One that an earlier process made, and whose container this one adopts, is known by the container's network.
+    pub(crate) async fn sidecar(&self, name: &str) -> Result<Sidecar, ApiError> {
         if let Some(sidecar) = self.sidecars.get(name) {
             return Ok(sidecar);
         }
+        let container = sidecar_of(name).unwrap_or(name);
         let network = self.engine.network(&self.owner, container).await;
         let network = network.map_err(|_| missing(name))?;
         // Kept: workerd uses it again for the next start, after the container has gone.

@@ -73,6 +73,7 @@ struct Entry {
     cgroup: Cgroup,
     state: State,
     abandoned: bool,
+    frozen: bool,
 }
 
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 
 mod build;
 mod containers;
+mod filters;
 mod images;
 
 use crate::errors::ApiError;

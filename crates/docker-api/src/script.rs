@@ -8,12 +8,13 @@
 
 use crate::errors::ApiError;
 use crate::json;
+use crate::peer::Peer;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
@@ -79,7 +80,7 @@ pub(crate) struct Shared {
     engine: Engine,
     networks: wharf_net::Networks,
     admission: Admission,
-    sidecars: Sidecars,
+    sidecars: Arc<Sidecars>,
 }
 
 type Context = State<Arc<Shared>>;
@@ -100,7 +101,7 @@ pub fn router(
             script,
             applications,
         },
-        sidecars: Sidecars::default(),
+        sidecars: Arc::default(),
     };
     routes()
         .merge(snapshot_images())
@@ -117,7 +118,7 @@ pub(crate) fn operator_routes(engine: Engine, networks: wharf_net::Networks) -> 
         engine,
         networks,
         admission: Admission::Operator,
-        sidecars: Sidecars::default(),
+        sidecars: Arc::default(),
     };
     routes().with_state(Arc::new(shared))
 }
@@ -212,9 +213,14 @@ async fn bridge() -> Response {
     .into_response()
 }
 
-async fn inspect(State(shared): Context, Path(name): Path<String>) -> Answer {
+async fn inspect(
+    State(shared): Context,
+    Path(name): Path<String>,
+    peer: Option<Extension<Peer>>,
+) -> Answer {
     if shared.is_sidecar(&name).await {
         let sidecar = shared.sidecar(&name).await?;
+        shared.tie_sidecar(&name, peer.map(|Extension(peer)| peer));
         return Ok(Json(sidecar.json(&name)).into_response());
     }
     let container = shared.engine.inspect(&shared.owner, &name).await?;

@@ -3,10 +3,11 @@
 use super::admission::{Admission, Admitted};
 use super::{ASKED_IMAGE_LABEL, Answer, ApplicationInfo, Context, Shared};
 use crate::errors::ApiError;
-use axum::Json;
+use crate::peer::Peer;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Query, State};
 use axum::response::IntoResponse;
+use axum::{Extension, Json};
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
@@ -54,6 +55,7 @@ pub(crate) struct HostConfig {
 pub(crate) async fn create(
     State(shared): Context,
     Query(query): Query<CreateQuery>,
+    peer: Option<Extension<Peer>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
     let body: Body = super::parse(body)?;
@@ -66,7 +68,9 @@ pub(crate) async fn create(
         None => format!("c-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]),
     };
     if shared.admission.is_sidecar(&name, &body) {
-        return shared.create_sidecar(&name).await;
+        let created = shared.create_sidecar(&name).await?;
+        shared.tie_sidecar(&name, peer.map(|Extension(peer)| peer));
+        return Ok(created);
     }
     let id = create_container(&shared, name, body).await?;
     Ok((

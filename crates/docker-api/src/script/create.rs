@@ -58,11 +58,15 @@ pub(crate) async fn create(
         // workerd's nameless helper containers copy volumes for it.
         return Err(ApiError::unsupported("snapshotDirectory()"));
     };
-    let body: Body = super::parse(body)?;
+    let mut body: Body = super::parse(body)?;
     if super::sidecar_of(&name).is_some() {
         return shared.create_sidecar(&name).await;
     }
-    let id = create_container(&shared, name, body).await?;
+    let carried = Carried::take(body.env.get_or_insert_default())?;
+    let token = carried.token();
+    let id = create_container(&shared, name.clone(), body, carried)
+        .await
+        .inspect_err(|error| shared.note_failure(&name, token, error))?;
     Ok((
         StatusCode::CREATED,
         Json(json!({ "Id": id, "Warnings": [] })),
@@ -70,7 +74,12 @@ pub(crate) async fn create(
         .into_response())
 }
 
-async fn create_container(shared: &Shared, name: String, body: Body) -> Result<String, ApiError> {
+async fn create_container(
+    shared: &Shared,
+    name: String,
+    body: Body,
+    carried: Carried,
+) -> Result<String, ApiError> {
     let (unique_key, object_id) = object_of(&name).ok_or_else(|| {
         ApiError::bad_request(format!(
             "the container name \"{name}\" is not workerd-<uniqueKey>-<object id>: this socket serves Durable Objects only"
@@ -107,8 +116,7 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
             )));
         }
     };
-    let mut env = body.env.unwrap_or_default();
-    let carried = Carried::take(&mut env)?;
+    let env = body.env.unwrap_or_default();
     let counted = Application {
         id: application.id.clone(),
         name: application.name.clone(),

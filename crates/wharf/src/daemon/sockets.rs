@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use wharf_docker_api::operator::Operator;
 use wharf_docker_api::script::{ApplicationInfo, Applications};
-use wharf_engine::Engine;
+use wharf_engine::{Engine, Owner};
 use wharf_gateway::{Unavailable, Upstream, Upstreams};
 use wharf_net::Networks;
 use wharf_sandbox::Spawner;

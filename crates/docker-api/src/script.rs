@@ -40,6 +40,9 @@ pub use start_options::{START_VARIABLE, cpu_millis};
 pub const APPLICATION_IMAGE: &str = "wharf:application";
 /// The label that keeps the image name which workerd asked for. Longer than an object's own label can be.
 const ASKED_IMAGE_LABEL: &str = "dev.wharf.asked-image";
+/// What the platform says to an object that it has no container for.
+const NO_INSTANCE: &str =
+    "there is no container instance that can be provided to this durable object";
 /// Largest request body.
 const MAX_BODY: usize = 4 << 20;
 
@@ -85,6 +88,21 @@ pub(crate) struct Shared {
 
 type Context = State<Arc<Shared>>;
 type Answer = Result<Response, ApiError>;
+
+impl Shared {
+    /// What a start's failure is to the Worker.
+    fn note_failure(&self, name: &str, token: Option<String>, error: &ApiError) {
+        if error.status == StatusCode::NOT_MODIFIED {
+            return;
+        }
+        let reason = match error.status {
+            // @cloudflare/containers knows this sentence: it waits for its turn, and then answers 503.
+            StatusCode::SERVICE_UNAVAILABLE => format!("{NO_INSTANCE}: {}", error.message),
+            _ => error.message.clone(),
+        };
+        self.engine.note_failure(&self.owner, name, token, reason);
+    }
+}
 
 /// The routes for one script.
 pub fn router(
@@ -236,7 +254,10 @@ async fn start(State(shared): Context, Path(name): Path<String>) -> Answer {
             .start(&name)
             .map(IntoResponse::into_response);
     }
-    shared.engine.start_instance(&shared.owner, &name).await?;
+    let started = shared.engine.start_instance(&shared.owner, &name).await;
+    started
+        .map_err(ApiError::from)
+        .inspect_err(|error| shared.note_failure(&name, None, error))?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

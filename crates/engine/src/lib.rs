@@ -351,6 +351,21 @@ impl Engine {
         }
     }
 
+    /// Remembers why a start (a create, or the start of what was created) failed, for [`Engine::failure`]: workerd does not tell the Worker.
+    pub fn note_failure(&self, owner: &Owner, name: &str, token: Option<String>, reason: String) {
+        let mut table = self.shared.table();
+        let token = token.or_else(|| {
+            let handle = table.find(owner, name).ok()?;
+            handle.fixed.start_token.clone()
+        });
+        table.failed(owner, name, token, reason);
+    }
+
+    /// Why the start of this name with this token failed, if it did a short while ago.
+    pub fn failure(&self, owner: &Owner, name: &str, token: &str) -> Option<String> {
+        self.shared.table().failure(owner, name, token)
+    }
+
     /// The last refusal of each application since the daemon's start, oldest first.
     pub fn refusals(&self) -> Vec<Refusal> {
         self.shared.table().refusals()

@@ -111,6 +111,7 @@ mod tests {
             argv: Vec::new(),
             env: Vec::new(),
             labels: labels.iter().map(owned).collect(),
+            object_labels: BTreeMap::new(),
             error: None,
         }
     }

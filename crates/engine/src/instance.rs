@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use wharf_net::Target;
@@ -254,7 +254,7 @@ impl Instance {
     ) -> Event {
         match result {
             Ok((process, network)) => {
-                network.set_target(Target::Running);
+                network.set_target(Target::Running(Instant::now()));
                 self.handle.set_network(Some(network));
                 self.pid = Some(process.pid);
                 self.progress.started_ms = Some(now_ms());
@@ -299,7 +299,7 @@ impl Instance {
         self.progress.exit = Some(exit);
         self.progress.finished_ms = Some(now_ms());
         if let Some(network) = self.handle.network() {
-            network.set_target(Target::Ended);
+            network.set_target(Target::Ended(format!("exit code {}", exit.code).into()));
         }
         if self.own_network {
             self.handle.set_network(None);

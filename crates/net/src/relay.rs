@@ -38,6 +38,12 @@ impl Guarded {
         }
     }
 
+    /// Ends it in order: the peer gets all that was sent, and then an end.
+    pub(crate) fn end(mut self) -> io::Result<()> {
+        self.clean = true;
+        shut(&self.stream)
+    }
+
     /// Sends small writes at once.
     pub(crate) fn set_nodelay(&self) -> io::Result<()> {
         self.stream.set_nodelay(true)
@@ -123,7 +129,12 @@ async fn one_way(from: &TcpStream, to: &Guarded, moved: &AtomicU64) -> io::Resul
             Err(e) => return Err(e),
         }
     }
-    match rustix::net::shutdown(&to.stream, rustix::net::Shutdown::Write) {
+    shut(&to.stream)
+}
+
+/// Sends an end of stream.
+fn shut(stream: &TcpStream) -> io::Result<()> {
+    match rustix::net::shutdown(stream, rustix::net::Shutdown::Write) {
         // The peer is gone wholly; the other way learns it for itself.
         Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
         Err(e) => Err(e.into()),

@@ -4,6 +4,7 @@ mod base_image;
 mod bench;
 mod debian;
 mod demo;
+mod fuzz;
 mod guest;
 mod hello;
 mod interrupt;
@@ -40,6 +41,8 @@ enum Verb {
     Guest,
     /// Print figures, each beside the same work done without Wharf
     Bench(bench::Options),
+    /// Run a fuzz target of fuzz/ for a while
+    Fuzz(fuzz::Options),
     /// Install what the other tasks need into target/tools: workerd, wrangler, what the examples import, Debian packages
     Setup,
     /// Make a root filesystem from Debian packages and print its path: a tar for `wharf image import`
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Verb::Test { filter } => test::run(&filter),
         Verb::Guest => guest::run_tests(),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Setup => setup::everything(),
         Verb::BaseImage { kind } => {
             base_image::base_image(kind).map(|path| println!("{}", path.display()))

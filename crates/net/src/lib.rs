@@ -12,6 +12,9 @@
 
 mod ca;
 mod dns;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod ingress;
 mod inside;
 mod outbound;

@@ -25,8 +25,8 @@ mod control;
 mod hold;
 mod http1;
 mod ready;
-mod sniff;
-mod tunnel;
+pub(crate) mod sniff;
+pub(crate) mod tunnel;
 
 use ready::DialError;
 pub(crate) use ready::Lookouts;

@@ -7,7 +7,7 @@ const LONGEST_METHOD: usize = 32;
 
 /// What the bytes so far say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// A request line of HTTP/1.0 or 1.1.
     Http,
     /// Something else; also CONNECT, behind which anything may come.
@@ -17,7 +17,7 @@ pub(super) enum Verdict {
 }
 
 /// Looks at all bytes that have come so far.
-pub(super) fn verdict(bytes: &[u8]) -> Verdict {
+pub(crate) fn verdict(bytes: &[u8]) -> Verdict {
     let Some(end) = bytes.iter().position(|&b| b == b'\n') else {
         return if could_begin_a_request(bytes) {
             Verdict::More

@@ -24,7 +24,7 @@ use crate::relay::{Guarded, relay, reset};
 const HALF_A_LINE: Duration = Duration::from_millis(100);
 
 /// Where connections to the app come from.
-pub(super) trait Upstream: Send + Sync + 'static {
+pub(crate) trait Upstream: Send + Sync + 'static {
     /// Connects; waits within bounds for somebody to listen.
     fn dial(&self) -> impl Future<Output = io::Result<TcpStream>> + Send;
 
@@ -36,7 +36,7 @@ pub(super) trait Upstream: Send + Sync + 'static {
 ///
 /// # Errors
 /// What broke it; both sides are reset then.
-pub(super) async fn carry(
+pub(crate) async fn carry(
     client: TcpStream,
     early: BytesMut,
     app: TcpStream,

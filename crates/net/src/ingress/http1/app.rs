@@ -55,7 +55,10 @@ pub(super) struct App {
     /// Since when it has nothing to do; `None` during an exchange.
     idle_since: Option<Instant>,
     served: bool,
+    /// Its end has been sent.
     ended: bool,
+    /// HTTP is over on it.
+    finished: bool,
 }
 
 impl App {
@@ -80,12 +83,17 @@ impl App {
             idle_since: Some(Instant::now()),
             served: false,
             ended: false,
+            finished: false,
         })
     }
 
-    /// Does what there is to do; the result means that the connection has ended (or, after a 101, that HTTP has).
+    /// Does what there is to do; the result, which comes once, means that the connection has ended (or, after a 101, that HTTP has).
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        if self.finished {
+            return Poll::Pending;
+        }
         let result = self.driver.poll_without_shutdown(context);
+        self.finished = result.is_ready();
         if result.is_pending() && self.idle_since.is_none() && self.sender.is_ready() {
             self.idle_since = Some(Instant::now());
             self.served = true;
@@ -108,7 +116,8 @@ impl App {
         let Some(idle) = self.idle() else {
             return false;
         };
-        self.sender.is_ready() && (repeatable || (idle < reuse.0 && self.is_silent()))
+        let is_open = !self.finished && !self.ended;
+        is_open && self.sender.is_ready() && (repeatable || (idle < reuse.0 && self.is_silent()))
     }
 
     /// Whether nothing has come, not even an end.

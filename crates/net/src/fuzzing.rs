@@ -221,6 +221,14 @@ async fn act(stream: TcpStream, steps: Vec<Step>) -> Vec<u8> {
 mod tests {
     use proptest::prelude::*;
 
+    const FOUND: &[&[u8]] = &[
+        // An answer that is none, to a request that is not whole.
+        b"\xfc\x21\xfc\x7a\x01\xca\xfd\xfd\xfb\x7b\xfd",
+        b"\xfc\x21\xfc\x7a\x01\0\0\0\x41\0\0\0\x0c\xff",
+        // An answer before the end of a request that then turns out to be malformed.
+        b"\x03\xfc\x98\xfc\xa6\xfd\x3b\xfc\0",
+    ];
+
     fn script() -> impl Strategy<Value = Vec<u8>> {
         let step = prop_oneof![
             6 => (0u8..2, any::<u8>()).prop_map(|(who, piece)| vec![63 << 2 | who, piece]),
@@ -238,6 +246,12 @@ mod tests {
         #[test]
         fn whatever_both_sides_send_the_tunnel_ends(script in script()) {
             super::ingress(&script);
+        }
+
+        /// Inputs that once found something.
+        #[test]
+        fn what_was_found_stays_mended(script in prop::sample::select(FOUND)) {
+            super::ingress(script);
         }
 
         #[test]

@@ -101,6 +101,11 @@ impl App {
         result
     }
 
+    /// Whether HTTP is over on it.
+    pub(super) fn is_finished(&self) -> bool {
+        self.finished
+    }
+
     /// How long it has been idle; `None` during an exchange.
     pub(super) fn idle(&self) -> Option<Duration> {
         self.idle_since.map(|since| since.elapsed())

@@ -18,25 +18,34 @@ pub(super) struct Signs {
     pub(super) client_blocks: AtomicBool,
     /// An exchange is going on.
     exchange: AtomicBool,
-    /// The whole request has been handed to the app's connection.
-    request_sent: AtomicBool,
+    /// The request has been handed to the app's connection; nothing more is read of it.
+    request_taken: AtomicBool,
+    /// And that before its end.
+    request_cut: AtomicBool,
 }
 
 impl Signs {
-    /// An exchange is going on, or its end is still on the way to the client.
-    pub(super) fn is_busy(&self) -> bool {
-        self.exchange.load(Ordering::Relaxed) || self.client_blocks.load(Ordering::Relaxed)
+    pub(super) fn in_exchange(&self) -> bool {
+        self.exchange.load(Ordering::Relaxed)
     }
 
-    /// hyper should look at the client again: there is its end, which was kept from it. True once.
-    pub(super) fn end_is_due(&self) -> bool {
-        !self.is_busy() && self.client_ended.swap(false, Ordering::Relaxed)
+    /// An exchange is going on, or its end is still on the way to the client.
+    pub(super) fn is_busy(&self) -> bool {
+        self.in_exchange() || self.client_blocks.load(Ordering::Relaxed)
+    }
+
+    /// All answers have been sent, and no further request can come: the client has ended its side, or there is a rest of the last request in the way
+    /// that nobody wants.
+    pub(super) fn is_over(&self) -> bool {
+        !self.is_busy()
+            && (self.client_ended.load(Ordering::Relaxed)
+                || self.request_cut.load(Ordering::Relaxed))
     }
 
     pub(super) fn client_has_ended_after_its_request(&self) -> bool {
         self.client_ended.load(Ordering::Relaxed)
-            && self.exchange.load(Ordering::Relaxed)
-            && self.request_sent.load(Ordering::Relaxed)
+            && self.in_exchange()
+            && self.request_taken.load(Ordering::Relaxed)
     }
 }
 
@@ -47,7 +56,8 @@ pub(super) struct Busy(Arc<Signs>);
 impl Busy {
     pub(super) fn new(signs: Arc<Signs>) -> Self {
         signs.exchange.store(true, Ordering::Relaxed);
-        signs.request_sent.store(false, Ordering::Relaxed);
+        signs.request_taken.store(false, Ordering::Relaxed);
+        signs.request_cut.store(false, Ordering::Relaxed);
         Self(signs)
     }
 }
@@ -61,9 +71,15 @@ impl Drop for Busy {
 /// A request's body.
 #[derive(Debug)]
 pub(super) struct RequestBody {
-    /// `None`: the request has none.
-    pub(super) body: Option<Incoming>,
-    pub(super) signs: Arc<Signs>,
+    /// `None`: the request has none, or all of it has been taken.
+    body: Option<Incoming>,
+    signs: Arc<Signs>,
+}
+
+impl RequestBody {
+    pub(super) fn new(body: Option<Incoming>, signs: Arc<Signs>) -> Self {
+        Self { body, signs }
+    }
 }
 
 impl Body for RequestBody {
@@ -80,7 +96,10 @@ impl Body for RequestBody {
         };
         match frame {
             Poll::Ready(Some(frame)) => Poll::Ready(Some(frame.map_err(Into::into))),
-            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Ready(None) => {
+                self.body = None;
+                Poll::Ready(None)
+            }
             Poll::Pending if self.signs.client_ended.load(Ordering::Relaxed) => {
                 Poll::Ready(Some(Err("the client ended in the middle of a body".into())))
             }
@@ -100,10 +119,13 @@ impl Body for RequestBody {
     }
 }
 
-/// hyper drops a body when it has sent all of it.
+/// hyper drops a body when it has sent all of it, or cannot.
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        self.signs.request_sent.store(true, Ordering::Relaxed);
+        if !self.is_end_stream() {
+            self.signs.request_cut.store(true, Ordering::Relaxed);
+        }
+        self.signs.request_taken.store(true, Ordering::Relaxed);
     }
 }
 

@@ -85,16 +85,17 @@ pub(super) async fn serve<U: Upstream>(
             Pin::new(&mut server).graceful_shutdown();
         }
         let served = server.poll_without_shutdown(context);
-        if served.is_pending() {
-            // What the server has just sent on its way, or has room for now.
-            if tunnel.poll_app(context) == Idle::Alone {
-                context.waker().wake_by_ref();
-            }
-            if signs.end_is_due() {
-                context.waker().wake_by_ref();
-            }
+        if served.is_ready() {
+            return served;
         }
-        served
+        // What the server has just sent on its way, or has room for now.
+        if tunnel.poll_app(context) == Idle::Alone {
+            context.waker().wake_by_ref();
+        }
+        if signs.is_over() {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
     })
     .await;
     let parts = server.into_parts();
@@ -104,7 +105,7 @@ pub(super) async fn serve<U: Upstream>(
         Ok(()) => {}
         // hyper has answered 400 or the like.
         Err(error) if error.is_parse() => {
-            client.end()?;
+            client.end().await?;
             return Err(Error::new(ErrorKind::InvalidData, error));
         }
         Err(error) => return Err(Error::other(error)),
@@ -114,7 +115,7 @@ pub(super) async fn serve<U: Upstream>(
         state.app.take().filter(|_| state.upgraded)
     };
     let Some(app) = app else {
-        return client.end();
+        return client.end().await;
     };
     let (app, first) = app.into_parts();
     let app = Guarded::new(app);
@@ -141,9 +142,15 @@ impl<U: Upstream> Tunnel<U> {
     /// Drives the connection to the app.
     fn poll_app(&self, context: &mut Context<'_>) -> Idle {
         let mut state = self.state();
+        let upgraded = state.upgraded;
         let Some(app) = &mut state.app else {
             return Idle::Well;
         };
+        if app.is_finished() && !upgraded && !self.signs.in_exchange() {
+            // With it goes what it has not sent.
+            state.app = None;
+            return Idle::Well;
+        }
         if let Poll::Ready(result) = app.poll(context) {
             if let Err(error) = result {
                 tracing::debug!(%error, "a connection to an app ended");
@@ -233,10 +240,7 @@ impl<U: Upstream> Tunnel<U> {
     }
 
     fn body(&self, body: Option<Incoming>) -> RequestBody {
-        RequestBody {
-            body,
-            signs: self.signs.clone(),
-        }
+        RequestBody::new(body, self.signs.clone())
     }
 
     /// Sees to a connection that takes a request now; returns whether it is one that was used or idle before.

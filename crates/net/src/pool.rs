@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use wharf_sandbox::netns::{self, Redirect};
+use wharf_sandbox::netns::{self, Listeners, Redirect};
 
 use crate::NetError;
 use crate::ca::Ca;
@@ -21,6 +21,9 @@ use crate::inside::Inside;
 /// of Wharf: a daemon adopts namespaces that an earlier one made.
 const TCP_PORT: u16 = 64001;
 const DNS_PORT: u16 = 64053;
+
+/// What Wharf itself listens on inside.
+pub(crate) const OWN_PORTS: [u16; 2] = [TCP_PORT, DNS_PORT];
 
 /// A start has just taken one: what it does next is more urgent than a replacement.
 const REFILL_DELAY: Duration = Duration::from_millis(20);
@@ -35,6 +38,8 @@ pub(crate) struct Prepared {
     pub(crate) tcp: Vec<TcpListener>,
     pub(crate) dns_tcp: Vec<TcpListener>,
     pub(crate) dns_udp: Vec<UdpSocket>,
+    /// `None` on a kernel that cannot be asked for listeners.
+    pub(crate) listeners: Option<Listeners>,
 }
 
 impl Prepared {
@@ -82,6 +87,11 @@ impl Prepared {
                 }
             }
         }
+        let listeners = Listeners::open(namespace.as_fd(), TCP_PORT)
+            .inspect_err(|error| {
+                tracing::warn!(%error, "whether a port inside listens is found out by connecting (is the kernel module tcp_diag there?)");
+            })
+            .ok();
         let inside = Inside::new(namespace)
             .map_err(|e| NetError::io("making sockets inside a container's network", e))?;
         Ok(Self {
@@ -90,6 +100,7 @@ impl Prepared {
             tcp,
             dns_tcp,
             dns_udp,
+            listeners,
         })
     }
 }

@@ -24,6 +24,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -132,6 +133,8 @@ struct Shared {
     egress: watch::Sender<Egress>,
     target: watch::Sender<Target>,
     ingress: SocketAddr,
+    /// Whether there is an IPv6 route inside.
+    ipv6: AtomicBool,
     ended: CancellationToken,
 }
 
@@ -228,6 +231,7 @@ impl Networks {
             egress: watch::Sender::new(Egress::default()),
             target: watch::Sender::new(Target::Pending),
             ingress: ingress.local_addr().map_err(registering)?,
+            ipv6: AtomicBool::new(self.config.ipv6),
             ended: CancellationToken::new(),
         });
         // From here on, an error ends the tasks that were started.

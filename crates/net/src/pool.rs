@@ -22,6 +22,13 @@ use crate::inside::Inside;
 const TCP_PORT: u16 = 64001;
 const DNS_PORT: u16 = 64053;
 
+/// Where to a namespace redirects.
+pub(crate) const REDIRECT: Redirect = Redirect {
+    tcp_port: TCP_PORT,
+    dns_port: DNS_PORT,
+    ipv6: false,
+};
+
 /// A start has just taken one: what it does next is more urgent than a replacement.
 const REFILL_DELAY: Duration = Duration::from_millis(20);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -40,12 +47,8 @@ pub(crate) struct Prepared {
 impl Prepared {
     /// Makes a namespace. Blocks for about a millisecond.
     pub(crate) fn create(ipv6: bool) -> Result<Self, NetError> {
-        let namespace = netns::create(Redirect {
-            tcp_port: TCP_PORT,
-            dns_port: DNS_PORT,
-            ipv6,
-        })
-        .map_err(|e| NetError::io("making a container's network", e))?;
+        let namespace = netns::create(Redirect { ipv6, ..REDIRECT })
+            .map_err(|e| NetError::io("making a container's network", e))?;
         Self::within(namespace)
     }
 

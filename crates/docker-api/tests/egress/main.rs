@@ -73,6 +73,7 @@ async fn http_is_mapped_by_host_pattern_address_and_port(node: &Node) {
             "http://192.0.2.9:8123/",
             "200 range GET http://192.0.2.9:8123/",
         ),
+        ("http://[2001:db8::7]/", "200 six GET http://[2001:db8::7]/"),
     ] {
         assert_eq!(app.run(&get(url)).await.trim(), answer, "{url}");
     }

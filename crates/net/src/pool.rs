@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use wharf_sandbox::netns::{self, Redirect};
 
 use crate::NetError;
-use crate::ca::Ca;
+use crate::ca::{Ca, CaKey};
 use crate::inside::Inside;
 
 /// Where redirected traffic arrives. Above the ports that the kernel gives to clients (32768-60999), and the same in every version
@@ -49,11 +49,11 @@ impl Prepared {
     pub(crate) fn create(ipv6: bool) -> Result<Self, NetError> {
         let namespace = netns::create(Redirect { ipv6, ..REDIRECT })
             .map_err(|e| NetError::io("making a container's network", e))?;
-        Self::within(namespace)
+        Self::within(namespace, None)
     }
 
-    /// Opens everything anew in a namespace that exists.
-    pub(crate) fn within(namespace: OwnedFd) -> Result<Self, NetError> {
+    /// Opens everything anew in a namespace that exists, with an authority that has this key, or a new one.
+    pub(crate) fn within(namespace: OwnedFd, ca: Option<&CaKey>) -> Result<Self, NetError> {
         let mut tcp = Vec::new();
         let mut dns_tcp = Vec::new();
         let mut dns_udp = Vec::new();
@@ -89,7 +89,7 @@ impl Prepared {
             .map_err(|e| NetError::io("making sockets inside a container's network", e))?;
         Ok(Self {
             inside,
-            ca: Ca::generate()?,
+            ca: ca.map_or_else(Ca::generate, Ca::restore)?,
             tcp,
             dns_tcp,
             dns_udp,

@@ -180,6 +180,15 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn who_trusted_the_authority_trusts_it_after_an_adoption() {
+        let ca = Ca::generate().unwrap();
+        let adopted = Ca::restore(&ca.key()).unwrap();
+        let config = Leaves::default().config(&adopted, "a.example").unwrap();
+        handshake(config, &ca, "a.example", &[]).unwrap();
+        assert!(!format!("{:?}", ca.key()).contains("PRIVATE"));
+    }
+
+    #[test]
     fn http_1_is_chosen_where_the_client_knows_it() {
         let ca = Ca::generate().unwrap();
         let config = Leaves::default().config(&ca, "a.example").unwrap();

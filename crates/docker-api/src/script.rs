@@ -101,6 +101,8 @@ impl Shared {
             _ => error.message.clone(),
         };
         self.engine.note_failure(&self.owner, name, token, reason);
+        // Nothing will ever listen in it: whoever asks is not to wait.
+        self.sidecars.give_up(&format!("{name}-proxy"));
     }
 }
 

@@ -181,6 +181,37 @@ static void get(int fd, const char *url) {
     pthread_mutex_unlock(&one);
 }
 
+/* The body of a request, by its length or in chunks; -1 when it does not come whole or is too long. */
+static ssize_t request_body(int fd, const char *headers, const char *rest, size_t have, char *body, size_t room) {
+    char value[128];
+    if (header(headers, "Content-Length", value, sizeof value)) {
+        size_t len = (size_t)atoi(value);
+        if (len > room || have > len) return -1;
+        memcpy(body, rest, have);
+        return recv_all(fd, body + have, len - have) ? -1 : (ssize_t)len;
+    }
+    size_t len = 0, size = 0, line = 0;
+    char digits[20];
+    for (int in_chunk = 0;;) {
+        char c;
+        if (have) c = *rest++, have--;
+        else if (recv(fd, &c, 1, 0) != 1) return -1;
+        if (in_chunk && size > 0) {
+            if (len == room) return -1;
+            body[len++] = c;
+            size--;
+        } else if (c == '\n') {
+            digits[line] = 0;
+            if (in_chunk) in_chunk = 0; /* the end of a chunk's line */
+            else if ((size = strtoul(digits, NULL, 16)) == 0) return (ssize_t)len;
+            else in_chunk = 1;
+            line = 0;
+        } else if (line < sizeof digits - 1) {
+            digits[line++] = c;
+        }
+    }
+}
+
 static void serve(int fd, int port, char *head, char *rest, size_t have) {
     char *path = strchr(head, ' ');
     char value[128], body[8192];
@@ -203,12 +234,10 @@ static void serve(int fd, int port, char *head, char *rest, size_t have) {
         fclose(file);
         return reply(fd, "200 OK", "text/plain", body, len);
     }
-    if (!strcmp(path, "/echo") && header(headers, "Content-Length", value, sizeof value)) {
-        size_t len = (size_t)atoi(value);
-        if (len > sizeof body || have > len) return;
-        memcpy(body, rest, have);
-        if (recv_all(fd, body + have, len - have)) return;
-        return reply(fd, "200 OK", "text/plain", body, len);
+    if (!strcmp(path, "/echo")) {
+        ssize_t len = request_body(fd, headers, rest, have, body, sizeof body);
+        if (len < 0) return;
+        return reply(fd, "200 OK", "text/plain", body, (size_t)len);
     }
     if (!strcmp(path, "/ticks")) {
         const char *start = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n";

@@ -138,7 +138,10 @@ async fn adopt_running(
 ) -> Result<Arc<Handle>, EngineError> {
     record.progress.exit = None;
     record.progress.finished_ms = None;
-    let adopted = shared.networks.adopt(process.pid, label.ingress).await;
+    let networks = &shared.networks;
+    let adopted = networks
+        .adopt(process.pid, label.ingress, label.ca.clone())
+        .await;
     let network = adopted.map_err(|error| EngineError::Internal(error.to_string()))?;
     network.set_target(wharf_net::Target::Running(Instant::now()));
     let mut instance = Instance::new(

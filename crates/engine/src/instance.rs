@@ -593,6 +593,7 @@ async fn start_process(
         id: fixed.id.clone(),
         generation,
         ingress: network.ingress(),
+        ca: Some(network.ca().key()),
         started_ms: now_ms(),
     };
     let hostname = fixed.hostname().to_owned();

@@ -27,6 +27,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -34,7 +35,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use wharf_sandbox::netns;
 
-pub use ca::Ca;
+pub use ca::{Ca, CaKey};
 pub use egress::Egress;
 pub use outbound::{Dial, Direct};
 
@@ -137,6 +138,8 @@ struct Shared {
     target: watch::Sender<Target>,
     lookouts: ingress::Lookouts,
     ingress: SocketAddr,
+    /// Whether there is an IPv6 route inside.
+    ipv6: AtomicBool,
     ended: CancellationToken,
 }
 
@@ -201,15 +204,21 @@ impl Networks {
 
     /// The network of a process that an earlier daemon started: its listeners are opened anew. The ingress tries to take the same port, so that
     /// workerd processes that survived find it; if somebody else has it, the ingress gets another one and a warning is logged.
-    /// Policy and target start as with [`Networks::create`]; the certificate authority is a new one.
+    /// Policy and target start as with [`Networks::create`]: what may be reached, and what the Worker has mapped, must be said again. The
+    /// certificate authority is that of `ca`, which the container may trust already ([`Ca::key`]); without it, a new one.
     ///
     /// # Errors
     /// No such process, one without a network of its own, or what the kernel refused.
-    pub async fn adopt(&self, pid: i32, ingress: SocketAddr) -> Result<Network, NetError> {
+    pub async fn adopt(
+        &self,
+        pid: i32,
+        ingress: SocketAddr,
+        ca: Option<CaKey>,
+    ) -> Result<Network, NetError> {
         let prepared = blocking(move || {
             let namespace = netns::of_process(pid)
                 .map_err(|e| NetError::io(format!("adopting the network of process {pid}"), e))?;
-            Prepared::within(namespace)
+            Prepared::within(namespace, ca.as_ref())
         })
         .await?;
         let listener = match listen(ingress).await {
@@ -234,6 +243,7 @@ impl Networks {
             target: watch::Sender::new(Target::Pending),
             lookouts: ingress::Lookouts::new(prepared.listeners),
             ingress: ingress.local_addr().map_err(registering)?,
+            ipv6: AtomicBool::new(self.config.ipv6),
             ended: CancellationToken::new(),
         });
         // From here on, an error ends the tasks that were started.

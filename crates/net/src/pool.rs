@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use wharf_sandbox::netns::{self, Listeners, Redirect};
 
 use crate::NetError;
-use crate::ca::Ca;
+use crate::ca::{Ca, CaKey};
 use crate::inside::Inside;
 
 /// Where redirected traffic arrives. Above the ports that the kernel gives to clients (32768-60999), and the same in every version
@@ -24,6 +24,13 @@ const DNS_PORT: u16 = 64053;
 
 /// What Wharf itself listens on inside.
 pub(crate) const OWN_PORTS: [u16; 2] = [TCP_PORT, DNS_PORT];
+
+/// Where to a namespace redirects.
+pub(crate) const REDIRECT: Redirect = Redirect {
+    tcp_port: TCP_PORT,
+    dns_port: DNS_PORT,
+    ipv6: false,
+};
 
 /// A start has just taken one: what it does next is more urgent than a replacement.
 const REFILL_DELAY: Duration = Duration::from_millis(20);
@@ -45,17 +52,13 @@ pub(crate) struct Prepared {
 impl Prepared {
     /// Makes a namespace. Blocks for about a millisecond.
     pub(crate) fn create(ipv6: bool) -> Result<Self, NetError> {
-        let namespace = netns::create(Redirect {
-            tcp_port: TCP_PORT,
-            dns_port: DNS_PORT,
-            ipv6,
-        })
-        .map_err(|e| NetError::io("making a container's network", e))?;
-        Self::within(namespace)
+        let namespace = netns::create(Redirect { ipv6, ..REDIRECT })
+            .map_err(|e| NetError::io("making a container's network", e))?;
+        Self::within(namespace, None)
     }
 
-    /// Opens everything anew in a namespace that exists.
-    pub(crate) fn within(namespace: OwnedFd) -> Result<Self, NetError> {
+    /// Opens everything anew in a namespace that exists, with an authority that has this key, or a new one.
+    pub(crate) fn within(namespace: OwnedFd, ca: Option<&CaKey>) -> Result<Self, NetError> {
         let mut tcp = Vec::new();
         let mut dns_tcp = Vec::new();
         let mut dns_udp = Vec::new();
@@ -96,7 +99,7 @@ impl Prepared {
             .map_err(|e| NetError::io("making sockets inside a container's network", e))?;
         Ok(Self {
             inside,
-            ca: Ca::generate()?,
+            ca: ca.map_or_else(Ca::generate, Ca::restore)?,
             tcp,
             dns_tcp,
             dns_udp,

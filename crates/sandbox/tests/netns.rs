@@ -175,6 +175,26 @@ fn without_ipv6_its_connects_fail_at_once_but_its_loopback_works() {
 }
 
 #[test]
+fn ipv6_can_be_added_later() {
+    let redirect = Redirect {
+        tcp_port: 64001,
+        dns_port: 64053,
+        ipv6: false,
+    };
+    let ns = netns::create(redirect).unwrap();
+    let listener = netns::listen_tcp(ns.as_fd(), "[::1]:64001".parse().unwrap()).unwrap();
+    let listener = blocking(listener);
+    for _ in 0..3 {
+        netns::add_ipv6(ns.as_fd(), redirect).unwrap();
+        inside(&ns, || connect("[2001:db8::5]:443")).unwrap();
+        let (stream, from) = listener.accept().unwrap();
+        assert_eq!(from.ip(), ADDRESS_V6);
+        let destination = netns::original_destination(stream.as_fd()).unwrap();
+        assert_eq!(destination, "[2001:db8::5]:443".parse().unwrap());
+    }
+}
+
+#[test]
 fn a_prepared_socket_can_be_tried_until_somebody_listens() {
     let ns = namespace(false);
     let (v4, v6) = netns::tcp_sockets(ns.as_fd(), 1, 1).unwrap();

@@ -71,6 +71,18 @@ pub fn create(redirect: Redirect) -> io::Result<OwnedFd> {
     })
 }
 
+/// Gives a namespace that was made without [`Redirect::ipv6`] a way out by IPv6 after all. May be repeated.
+///
+/// # Errors
+/// As [`create`]; also a kernel without IPv6, or with it switched off.
+pub fn add_ipv6(netns: BorrowedFd<'_>, redirect: Redirect) -> io::Result<()> {
+    run_inside(netns, || {
+        // The rules first: nothing goes anywhere unredirected.
+        nft::install_v6(redirect, ADDRESS_V6)?;
+        link::add_v6(ADDRESS_V6)
+    })?
+}
+
 /// The network namespace of a running process.
 ///
 /// # Errors

@@ -18,5 +18,9 @@ mod child;
 mod seccomp;
 mod sys;
 
-pub use spawner::{Exit, Process, SpawnError, Spawner, SpawnerConfig, Survivor};
-pub use spec::{Limits, Mount, Network, ProcessSpec, Root, SpawnFds};
+pub use spawner::{
+    ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
+};
+pub use spec::{
+    ExecSpec, ExecStreams, Limits, Mount, Network, ProcessSpec, Root, SpawnFds, TerminalSize,
+};

@@ -7,7 +7,10 @@ mod build;
 mod containers;
 mod images;
 
+pub(crate) use containers::find;
+
 use crate::errors::ApiError;
+use crate::exec;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::IntoResponse;
@@ -61,6 +64,7 @@ pub fn router(operator: Operator) -> Router {
         .route("/containers/json", get(containers::list))
         .route("/containers/{id}/json", get(containers::inspect))
         .route("/containers/{id}/logs", get(containers::logs))
+        .merge(exec::routes(operator.engine.clone(), exec::Scope::Node))
         .route("/build", post(build::with_uploaded_context))
         .route("/wharf/build", post(build::build))
         .route("/wharf/manifest", get(images::manifest))

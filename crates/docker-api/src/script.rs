@@ -5,6 +5,7 @@
 //! those that a container uses: the engine holds their network.
 
 use crate::errors::ApiError;
+use crate::exec;
 use crate::json;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
@@ -84,8 +85,10 @@ pub fn router(
     networks: wharf_net::Networks,
     applications: Arc<dyn Applications>,
 ) -> Router {
+    let owner = Owner::Script(script.clone());
+    let execs = exec::routes(engine.clone(), exec::Scope::Owner(owner.clone()));
     let shared = Shared {
-        owner: Owner::Script(script.clone()),
+        owner,
         script,
         engine,
         networks,
@@ -102,6 +105,7 @@ pub fn router(
         .route("/containers/{name}/stop", post(stop))
         .route("/containers/{name}/kill", post(kill))
         .route("/containers/{name}/wait", post(wait))
+        .merge(execs)
         .merge(unsupported())
         .fallback(page_not_found)
         .method_not_allowed_fallback(page_not_found)
@@ -113,9 +117,6 @@ pub fn router(
 /// What workerd can call and this Wharf cannot do: each names the feature as the Worker's author knows it.
 fn unsupported() -> Router<Arc<Shared>> {
     // The body is read although nobody needs it: a client that is still sending would see a broken connection instead of the answer.
-    async fn exec(_: Bytes) -> ApiError {
-        ApiError::unsupported("exec")
-    }
     async fn resize(_: Bytes) -> ApiError {
         ApiError::unsupported("resize of a terminal")
     }
@@ -129,10 +130,6 @@ fn unsupported() -> Router<Arc<Shared>> {
         ApiError::unsupported("interception of outbound HTTPS (upload of its CA certificate)")
     }
     Router::new()
-        .route("/containers/{name}/exec", post(exec))
-        .route("/exec/{id}/start", post(exec))
-        .route("/exec/{id}/json", get(exec))
-        .route("/exec/{id}/resize", post(resize))
         .route("/containers/{name}/resize", post(resize))
         .route(
             "/containers/{name}/archive",

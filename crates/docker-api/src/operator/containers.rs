@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use wharf_engine::{Inspect, lifecycle};
+use wharf_engine::{Engine, Inspect, lifecycle};
 
 pub(super) async fn list(
     State(op): State<Operator>,
@@ -23,8 +23,8 @@ pub(super) async fn list(
 }
 
 /// Finds an instance of any owner by name, id or id prefix.
-async fn find(op: &Operator, reference: &str) -> Result<Inspect, ApiError> {
-    let mut found: Vec<_> = op.engine.list(None).await;
+pub(crate) async fn find(engine: &Engine, reference: &str) -> Result<Inspect, ApiError> {
+    let mut found: Vec<_> = engine.list(None).await;
     found.retain(|i| {
         i.id == reference
             || i.name == reference
@@ -46,7 +46,7 @@ pub(super) async fn inspect(
     State(op): State<Operator>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let found = find(&op, &id).await?;
+    let found = find(&op.engine, &id).await?;
     Ok(Json(docker_json::container(&found, &found.image)))
 }
 
@@ -54,7 +54,7 @@ pub(super) async fn logs(
     State(op): State<Operator>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    let instance = find(&op, &id).await?;
+    let instance = find(&op.engine, &id).await?;
     let records = op.engine.logs(&instance.owner, &instance.id).await?;
     Ok(multiplexed(&records))
 }

@@ -7,6 +7,7 @@ mod errors;
 mod exec;
 mod json;
 pub mod operator;
+mod peer;
 pub mod script;
 mod serve;
 

@@ -5,12 +5,10 @@
 
 mod build;
 mod containers;
+mod filters;
 mod images;
 
-pub(crate) use containers::find;
-
 use crate::errors::ApiError;
-use crate::exec;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::IntoResponse;
@@ -38,6 +36,8 @@ pub type CheckPassword = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 pub struct Operator {
     /// Instances.
     pub engine: Engine,
+    /// Networks for the operator's own containers.
+    pub networks: wharf_net::Networks,
     /// Images.
     pub images: ImageStore,
     /// Builds.
@@ -50,6 +50,8 @@ pub struct Operator {
 
 /// The routes of the operator socket. A leading `/v1.NN` is accepted and ignored.
 pub fn router(operator: Operator) -> Router {
+    let containers =
+        crate::script::operator_routes(operator.engine.clone(), operator.networks.clone());
     let inner = Router::new()
         .route("/_ping", get(async || "OK").head(async || ()))
         .route("/version", get(version))
@@ -62,15 +64,15 @@ pub fn router(operator: Operator) -> Router {
             get(images::get).post(images::post).delete(images::delete),
         )
         .route("/containers/json", get(containers::list))
-        .route("/containers/{id}/json", get(containers::inspect))
-        .route("/containers/{id}/logs", get(containers::logs))
-        .merge(exec::routes(operator.engine.clone(), exec::Scope::Node))
+        .route("/containers/{name}/logs", get(containers::logs))
         .route("/build", post(build::with_uploaded_context))
         .route("/wharf/build", post(build::build))
         .route("/wharf/manifest", get(images::manifest))
         .fallback(async || ApiError::page_not_found())
+        .method_not_allowed_fallback(async || ApiError::page_not_found())
         .layer(DefaultBodyLimit::max(MAX_JSON))
-        .with_state(operator);
+        .with_state(operator)
+        .merge(containers);
     Router::new().fallback(async move |request: Request| match strip_version(request) {
         Ok(request) => inner.oneshot(request).await.into_response(),
         Err(e) => e.into_response(),

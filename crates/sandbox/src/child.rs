@@ -13,7 +13,7 @@
 //! A user namespace will be joined between the mounts and the ids.
 
 mod caps;
-mod mounts;
+pub(crate) mod mounts;
 mod rooted;
 mod user;
 

@@ -15,9 +15,11 @@ pub mod spawner;
 pub mod spec;
 
 mod child;
+mod process_end;
 mod seccomp;
 mod sys;
 
+pub use process_end::process_end;
 pub use spawner::{
     ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
 };

@@ -38,7 +38,7 @@ pub(super) async fn create(
     request: Request,
 ) -> Answer {
     let body: Body = read(request.into_body()).await?;
-    let container = execs.find(&name).await?;
+    let container = execs.engine.inspect(&execs.owner, &name).await?;
     check_running(&container)?;
     if body.privileged == Some(true) {
         return Err(ApiError::unsupported("privileged mode"));

@@ -33,19 +33,11 @@ use wharf_engine::{Engine, ExecProcess, Inspect, Owner, Terminal, TerminalSize};
 /// Largest request body: more than execve(2) takes.
 const MAX_BODY: usize = 4 << 20;
 
-/// Whose containers a socket can see.
-#[derive(Debug, Clone)]
-pub(crate) enum Scope {
-    /// One owner's. It is told process numbers as its container sees them.
-    Owner(Owner),
-    /// Everyone's: the operator's socket. Numbers are the host's.
-    Node,
-}
-
 /// The execs of one socket.
 struct Execs {
     engine: Engine,
-    scope: Scope,
+    /// Whose containers it can see.
+    owner: Owner,
     table: Mutex<Table<start::Waiting, Running>>,
     /// What the table's times count from.
     began: Instant,
@@ -61,10 +53,10 @@ type Context = State<Arc<Execs>>;
 type Answer = Result<Response, ApiError>;
 
 /// The routes, for a router of any state.
-pub(crate) fn routes<S: Clone + Send + Sync + 'static>(engine: Engine, scope: Scope) -> Router<S> {
+pub(crate) fn routes<S: Clone + Send + Sync + 'static>(engine: Engine, owner: Owner) -> Router<S> {
     let execs = Execs {
         engine,
-        scope,
+        owner,
         table: Mutex::default(),
         began: Instant::now(),
     };
@@ -84,21 +76,6 @@ impl Execs {
     /// For the table.
     fn now_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    async fn find(&self, reference: &str) -> Result<Inspect, ApiError> {
-        match &self.scope {
-            Scope::Owner(owner) => Ok(self.engine.inspect(owner, reference).await?),
-            Scope::Node => crate::operator::find(&self.engine, reference).await,
-        }
-    }
-
-    /// What this socket's clients are told of a process.
-    fn number_of(&self, process: &ExecProcess) -> i32 {
-        match self.scope {
-            Scope::Owner(_) => process.inside_pid,
-            Scope::Node => process.pid,
-        }
     }
 
     fn ended(&self, id: &str, code: i32) {

@@ -209,7 +209,7 @@ impl Execs {
         // Whoever waits for the answer may have gone, here and below.
         match started.await {
             Ok((process, streams)) => {
-                let exit = self.clone().watch(&id, process, &streams);
+                let exit = self.clone().watch(&id, process, by_workerd, &streams);
                 let _ = told.send(Ok(()));
                 let attached = if detach {
                     Attached::default()
@@ -251,6 +251,7 @@ impl Execs {
         self: Arc<Self>,
         id: &str,
         process: ExecProcess,
+        by_workerd: bool,
         streams: &Streams,
     ) -> oneshot::Receiver<()> {
         let terminal = match streams {
@@ -265,7 +266,13 @@ impl Execs {
             process: process.clone(),
             terminal,
         };
-        self.table().running(id, running, self.number_of(&process));
+        // Docker tells the host's number. What workerd's wrapper would have found out is the container's.
+        let pid = if by_workerd {
+            process.inside_pid
+        } else {
+            process.pid
+        };
+        self.table().running(id, running, pid);
         let (ended, exit) = oneshot::channel();
         let id = id.to_owned();
         tokio::spawn(async move {

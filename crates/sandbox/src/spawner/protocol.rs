@@ -17,7 +17,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Changes whenever daemon and spawner of two builds could misunderstand each other.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// Arguments and environment may hold megabytes (execve(2)); this is above what exec takes.
 pub(super) const MAX_PAYLOAD: usize = 16 * 1024 * 1024;
@@ -57,6 +57,13 @@ pub(super) enum RequestBody {
         signal: i32,
     },
     Kill {
+        id: String,
+    },
+    /// Until [`RequestBody::Thaw`], or until this daemon is gone.
+    Freeze {
+        id: String,
+    },
+    Thaw {
         id: String,
     },
     Forget {
@@ -125,6 +132,8 @@ pub(super) enum ReplyBody {
     },
     /// Whether the signal found a process.
     Signalled(bool),
+    /// Whether all processes stand still by now.
+    Frozen(bool),
     Done,
 }
 

@@ -77,6 +77,7 @@ struct Entry {
     is_container: bool,
     state: State,
     abandoned: bool,
+    frozen: bool,
 }
 
 #[derive(Debug)]

@@ -345,7 +345,7 @@ impl Instance {
             Err(error) => {
                 let (code, refused) = match &error {
                     SpawnError::Refused { exit_code, .. } => (*exit_code, true),
-                    SpawnError::Spawner(_) => (125, false),
+                    SpawnError::NotRunning(_) | SpawnError::Spawner(_) => (125, false),
                 };
                 let message = error.to_string();
                 // workerd tells the Worker no more than that its container failed to start.

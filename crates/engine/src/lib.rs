@@ -4,6 +4,7 @@
 //! Must not: speak HTTP or know of scripts; the caller's identity is an opaque [`Owner`].
 
 mod adopt;
+mod exec;
 mod instance;
 pub mod lifecycle;
 mod log;
@@ -11,9 +12,10 @@ mod merge;
 mod record;
 mod table;
 
+pub use exec::{Exec, ExecError};
 pub use merge::parse_signal;
 pub use record::owns;
-pub use wharf_sandbox::Limits;
+pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
 use crate::instance::{Ask, Handle, Instance};
 use crate::lifecycle::{Answer, State, Until};

@@ -1,7 +1,9 @@
 //! Docker's multiplexed stream: frames of stream (1 is standard output, 2 standard error), three zero bytes, length (u32, big-endian), bytes
 //! (Engine API, "Stream format" of attach).
 
-/// Its media type.
+/// Media type of a stream without frames: a terminal's.
+pub(crate) const RAW: &str = "application/vnd.docker.raw-stream";
+/// Media type of the stream with frames.
 pub(crate) const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
 
 /// Appends a frame.

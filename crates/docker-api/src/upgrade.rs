@@ -9,18 +9,16 @@ use hyper_util::rt::TokioIo;
 /// The raw stream, both ways.
 pub(crate) type Stream = TokioIo<Upgraded>;
 
-/// Takes the promise of the raw stream out of a request that asks for one (`Connection: Upgrade`).
+/// Takes the promise of the raw stream out of a request that asks for one.
 pub(crate) fn asked(request: &mut Request) -> Option<OnUpgrade> {
-    let asks = request
-        .headers()
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .any(|value| {
-            value
-                .split(',')
-                .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
-        });
+    let has = |name, word: &str| {
+        let values = request.headers().get_all(name).into_iter();
+        values
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|value| value.trim().eq_ignore_ascii_case(word))
+    };
+    let asks = has(header::CONNECTION, "upgrade") && has(header::UPGRADE, "tcp");
     asks.then(|| hyper::upgrade::on(request))
 }
 

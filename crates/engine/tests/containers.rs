@@ -227,8 +227,20 @@ async fn owners_do_not_see_each_other() {
             Err(EngineError::NotFound(_))
         ));
     }
+    // The operator sees both; a name that both have is not enough, and its own comes first.
+    let operator = Owner::Operator;
+    let seen = daemon.engine.inspect(&operator, &id[..12]).await.unwrap();
+    assert_eq!((&seen.id, &seen.owner), (&id, &one));
+    assert!(daemon.engine.inspect(&operator, "a").await.is_err());
+    let own = daemon.create(&operator, "a", FOREVER).await;
+    let seen = daemon.engine.inspect(&operator, "a").await.unwrap();
+    assert_eq!(seen.id, own);
+    assert!(matches!(
+        daemon.engine.inspect(&one, &own).await,
+        Err(EngineError::NotFound(_))
+    ));
     daemon.engine.remove_all(Some(&one)).await;
-    assert_eq!(daemon.engine.list(None).await.len(), 1);
+    assert_eq!(daemon.engine.list(None).await.len(), 2);
     world.end(daemon).await;
 }
 

@@ -35,8 +35,9 @@ pub(crate) fn main_module<'a>(
 ) -> String {
     let js = |text: &str| serde_json::Value::from(text).to_string();
     let entry = js(&relative(entry));
+    // `export *` leaves the default out. workerd does not start with one that is undefined: where there is none, an empty one does the same.
     let mut out = format!(
-        "import {{ carrying }} from {carry};\nimport * as worker from {entry};\nexport * from {entry};\nexport default worker.default;\n",
+        "import {{ carrying }} from {carry};\nimport * as worker from {entry};\nexport * from {entry};\nexport default worker.default ?? {{}};\n",
         carry = js(&relative(CARRY)),
     );
     for (number, (class, unique_key)) in classes.enumerate() {

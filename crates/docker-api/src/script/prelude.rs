@@ -4,6 +4,7 @@
 //! | | body | answer |
 //! |---|---|---|
 //! | `GET /containers/<name>/labels` | | `{"labels": {...}}` |
+//! | `GET /containers/<name>/failure/<token>` | | `{"reason": "..."}`: why that start failed |
 //! | `PUT /containers/<name>/labels` | `{"token"?, "labels"}` | 204 |
 //! | `PUT /containers/<name>/inactivity` | `{"token"?, "ms"}` | 204 |
 //!
@@ -39,6 +40,7 @@ pub fn router(script: String, engine: Engine) -> Router {
     Router::new()
         .route("/containers/{name}/labels", get(labels).put(set_labels))
         .route("/containers/{name}/inactivity", put(set_inactivity))
+        .route("/containers/{name}/failure/{token}", get(failure))
         .fallback(async || ApiError::page_not_found())
         .method_not_allowed_fallback(async || ApiError::page_not_found())
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -51,6 +53,15 @@ async fn labels(
 ) -> Result<Json<Value>, ApiError> {
     let container = shared.engine.inspect(&shared.owner, &name).await?;
     Ok(Json(json!({ "labels": container.object_labels })))
+}
+
+async fn failure(
+    State(shared): State<Shared>,
+    Path((name, token)): Path<(String, String)>,
+) -> Result<Json<Value>, ApiError> {
+    let found = shared.engine.failure(&shared.owner, &name, &token);
+    let reason = found.ok_or_else(|| ApiError::not_found("no such start has failed"))?;
+    Ok(Json(json!({ "reason": reason })))
 }
 
 #[derive(Deserialize)]

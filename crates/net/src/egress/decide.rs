@@ -73,7 +73,7 @@ impl Asked {
     /// It may not go where it wants to, or cannot.
     pub(super) async fn decide(&self, client: &TcpStream) -> io::Result<(Way, Vec<u8>)> {
         let mut silent = None;
-        if timeout(SILENCE, client.readable()).await.is_err() {
+        if timeout(SILENCE, speaks(client)).await.is_err() {
             match self.while_silent(client).await? {
                 Speaks::Client(way) => silent = way,
                 Speaks::Server(way) => return Ok((way, Vec::new())),
@@ -106,11 +106,11 @@ impl Asked {
                 if !tunnel.early.is_empty() {
                     return Ok(1);
                 }
-                tunnel.stream.peek(&mut [0]).await
+                speaks(&tunnel.stream).await
             };
             tokio::select! {
-                ready = client.readable() => {
-                    ready?;
+                read = speaks(client) => {
+                    read?;
                     return Ok(Speaks::Client(way));
                 }
                 read = server => match (read?, way) {
@@ -122,7 +122,7 @@ impl Asked {
                 },
             }
         }
-        timeout(patience, client.readable()).await??;
+        timeout(patience, speaks(client)).await??;
         Ok(Speaks::Client(None))
     }
 
@@ -208,6 +208,11 @@ impl Asked {
             cut_without_internet: self.may_dial(),
         }
     }
+}
+
+/// Waits until a peer has sent something, or (0) has ended. Unlike readiness alone, this never comes too early.
+async fn speaks(stream: &TcpStream) -> io::Result<usize> {
+    stream.peek(&mut [0]).await
 }
 
 /// Reads as much as it takes to know what it is.

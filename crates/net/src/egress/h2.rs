@@ -26,14 +26,14 @@ use crate::Shared;
 const MAX_STREAMS: u32 = 256;
 const MAX_HEAD: u32 = 64 * 1024;
 
-/// Fields that belong to one connection (RFC 9110, 7.6.1), and what this proxy does not carry on.
-const HOP_BY_HOP: [HeaderName; 9] = [
+/// Fields that belong to one connection (RFC 9110, 7.6.1), and what this proxy does not carry on. TE stays: in HTTP/2 it can only say that trailers
+/// are welcome, and they are.
+const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     header::TRANSFER_ENCODING,
     header::UPGRADE,
-    header::TE,
     header::TRAILER,
     header::EXPECT,
     HeaderName::from_static("http2-settings"),

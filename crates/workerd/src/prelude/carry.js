@@ -3,6 +3,7 @@
 // start():                the options that workerd drops travel in a variable of the environment, which the engine takes out again.
 // setLabels(), inspect(): the engine keeps the labels, so they outlive this process.
 // setInactivityTimeout(): the engine is told too, for the time when there is no process.
+// monitor():              the engine says why a start failed.
 //
 // This module is evaluated before any of the Worker's own, and takes its binding out of `env` at once.
 
@@ -13,6 +14,8 @@ const VARIABLE = "__WHARF_START";
 // Sizes that the platform has, but workerd's start() does not know.
 const HIDDEN_SIZES = new Set(["basic", "dev", "standard"]);
 const RETRY_MS = 20;
+// All that workerd says of a start that the engine refused.
+const FAILED = "Container failed to start";
 
 let engine;
 const objects = new WeakMap();
@@ -58,6 +61,20 @@ function patch(prototype) {
     const token = crypto.randomUUID();
     native.start.value.call(this, withCarried(options, token));
     object.start = token;
+  });
+
+  replace("monitor", function monitor() {
+    const ended = native.monitor.value.call(this);
+    const object = objects.get(this);
+    if (!object?.start) return ended;
+    const { start } = object;
+    return ended.catch(async (error) => {
+      if (error?.message === FAILED) {
+        const answer = await engine.fetch(`${address(object, "failure")}/${start}`);
+        if (answer.ok) error.message += `: ${(await answer.json()).reason}`;
+      }
+      throw error;
+    });
   });
 
   replace("setLabels", async function setLabels(labels) {

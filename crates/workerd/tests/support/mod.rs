@@ -1,6 +1,8 @@
 //! A real supervisor with a real spawner and the real workerd, in a directory of its own.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod engine;
+
 use http::{HeaderMap, Request, StatusCode};
 use sha2::Digest;
 use std::collections::BTreeMap;

@@ -21,7 +21,8 @@ pub struct Daemon {
     pub engine: Engine,
     /// The engine's.
     pub networks: Networks,
-    spawner: Spawner,
+    /// The engine's.
+    pub spawner: Spawner,
 }
 
 impl World {
@@ -39,6 +40,11 @@ impl World {
     pub fn import(&self, name: &str, tar: &Path) {
         let tar = std::fs::File::open(tar).unwrap();
         self.images.import_rootfs(name, tar).unwrap();
+    }
+
+    /// Its images.
+    pub fn images(&self) -> ImageStore {
+        self.images.clone()
     }
 
     /// Where the engine keeps its instances.

@@ -2,7 +2,7 @@
 
 use crate::lifecycle::{Answer, Effect, Event, Machine, State, Token, Until};
 use crate::record::{Fixed, Label, Progress, Record, process_id};
-use crate::{EngineError, Shared, log, now_ms};
+use crate::{EngineError, Shared, files, log, now_ms};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,8 @@ pub(crate) struct Handle {
     pub(crate) network: Mutex<Option<wharf_net::Network>>,
     /// Whether its owner has asked for it since this daemon has it.
     pub(crate) touched: AtomicBool,
+    /// Whoever needs the files to himself: a start, a writer from outside, a copy.
+    pub(crate) files: Arc<tokio::sync::Mutex<()>>,
     requests: mpsc::Sender<Request>,
 }
 
@@ -135,6 +137,7 @@ impl Instance {
                 view,
                 network: Mutex::new(network),
                 touched: AtomicBool::new(false),
+                files: Arc::default(),
                 requests: requests_sender,
             }),
             shared,
@@ -473,9 +476,9 @@ async fn start_process(
             .map_err(|e| failed("network", &e))?,
     };
     let fixed = &handle.fixed;
+    let _turn = handle.files.lock().await;
     if !first {
-        // overlayfs wants an empty work directory; the kernel leaves its own folder in a used one.
-        renew(&handle.dir.join("work")).map_err(|e| failed("work directory", &e))?;
+        files::renew_work(fixed, &handle.dir).map_err(|e| failed("work directory", &e))?;
     }
     let label = Label {
         id: fixed.id.clone(),
@@ -488,6 +491,12 @@ async fn start_process(
         target: target.into(),
         content,
     };
+    let mut mounts = files::volume_mounts(fixed, &handle.dir);
+    mounts.extend([
+        file("/etc/resolv.conf", network.resolv_conf()),
+        file("/etc/hosts", hosts(&hostname)),
+        file("/etc/hostname", format!("{hostname}\n")),
+    ]);
     let spec = ProcessSpec {
         id: process_id(&fixed.id, generation),
         label: label.encode().map_err(|e| failed("label", &e))?,
@@ -501,11 +510,7 @@ async fn start_process(
             work: handle.dir.join("work"),
         },
         network: wharf_sandbox::Network::Namespace,
-        mounts: vec![
-            file("/etc/resolv.conf", network.resolv_conf()),
-            file("/etc/hosts", hosts(&hostname)),
-            file("/etc/hostname", format!("{hostname}\n")),
-        ],
+        mounts,
         hostname: Some(hostname),
         limits: fixed.limits.clone(),
         stdin_pipe: false,
@@ -524,14 +529,6 @@ fn hosts(hostname: &str) -> String {
     format!(
         "127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
     )
-}
-
-fn renew(dir: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    std::fs::create_dir(dir)
 }
 
 /// Takes a directory out of the way at once and removes it in the background. A daemon that dies meanwhile leaves `.gone-*`, which the next one removes.

@@ -146,5 +146,7 @@ pub fn shell(owner: &Owner, name: &str, script: &str) -> Create {
         limits: Limits::default(),
         network: None,
         application: None,
+        volumes: Vec::new(),
+        snapshot: None,
     }
 }

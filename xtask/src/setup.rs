@@ -68,6 +68,11 @@ impl Wrangler {
         path
     }
 
+    /// The folder of all npm packages that came with it.
+    pub(crate) fn modules(&self) -> &Path {
+        self.bin.parent().unwrap_or(&self.bin)
+    }
+
     /// The `wrangler` command.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(self.bin.join("wrangler"));

@@ -217,6 +217,7 @@ mod tests {
             application: None,
             volumes: Vec::new(),
             snapshot: None,
+            start: crate::StartOptions::default(),
         }
     }
 

@@ -35,6 +35,11 @@ pub(crate) struct Fixed {
     pub(crate) stop_signal: i32,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) limits: Limits,
+    /// What the start was called, to tell it from others of the name.
+    #[serde(default)]
+    pub(crate) start_token: Option<String>,
+    #[serde(default)]
+    pub(crate) hard_timeout_ms: Option<u64>,
     pub(crate) created_ms: i64,
 }
 
@@ -56,6 +61,12 @@ pub(crate) struct Progress {
     pub(crate) exit: Option<Exit>,
     /// Why it did not start, or what else is to be known of its end.
     pub(crate) error: Option<String>,
+    /// Labels that its object has given it; they can change.
+    #[serde(default)]
+    pub(crate) object_labels: BTreeMap<String, String>,
+    /// How long its object lets it run on without being asked for, milliseconds.
+    #[serde(default)]
+    pub(crate) inactivity_ms: Option<u64>,
 }
 
 /// Everything about an instance that a new daemon needs.

@@ -94,7 +94,7 @@ impl Table {
         remembered.copied().unwrap_or(self.generation_floor)
     }
 
-    /// By name (a leading slash is Docker's), id, or unique id prefix.
+    /// By name (a leading slash is Docker's), id, or unique id prefix. The operator finds everyone's; its own names come first.
     pub(crate) fn find(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
         let name = reference.strip_prefix('/').unwrap_or(reference);
         if let Some(id) = self.names.get(owner).and_then(|names| names.get(name))
@@ -102,24 +102,21 @@ impl Table {
         {
             return Ok(handle.clone());
         }
-        let own = |handle: &&Arc<Handle>| handle.fixed.owner == *owner;
-        if let Some(handle) = self.by_id.get(name).filter(own) {
+        let visible =
+            |handle: &&Arc<Handle>| *owner == Owner::Operator || handle.fixed.owner == *owner;
+        if let Some(handle) = self.by_id.get(name).filter(visible) {
             return Ok(handle.clone());
         }
-        let missing = || EngineError::NotFound(format!("No such container: {name}"));
-        if name.is_empty() || name.len() >= 64 || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(missing());
-        }
-        let mut matches = self
-            .by_id
-            .values()
-            .filter(own)
-            .filter(|handle| handle.fixed.id.starts_with(name));
+        let is_prefix =
+            !name.is_empty() && name.len() < 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        let mut matches = self.by_id.values().filter(visible).filter(|handle| {
+            handle.fixed.name == name || is_prefix && handle.fixed.id.starts_with(name)
+        });
         match (matches.next(), matches.next()) {
             (Some(handle), None) => Ok(handle.clone()),
-            (None, _) => Err(missing()),
+            (None, _) => Err(EngineError::NotFound(format!("No such container: {name}"))),
             (Some(_), Some(_)) => Err(EngineError::Invalid(format!(
-                "multiple IDs found with provided prefix: {name}"
+                "multiple containers found with the name or id prefix {name}"
             ))),
         }
     }

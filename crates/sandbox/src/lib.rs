@@ -15,8 +15,10 @@ pub mod spawner;
 pub mod spec;
 
 mod child;
+mod process_end;
 mod seccomp;
 mod sys;
 
+pub use process_end::process_end;
 pub use spawner::{Exit, Process, SpawnError, Spawner, SpawnerConfig, Survivor};
 pub use spec::{Limits, Mount, Network, ProcessSpec, Root, SpawnFds};

@@ -3,7 +3,7 @@
 use crate::{Place, busybox, eventually};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use wharf_engine::{Create, Engine, EngineConfig, Owner};
+use wharf_engine::{Create, Engine, EngineConfig, Owner, StartOptions};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Networks};
 use wharf_sandbox::{Limits, Spawner};
@@ -148,5 +148,6 @@ pub fn shell(owner: &Owner, name: &str, script: &str) -> Create {
         application: None,
         volumes: Vec::new(),
         snapshot: None,
+        start: StartOptions::default(),
     }
 }

@@ -95,5 +95,7 @@ pub(super) async fn environment(
         "WRANGLER_DOCKER_BIN": node.config.data_dir.join("bin/docker"),
         "DOCKER_HOST": format!("unix://{}", node.config.socket().display()),
         "WRANGLER_SEND_METRICS": "false",
+        // `wrangler dev` would ask Cloudflare for the contents of request.cf.
+        "CLOUDFLARE_CF_FETCH_ENABLED": "false",
     })))
 }

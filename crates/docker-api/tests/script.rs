@@ -60,6 +60,7 @@ impl Socket {
             "hello".into(),
             daemon.engine.clone(),
             daemon.networks.clone(),
+            world.snapshots(),
             Arc::new(OneApplication),
         );
         let (stop, stopped) = oneshot::channel::<()>();

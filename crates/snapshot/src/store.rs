@@ -58,6 +58,8 @@ pub struct Snapshot {
     pub bytes: u64,
     /// Bytes that it shares with layers.
     pub linked: u64,
+    /// What a tar archive of it would have, bytes.
+    pub archive: u64,
     /// Its files: never changed, to be a lower directory of overlays.
     pub files: PathBuf,
 }
@@ -85,6 +87,7 @@ struct Stored {
     kind: Kind,
     bytes: u64,
     linked: u64,
+    archive: u64,
 }
 
 /// The store. Cheap to clone. One process at a time has a directory open.
@@ -266,6 +269,7 @@ impl Snapshots {
             kind,
             bytes: copied.bytes,
             linked: copied.linked,
+            archive: copied.archive,
         };
         let mut file = File::create_new(draft.dir.join("snapshot.json")).context(doing)?;
         let json = serde_json::to_vec(&stored).map_err(std::io::Error::from);
@@ -431,6 +435,7 @@ fn snapshot(stored: Stored, place: &Path, last_used_ms: i64) -> Snapshot {
         kind: stored.kind,
         bytes: stored.bytes,
         linked: stored.linked,
+        archive: stored.archive,
         files: place.join("fs"),
     }
 }

@@ -53,7 +53,7 @@ struct Place {
 pub struct Dir {
     /// Where it is seen, without a leading slash.
     at: PathBuf,
-    /// Where its entries are, topmost first. Never empty.
+    /// Where its entries are, topmost first. Empty only for a root without layers.
     places: Vec<Place>,
 }
 
@@ -204,8 +204,13 @@ impl View {
                 .map(|c| c.as_os_str().to_owned())
                 .collect()
         };
-        let mut above = vec![self.root()?];
         let mut todo = pieces(path);
+        if self.root.places.is_empty() {
+            // No layers: an image from scratch.
+            todo.retain(|name| !matches!(name.as_bytes(), b"/" | b"." | b".."));
+            return Ok(Err((PathBuf::new(), todo.into())));
+        }
+        let mut above = vec![self.root()?];
         let mut links = 0;
         while let Some(name) = todo.pop_front() {
             match name.as_bytes() {

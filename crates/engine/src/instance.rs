@@ -2,7 +2,7 @@
 
 use crate::lifecycle::{Answer, Effect, Event, HardTimeout, Machine, State, Token, Until};
 use crate::record::{Fixed, Label, Progress, Record, process_id};
-use crate::{EngineError, Shared, log, now_ms};
+use crate::{EngineError, Shared, files, log, now_ms};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ pub(crate) struct Handle {
     pub(crate) dir: PathBuf,
     pub(crate) view: watch::Receiver<View>,
     pub(crate) network: Mutex<Option<wharf_net::Network>>,
+    /// Whoever needs the files to himself: a start, a writer from outside, a copy.
+    pub(crate) files: Arc<tokio::sync::Mutex<()>>,
     /// Counts what its owner asks for, and its being orphaned: who sees the same figure twice knows that nobody has asked in between.
     touches: AtomicU64,
     requests: mpsc::Sender<Request>,
@@ -163,6 +165,7 @@ impl Instance {
                 dir,
                 view,
                 network: Mutex::new(network),
+                files: Arc::default(),
                 touches: AtomicU64::new(0),
                 requests: requests_sender,
             }),
@@ -585,9 +588,9 @@ async fn start_process(
             .map_err(|e| failed("network", &e))?,
     };
     let fixed = &handle.fixed;
+    let _turn = handle.files.lock().await;
     if !first {
-        // overlayfs wants an empty work directory; the kernel leaves its own folder in a used one.
-        renew(&handle.dir.join("work")).map_err(|e| failed("work directory", &e))?;
+        files::renew_work(fixed, &handle.dir).map_err(|e| failed("work directory", &e))?;
     }
     let label = Label {
         id: fixed.id.clone(),
@@ -601,6 +604,12 @@ async fn start_process(
         target: target.into(),
         content,
     };
+    let mut mounts = files::volume_mounts(fixed, &handle.dir);
+    mounts.extend([
+        file("/etc/resolv.conf", network.resolv_conf()),
+        file("/etc/hosts", hosts(&hostname)),
+        file("/etc/hostname", format!("{hostname}\n")),
+    ]);
     let spec = ProcessSpec {
         id: process_id(&fixed.id, generation),
         label: label.encode().map_err(|e| failed("label", &e))?,
@@ -614,11 +623,7 @@ async fn start_process(
             work: handle.dir.join("work"),
         },
         network: wharf_sandbox::Network::Namespace,
-        mounts: vec![
-            file("/etc/resolv.conf", network.resolv_conf()),
-            file("/etc/hosts", hosts(&hostname)),
-            file("/etc/hostname", format!("{hostname}\n")),
-        ],
+        mounts,
         hostname: Some(hostname),
         limits: fixed.limits.clone(),
         stdin_pipe: false,
@@ -637,14 +642,6 @@ fn hosts(hostname: &str) -> String {
     format!(
         "127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
     )
-}
-
-fn renew(dir: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    std::fs::create_dir(dir)
 }
 
 /// Takes a directory out of the way at once and removes it in the background. A daemon that dies meanwhile leaves `.gone-*`, which the next one removes.

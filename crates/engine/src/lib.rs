@@ -5,6 +5,7 @@
 
 mod adopt;
 mod exec;
+mod files;
 mod instance;
 pub mod lifecycle;
 mod log;
@@ -13,6 +14,7 @@ mod record;
 mod table;
 
 pub use exec::{Exec, ExecError};
+pub use files::{Files, FromSnapshot, Held, Volume, VolumeMount};
 pub use merge::parse_signal;
 pub use record::owns;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
@@ -37,6 +39,16 @@ pub enum Owner {
     Script(String),
     /// The operator's own containers.
     Operator,
+}
+
+/// As it is written in records and messages: `script hello`, `operator`.
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Owner::Script(name) => write!(f, "script {name}"),
+            Owner::Operator => f.write_str("operator"),
+        }
+    }
 }
 
 /// The application that an instance counts against.
@@ -90,6 +102,10 @@ pub struct Create {
     pub network: Option<wharf_net::Network>,
     /// Application it counts against.
     pub application: Option<Application>,
+    /// Directories of its own that are mounted, in this order.
+    pub volumes: Vec<VolumeMount>,
+    /// What to start from instead of the bare image.
+    pub snapshot: Option<FromSnapshot>,
     /// What a Durable Object said with its start.
     pub start: StartOptions,
 }
@@ -527,6 +543,11 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         wharf_image::ImageError::NotFound(message) => EngineError::NotFound(message),
         other => EngineError::Internal(other.to_string()),
     })?;
+    let mut lower = lower;
+    if let Some(snapshot) = &request.snapshot {
+        check_snapshot(shared, &request, snapshot, image.id.as_str())?;
+        lower.insert(0, snapshot.files.clone());
+    }
     let id = format!(
         "{}{}",
         uuid::Uuid::new_v4().simple(),
@@ -553,6 +574,8 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
                 .map(|layer| layer.diff_id.as_str().to_owned())
                 .collect(),
             lower,
+            snapshot: request.snapshot.map(|snapshot| snapshot.files),
+            volumes: request.volumes,
             application: request.application,
             argv: merged.argv,
             env: merged.env,
@@ -578,6 +601,7 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         // It is the container's `/`, also for its unprivileged users, whatever the daemon's umask is.
         .and_then(|()| std::fs::set_permissions(&upper, Permissions::from_mode(0o755)))
         .and_then(|()| std::fs::create_dir(dir.join("work")))
+        .and_then(|()| files::make_volumes(&record.fixed.volumes, &dir))
         .and_then(|()| record.write(&dir));
     if let Err(error) = prepared {
         instance::discard(&dir);
@@ -597,6 +621,31 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         return Err(error);
     }
     Ok(id)
+}
+
+/// A snapshot is a layer over one image; on another it would show a mixture of both.
+fn check_snapshot(
+    shared: &Shared,
+    request: &Create,
+    snapshot: &FromSnapshot,
+    image_id: &str,
+) -> Result<(), EngineError> {
+    if snapshot.image_id == image_id {
+        return Ok(());
+    }
+    let short = |id: &str| id.get(..19).unwrap_or(id).to_owned();
+    let text = format!(
+        "the container snapshot {} was taken of the image {}, but {} is {} now; a snapshot fits only the image that it was taken of: go back to that image (wrangler rollback), or start without the snapshot",
+        snapshot.name,
+        short(&snapshot.image_id),
+        request.image,
+        short(image_id)
+    );
+    tracing::warn!(reason = text, "instance refused");
+    if let Some(application) = &request.application {
+        shared.table().refused(application, &text);
+    }
+    Err(EngineError::Invalid(text))
 }
 
 /// Puts an instance into the table and starts its task.

@@ -21,7 +21,12 @@ pub(crate) struct Fixed {
     pub(crate) image: String,
     pub(crate) image_id: String,
     pub(crate) diff_ids: Vec<String>,
+    /// All layers, with a snapshot's on top.
     pub(crate) lower: Vec<PathBuf>,
+    #[serde(default)]
+    pub(crate) snapshot: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) volumes: Vec<crate::VolumeMount>,
     pub(crate) application: Option<crate::Application>,
     pub(crate) argv: Vec<String>,
     pub(crate) env: Vec<String>,

@@ -24,6 +24,7 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
         "limits": wharf_sandbox::cgroup::describe().to_string(),
         "scripts": scripts.collect::<Vec<_>>(),
         "instances": instances.iter().map(instance).collect::<Vec<_>>(),
+        "snapshots": node.snapshots.usage(),
         "refusals": node.engine.refusals(),
     }))
 }

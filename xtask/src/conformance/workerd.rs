@@ -188,10 +188,7 @@ impl Suite {
                 .arg(modules.join("ws"))
                 .arg(context.join("ws")),
         )?;
-        fs::write(
-            context.join("Dockerfile"),
-            DOCKERFILE,
-        )?;
+        fs::write(context.join("Dockerfile"), DOCKERFILE)?;
         let rootfs = rootfs.to_str().context("a path that is not UTF-8")?;
         let context = context.to_str().context("a path that is not UTF-8")?;
         run_command(

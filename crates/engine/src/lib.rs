@@ -20,7 +20,7 @@ pub use record::owns;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
 use crate::instance::{Ask, Handle, Instance};
-use crate::lifecycle::{Answer, State, Until};
+use crate::lifecycle::{Answer, EndedBy, State, Until};
 use crate::record::{Fixed, Progress, Record};
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -158,6 +158,8 @@ pub struct Inspect {
     pub labels: BTreeMap<String, String>,
     /// Of these, those that the Durable Object has given.
     pub object_labels: BTreeMap<String, String>,
+    /// Who or what ended its last process, or is about to end the one that runs.
+    pub ended_by: Option<EndedBy>,
     /// Why it did not start, or what else is to be known of its end.
     pub error: Option<String>,
 }
@@ -275,7 +277,8 @@ impl Engine {
         grace_ms: Option<u64>,
     ) -> Result<(), EngineError> {
         let grace_ms = grace_ms.unwrap_or(self.shared.config.stop_grace_ms);
-        self.act(owner, reference, Ask::Stop { grace_ms }).await
+        let by = EndedBy::Stop;
+        self.act(owner, reference, Ask::Stop { grace_ms, by }).await
     }
 
     /// Removes; running only with `force` (SIGKILL).
@@ -285,7 +288,8 @@ impl Engine {
         reference: &str,
         force: bool,
     ) -> Result<(), EngineError> {
-        self.act(owner, reference, Ask::Remove { force }).await
+        let by = EndedBy::Destroy;
+        self.act(owner, reference, Ask::Remove { force, by }).await
     }
 
     /// Waits for the exit (of the running or last process), or, with `removed`, for the removal.
@@ -414,6 +418,14 @@ impl Engine {
         })
     }
 
+    /// The TCP ports that an instance (by its whole id) listens on; `None` if it does not run or the kernel cannot say. The look does not count as
+    /// its owner's.
+    pub fn listening(&self, id: &str) -> Option<Vec<u16>> {
+        let handle = self.shared.table().by_id(id)?;
+        let runs = handle.view.borrow().pid.is_some();
+        handle.network().filter(|_| runs)?.listening()
+    }
+
     /// Stops (with grace) all running instances of an application whose image id is not `image_id`. Returns how many, after their end.
     pub async fn roll(&self, application: &str, image_id: &str) -> usize {
         let mut handles = self.shared.table().all(None);
@@ -428,9 +440,10 @@ impl Engine {
                 && handle.view.borrow().state.is_live()
         });
         let grace_ms = self.shared.config.stop_grace_ms;
+        let by = EndedBy::Rollout;
         let mut stops = JoinSet::new();
         for handle in handles {
-            stops.spawn(async move { handle.ask(Ask::Stop { grace_ms }).await });
+            stops.spawn(async move { handle.ask(Ask::Stop { grace_ms, by }).await });
         }
         let stopped = stops.join_all().await;
         stopped
@@ -442,12 +455,16 @@ impl Engine {
     /// Stops and removes everything of an owner, or of all owners.
     pub async fn remove_all(&self, owner: Option<&Owner>) {
         let grace_ms = self.shared.config.stop_grace_ms;
+        let by = match owner {
+            Some(_) => EndedBy::Deletion,
+            None => EndedBy::Daemon,
+        };
         let mut removals = JoinSet::new();
         for handle in self.shared.table().all(owner) {
             removals.spawn(async move {
                 // Any answer will do: what is not stopped now is killed by the removal.
-                let _ = handle.ask(Ask::Stop { grace_ms }).await;
-                if let Err(error) = handle.ask(Ask::Remove { force: true }).await {
+                let _ = handle.ask(Ask::Stop { grace_ms, by }).await;
+                if let Err(error) = handle.ask(Ask::Remove { force: true, by }).await {
                     tracing::debug!(instance = handle.fixed.id, %error, "removed by somebody else");
                 }
             });
@@ -677,7 +694,12 @@ pub(crate) fn drop_excess(excess: Vec<Arc<Handle>>) {
                 "one of too many without a process: removed"
             );
             // It may have been started or removed meanwhile: then it stays, or is gone.
-            let _ = handle.ask(Ask::Remove { force: false }).await;
+            let _ = handle
+                .ask(Ask::Remove {
+                    force: false,
+                    by: EndedBy::Destroy,
+                })
+                .await;
         });
     }
 }
@@ -703,6 +725,7 @@ fn inspect(handle: &Handle) -> Inspect {
         env: fixed.env.clone(),
         labels: labels(fixed, &view.progress),
         object_labels: view.progress.object_labels,
+        ended_by: view.progress.ended_by,
         error: view.progress.error,
     }
 }

@@ -100,9 +100,9 @@ impl Shared {
             StatusCode::SERVICE_UNAVAILABLE => format!("{NO_INSTANCE}: {}", error.message),
             _ => error.message.clone(),
         };
-        self.engine.note_failure(&self.owner, name, token, reason);
         // Nothing will ever listen in it: whoever asks is not to wait.
-        self.sidecars.give_up(&format!("{name}-proxy"));
+        self.sidecars.give_up(&format!("{name}-proxy"), &reason);
+        self.engine.note_failure(&self.owner, name, token, reason);
     }
 }
 

@@ -8,10 +8,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use wharf_net::Target;
 use wharf_sandbox::{Exit, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds};
 
@@ -336,7 +335,7 @@ impl Instance {
     ) -> Event {
         match result {
             Ok((process, network)) => {
-                network.set_target(Target::Running);
+                network.set_target(Target::Running(Instant::now()));
                 self.handle.set_network(Some(network));
                 self.pid = Some(process.pid);
                 self.progress.started_ms = Some(now_ms());
@@ -382,7 +381,7 @@ impl Instance {
         self.progress.exit = Some(exit);
         self.progress.finished_ms = Some(now_ms());
         if let Some(network) = self.handle.network() {
-            network.set_target(Target::Ended);
+            network.set_target(Target::Ended(format!("exit code {}", exit.code).into()));
         }
         if self.own_network {
             self.handle.set_network(None);
@@ -555,7 +554,7 @@ async fn next_happening(
     let timeout = async {
         match hard_timeout {
             Some((generation, at)) => {
-                tokio::time::sleep_until(at).await;
+                tokio::time::sleep_until(at.into()).await;
                 Happening::HardTimeout { generation }
             }
             None => std::future::pending().await,

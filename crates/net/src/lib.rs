@@ -13,6 +13,9 @@
 mod ca;
 mod dns;
 mod egress;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod ingress;
 mod inside;
 mod outbound;
@@ -25,7 +28,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -50,14 +53,14 @@ pub struct Policy {
 }
 
 /// What the ingress knows of the process behind it; set by the engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// Not started yet: connections are held, within the bound.
     Pending,
-    /// Runs: connections are held until the port listens, within the bound, which counts anew from the start.
-    Running,
-    /// Has ended: connections are refused at once.
-    Ended,
+    /// Runs since then: connections are held until the port listens, within the bound, which counts from that time.
+    Running(Instant),
+    /// Has ended: connections are refused at once. The text says how, for people ("exit code 1").
+    Ended(Arc<str>),
 }
 
 /// The shared settings of all networks.
@@ -65,7 +68,8 @@ pub enum Target {
 pub struct NetConfig {
     /// How many namespaces are kept ready.
     pub pool_size: usize,
-    /// How long the ingress holds a connection to a port that does not listen, milliseconds.
+    /// How long after the start of its process the ingress holds connections to a port that does not listen, milliseconds. Within the first
+    /// minute, later ones are held for a moment too.
     pub hold_ms: u64,
     /// Upstream DNS servers; empty means those of the host's /etc/resolv.conf.
     pub dns_servers: Vec<SocketAddr>,
@@ -132,6 +136,7 @@ struct Shared {
     policy: watch::Sender<Policy>,
     egress: watch::Sender<Egress>,
     target: watch::Sender<Target>,
+    lookouts: ingress::Lookouts,
     ingress: SocketAddr,
     /// Whether there is an IPv6 route inside.
     ipv6: AtomicBool,
@@ -236,6 +241,7 @@ impl Networks {
             policy: watch::Sender::new(Policy::default()),
             egress: watch::Sender::new(Egress::default()),
             target: watch::Sender::new(Target::Pending),
+            lookouts: ingress::Lookouts::new(prepared.listeners),
             ingress: ingress.local_addr().map_err(registering)?,
             ipv6: AtomicBool::new(self.config.ipv6),
             ended: CancellationToken::new(),
@@ -302,6 +308,13 @@ impl Network {
     /// Tells the ingress what is behind it.
     pub fn set_target(&self, target: Target) {
         self.shared().target.send_replace(target);
+    }
+
+    /// The TCP ports that the container listens on, at any address of its own; `None` if the kernel cannot say.
+    pub fn listening(&self) -> Option<Vec<u16>> {
+        let mut ports = self.shared().lookouts.listening()?;
+        ports.retain(|port| !pool::OWN_PORTS.contains(port));
+        Some(ports)
     }
 
     /// /etc/resolv.conf for the container.

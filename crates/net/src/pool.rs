@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use wharf_sandbox::netns::{self, Redirect};
+use wharf_sandbox::netns::{self, Listeners, Redirect};
 
 use crate::NetError;
 use crate::ca::{Ca, CaKey};
@@ -28,6 +28,8 @@ pub(crate) const REDIRECT: Redirect = Redirect {
     dns_port: DNS_PORT,
     ipv6: false,
 };
+/// What Wharf itself listens on inside.
+pub(crate) const OWN_PORTS: [u16; 2] = [TCP_PORT, DNS_PORT];
 
 /// A start has just taken one: what it does next is more urgent than a replacement.
 const REFILL_DELAY: Duration = Duration::from_millis(20);
@@ -42,6 +44,8 @@ pub(crate) struct Prepared {
     pub(crate) tcp: Vec<TcpListener>,
     pub(crate) dns_tcp: Vec<TcpListener>,
     pub(crate) dns_udp: Vec<UdpSocket>,
+    /// `None` on a kernel that cannot be asked for listeners.
+    pub(crate) listeners: Option<Listeners>,
 }
 
 impl Prepared {
@@ -85,6 +89,11 @@ impl Prepared {
                 }
             }
         }
+        let listeners = Listeners::open(namespace.as_fd(), TCP_PORT)
+            .inspect_err(|error| {
+                tracing::warn!(%error, "whether a port inside listens is found out by connecting (is the kernel module tcp_diag there?)");
+            })
+            .ok();
         let inside = Inside::new(namespace)
             .map_err(|e| NetError::io("making sockets inside a container's network", e))?;
         Ok(Self {
@@ -93,6 +102,7 @@ impl Prepared {
             tcp,
             dns_tcp,
             dns_udp,
+            listeners,
         })
     }
 }

@@ -279,3 +279,39 @@ fn making_one_is_refused_with_a_reason_when_the_rules_cannot_be_set() {
     assert_eq!(error.kind(), ErrorKind::PermissionDenied);
     assert!(error.to_string().contains("root"), "{error}");
 }
+
+#[test]
+fn listeners_are_seen_without_being_touched() {
+    let ns = namespace(false);
+    let _known = netns::listen_tcp(ns.as_fd(), "127.0.0.1:64001".parse().unwrap()).unwrap();
+    let mut listeners = netns::Listeners::open(ns.as_fd(), 64001).unwrap();
+    assert!(!listeners.is_listening(8080).unwrap());
+    for addr in ["127.0.0.1:8080", "0.0.0.0:8080", "[::1]:8080", "[::]:8080"] {
+        let listener = netns::listen_tcp(ns.as_fd(), addr.parse().unwrap()).unwrap();
+        assert!(listeners.is_listening(8080).unwrap(), "{addr}");
+        assert!(!listeners.is_listening(8081).unwrap(), "{addr}");
+        let ports: Vec<u16> = listeners.ports().unwrap().into_iter().collect();
+        assert_eq!(ports, [8080, 64001], "{addr}");
+        // Nobody has knocked.
+        assert_eq!(
+            listener.accept().unwrap_err().kind(),
+            ErrorKind::WouldBlock,
+            "{addr}"
+        );
+    }
+    // Bound, or connected from there, is not listening.
+    let taken = inside(&ns, || TcpListener::bind("127.0.0.1:9000").unwrap());
+    let addr: SocketAddr = "127.0.0.1:9000".parse().unwrap();
+    let client = inside(&ns, || TcpStream::connect(addr).unwrap());
+    let local = client.local_addr().unwrap().port();
+    assert!(!listeners.is_listening(local).unwrap());
+    drop(taken);
+    assert!(!listeners.is_listening(9000).unwrap());
+}
+
+#[test]
+fn a_kernel_that_knows_no_listener_is_not_asked() {
+    let ns = namespace(false);
+    let error = netns::Listeners::open(ns.as_fd(), 64001).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+}

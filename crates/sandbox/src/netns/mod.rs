@@ -9,6 +9,7 @@
 //! Every namespace is set up alike, so all have the same addresses ([`ADDRESS_V4`], [`ADDRESS_V6`]).
 
 mod link;
+mod listeners;
 mod netlink;
 mod nft;
 mod pause;
@@ -20,6 +21,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
+pub use listeners::Listeners;
 use netlink::named;
 pub use pause::Pause;
 

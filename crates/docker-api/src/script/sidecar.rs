@@ -124,6 +124,7 @@ impl Shared {
         }
         let network = self.engine.network(&self.owner, container).await;
         let network = network.map_err(|_| missing(name))?;
+        self.networks.claim(&network);
         // Kept: workerd uses it again for the next start, after the container has gone.
         Ok(self.sidecars.insert(name, Sidecar::new(network, true)).0)
     }

@@ -226,7 +226,10 @@ impl Storage {
         });
         let archive = offered.await?;
         archive.inspect_err(|error| {
-            // workerd tells the Worker no more than the status.
+            if error.status == StatusCode::NOT_FOUND {
+                return; // The Worker hears that there is no such directory.
+            }
+            // Else workerd tells it no more than the status.
             tracing::warn!(
                 container = name,
                 reason = error.message,

@@ -7,6 +7,7 @@
 //! they are gone with it, except those that a container uses: the engine holds their network.
 
 use crate::errors::ApiError;
+use crate::exec;
 use crate::json;
 use crate::peer::Peer;
 use crate::storage::{self, Storage};
@@ -42,6 +43,9 @@ pub use start_options::{START_VARIABLE, cpu_millis};
 pub const APPLICATION_IMAGE: &str = "wharf:application";
 /// The label that keeps the image name which workerd asked for. Longer than an object's own label can be.
 const ASKED_IMAGE_LABEL: &str = "dev.wharf.asked-image";
+/// What the platform says to an object that it has no container for.
+const NO_INSTANCE: &str =
+    "there is no container instance that can be provided to this durable object";
 /// Largest request body.
 const MAX_BODY: usize = 4 << 20;
 
@@ -89,6 +93,23 @@ pub(crate) struct Shared {
 type Context = State<Arc<Shared>>;
 type Answer = Result<Response, ApiError>;
 
+impl Shared {
+    /// What a start's failure is to the Worker.
+    fn note_failure(&self, name: &str, token: Option<String>, error: &ApiError) {
+        if error.status == StatusCode::NOT_MODIFIED {
+            return;
+        }
+        let reason = match error.status {
+            // @cloudflare/containers knows this sentence: it waits for its turn, and then answers 503.
+            StatusCode::SERVICE_UNAVAILABLE => format!("{NO_INSTANCE}: {}", error.message),
+            _ => error.message.clone(),
+        };
+        // Nothing will ever listen in it: whoever asks is not to wait.
+        self.sidecars.give_up(&format!("{name}-proxy"), &reason);
+        self.engine.note_failure(&self.owner, name, token, reason);
+    }
+}
+
 /// The routes for one script.
 pub fn router(
     script: String,
@@ -99,6 +120,7 @@ pub fn router(
 ) -> Router {
     let owner = Owner::Script(script.clone());
     let storage = Arc::new(Storage::new(owner.clone(), engine.clone(), snapshots));
+    let execs = exec::routes(engine.clone(), owner.clone());
     let shared = Shared {
         owner,
         engine,
@@ -111,6 +133,7 @@ pub fn router(
         storage: storage.clone(),
     };
     routes()
+        .merge(execs)
         .layer(axum::middleware::from_fn(refuse_long_bodies))
         .with_state(Arc::new(shared))
         .merge(storage::routes(storage))
@@ -124,6 +147,7 @@ pub(crate) fn operator_routes(
     networks: wharf_net::Networks,
     storage: Arc<Storage>,
 ) -> Router {
+    let execs = exec::routes(engine.clone(), Owner::Operator);
     let shared = Shared {
         owner: Owner::Operator,
         engine,
@@ -133,6 +157,7 @@ pub(crate) fn operator_routes(
         storage: storage.clone(),
     };
     routes()
+        .merge(execs)
         .with_state(Arc::new(shared))
         .merge(storage::routes(storage))
 }
@@ -155,18 +180,10 @@ fn routes() -> Router<Arc<Shared>> {
 /// What workerd can call and this Wharf cannot do: each names the feature as the Worker's author knows it.
 fn unsupported() -> Router<Arc<Shared>> {
     // The body is read although nobody needs it: a client that is still sending would see a broken connection instead of the answer.
-    async fn exec(_: Bytes) -> ApiError {
-        ApiError::unsupported("exec")
-    }
     async fn resize(_: Bytes) -> ApiError {
         ApiError::unsupported("resize of a terminal")
     }
-    Router::new()
-        .route("/containers/{name}/exec", post(exec))
-        .route("/exec/{id}/start", post(exec))
-        .route("/exec/{id}/json", get(exec))
-        .route("/exec/{id}/resize", post(resize))
-        .route("/containers/{name}/resize", post(resize))
+    Router::new().route("/containers/{name}/resize", post(resize))
 }
 
 /// A body that says it is too long is not even read.
@@ -224,7 +241,10 @@ async fn start(State(shared): Context, Path(name): Path<String>) -> Answer {
     if let Some(started) = shared.storage.start_helper(&name) {
         return started;
     }
-    shared.engine.start_instance(&shared.owner, &name).await?;
+    let started = shared.engine.start_instance(&shared.owner, &name).await;
+    started
+        .map_err(ApiError::from)
+        .inspect_err(|error| shared.note_failure(&name, None, error))?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -426,15 +426,6 @@ async fn refusals_say_why() {
     stream.read_exact(&mut status).await.unwrap();
     assert_eq!(&status, b"HTTP/1.1 413");
 
-    // What is not there yet names itself.
-    for (method, path, feature) in [("POST", format!("/containers/{}/exec", container(1)), "exec")]
-    {
-        let answer = socket.call(method, &path, None).await;
-        assert_eq!(
-            (answer.0, message(&answer)),
-            (501, format!("{feature} is not supported yet by this Wharf"))
-        );
-    }
     socket.close().await;
     world.end(daemon).await;
 }

@@ -4,6 +4,7 @@
 //! Must not: speak HTTP or know of scripts; the caller's identity is an opaque [`Owner`].
 
 mod adopt;
+mod exec;
 mod files;
 mod instance;
 pub mod lifecycle;
@@ -12,10 +13,11 @@ mod merge;
 mod record;
 mod table;
 
+pub use exec::{Exec, ExecError};
 pub use files::{Files, FromSnapshot, Held, Volume, VolumeMount};
 pub use merge::parse_signal;
 pub use record::owns;
-pub use wharf_sandbox::Limits;
+pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
 use crate::instance::{Ask, Handle, Instance};
 use crate::lifecycle::{Answer, State, Until};
@@ -365,6 +367,21 @@ impl Engine {
         if !self.shared.table().refused(application, reason) {
             tracing::warn!(application = application.name, reason, "instance refused");
         }
+    }
+
+    /// Remembers why a start (a create, or the start of what was created) failed, for [`Engine::failure`]: workerd does not tell the Worker.
+    pub fn note_failure(&self, owner: &Owner, name: &str, token: Option<String>, reason: String) {
+        let mut table = self.shared.table();
+        let token = token.or_else(|| {
+            let handle = table.find(owner, name).ok()?;
+            handle.fixed.start_token.clone()
+        });
+        table.failed(owner, name, token, reason);
+    }
+
+    /// Why the start of this name with this token failed, if it did a short while ago.
+    pub fn failure(&self, owner: &Owner, name: &str, token: &str) -> Option<String> {
+        self.shared.table().failure(owner, name, token)
     }
 
     /// The last refusal of each application since the daemon's start, oldest first.

@@ -2,7 +2,7 @@
 
 use crate::{Place, busybox, eventually};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use wharf_engine::{Create, Engine, EngineConfig, Owner, StartOptions};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Networks};
@@ -45,6 +45,12 @@ impl World {
             offer_ms: 60_000,
         };
         Snapshots::open(&self.place.path("snapshots"), config).unwrap()
+    }
+
+    /// Another image, of a root file system's tar.
+    pub fn import(&self, name: &str, tar: &Path) {
+        let tar = std::fs::File::open(tar).unwrap();
+        self.images.import_rootfs(name, tar).unwrap();
     }
 
     /// Where the engine keeps its instances.

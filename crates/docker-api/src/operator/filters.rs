@@ -111,7 +111,7 @@ mod tests {
             argv: Vec::new(),
             env: Vec::new(),
             labels: labels.iter().map(owned).collect(),
-            object_labels: Default::default(),
+            object_labels: BTreeMap::new(),
             error: None,
         }
     }

@@ -48,8 +48,9 @@ impl Admission {
         engine: &Engine,
         name: &str,
         body: &Body,
+        carried: Carried,
     ) -> Result<Admitted, ApiError> {
-        let mut env = body.env.clone().unwrap_or_default();
+        let env = body.env.clone().unwrap_or_default();
         let host = body.host_config.as_ref();
         let asked = body.image.as_deref().unwrap_or_default();
         let Admission::Script {
@@ -83,7 +84,6 @@ impl Admission {
                 application.name
             )));
         }
-        let carried = Carried::take(&mut env)?;
         let counted = Application {
             id: application.id.clone(),
             name: application.name.clone(),

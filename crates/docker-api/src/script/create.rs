@@ -1,6 +1,7 @@
 //! `POST /containers/create`: which of workerd's three kinds of container it is, and how it comes to its network, command and labels.
 
 use super::admission::{Admission, Admitted};
+use super::start_options::Carried;
 use super::{ASKED_IMAGE_LABEL, Answer, ApplicationInfo, Context, Shared};
 use crate::errors::ApiError;
 use crate::peer::Peer;
@@ -70,7 +71,7 @@ pub(crate) async fn create(
     peer: Option<Extension<Peer>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
-    let body: Body = super::parse(body)?;
+    let mut body: Body = super::parse(body)?;
     let name = match query.name.filter(|name| !name.is_empty()) {
         Some(name) => name,
         None => {
@@ -88,7 +89,11 @@ pub(crate) async fn create(
         shared.tie_sidecar(&name, peer.map(|Extension(peer)| peer));
         return Ok(created);
     }
-    let id = create_container(&shared, name, body).await?;
+    let carried = Carried::take(body.env.get_or_insert_default())?;
+    let token = carried.token();
+    let id = create_container(&shared, name.clone(), body, carried)
+        .await
+        .inspect_err(|error| shared.note_failure(&name, token, error))?;
     Ok((
         StatusCode::CREATED,
         Json(json!({ "Id": id, "Warnings": [] })),
@@ -96,7 +101,12 @@ pub(crate) async fn create(
         .into_response())
 }
 
-async fn create_container(shared: &Shared, name: String, body: Body) -> Result<String, ApiError> {
+async fn create_container(
+    shared: &Shared,
+    name: String,
+    body: Body,
+    carried: Carried,
+) -> Result<String, ApiError> {
     if let Some(host) = &body.host_config {
         refuse_unsupported(host)?;
     }
@@ -106,7 +116,10 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
         limits,
         application,
         start,
-    } = shared.admission.admit(&shared.engine, &name, &body).await?;
+    } = shared
+        .admission
+        .admit(&shared.engine, &name, &body, carried)
+        .await?;
     let mut image = image;
     let mut snapshot = None;
     if let Some(asked) = body.image.as_deref().filter(|asked| is_snapshot(asked)) {

@@ -48,6 +48,7 @@ pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
         "state": state,
         "generation": i.generation,
         "pid": i.pid,
+        "labels": i.object_labels,
         "created_ms": i.created_ms,
         "started_ms": i.started_ms,
         "finished_ms": i.finished_ms,

@@ -218,8 +218,8 @@ async fn a_directory_comes_back_without_passing_through_the_client() {
 
     let (status, archive) = client.get_archive(&a, "/app/data").await;
     assert_eq!(status, 200);
-    // Not eight of them.
-    assert_eq!(archive.len(), 1 << 20);
+    // A token, not eight megabytes.
+    assert!(archive.len() <= 4096);
     let id = uuid::Uuid::new_v4().to_string();
     assert_eq!(client.put_archive(&id, archive.clone()).await, 200);
     // Good once.

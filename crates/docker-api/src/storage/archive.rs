@@ -25,8 +25,8 @@ use wharf_snapshot::{Copied, Draft, Form, Kind, Node, SnapshotError, View, copy,
 const MAX_ARCHIVE: u64 = 16 << 30;
 /// The name of the file that carries a token.
 const TOKEN_NAME: &[u8] = b".wharf-snapshot-token";
-/// workerd gives the archive's length to the Worker as the snapshot's size, so that with the token is made as long as the real one: up to here.
-const MAX_PADDED: u64 = 1 << 20;
+/// An archive with a token is not longer.
+const MAX_TOKEN_ARCHIVE: u64 = 4096;
 /// Longest answer to a path that says what is there.
 const BUFFER: usize = 256 << 10;
 
@@ -217,7 +217,7 @@ impl Storage {
             Ok(match (copied, released) {
                 (Ok((draft, copied)), Ok(())) => {
                     let token = self.snapshots.offer(&self.key, draft, copied);
-                    Ok(token_archive(&token, copied.archive))
+                    Ok(token_archive(&token))
                 }
                 // A draft goes here, where that may take its time.
                 (Err(error), _) => Err(error),
@@ -226,7 +226,10 @@ impl Storage {
         });
         let archive = offered.await?;
         archive.inspect_err(|error| {
-            // workerd tells the Worker no more than the status.
+            if error.status == StatusCode::NOT_FOUND {
+                return; // The Worker hears that there is no such directory.
+            }
+            // Else workerd tells it no more than the status.
             tracing::warn!(
                 container = name,
                 reason = error.message,
@@ -257,7 +260,7 @@ impl Storage {
         let block = archive.by_ref().take(512).read_to_end(&mut first);
         block.map_err(|error| ApiError::bad_request(error.to_string()))?;
         if self.by_token && first.starts_with(TOKEN_NAME) {
-            let token = read_token(first.as_slice().chain(archive.take(MAX_PADDED)))?;
+            let token = read_token(first.as_slice().chain(archive.take(MAX_TOKEN_ARCHIVE)))?;
             return self.snapshots.take(&self.key, &token).ok_or_else(|| {
                 ApiError::new(
                     StatusCode::GONE,
@@ -304,17 +307,13 @@ impl<R: Read> Read for Counted<'_, R> {
     }
 }
 
-fn token_archive(token: &str, length: u64) -> Vec<u8> {
+fn token_archive(token: &str) -> Vec<u8> {
     let mut entry = Entry::bare(TarKind::File, TOKEN_NAME.to_vec());
     entry.size = token.len() as u64;
     let mut tar = TarWriter::new(Vec::new());
     let written = tar.append(&entry, &mut token.as_bytes());
     // Memory does not fail.
-    let mut bytes: Vec<u8> = written.and_then(|()| tar.finish()).unwrap_or_default();
-    let length = usize::try_from(length.min(MAX_PADDED)).unwrap_or(0);
-    // Zeros after an archive's end mean nothing.
-    bytes.resize(bytes.len().max(length), 0);
-    bytes
+    written.and_then(|()| tar.finish()).unwrap_or_default()
 }
 
 fn read_token(archive: impl Read) -> Result<String, ApiError> {
@@ -384,13 +383,10 @@ mod tests {
 
     #[test]
     fn a_token_comes_back_from_its_archive() {
-        for length in [0, 2048, 100_000, 1 << 40] {
-            let archive = token_archive("0123456789abcdef", length);
-            assert!(archive.starts_with(TOKEN_NAME));
-            assert!(archive.len() as u64 <= MAX_PADDED);
-            assert!(archive.len() as u64 >= length.min(MAX_PADDED));
-            assert_eq!(read_token(archive.as_slice()).unwrap(), "0123456789abcdef");
-        }
+        let archive = token_archive("0123456789abcdef");
+        assert!(archive.starts_with(TOKEN_NAME));
+        assert!(archive.len() as u64 <= MAX_TOKEN_ARCHIVE);
+        assert_eq!(read_token(archive.as_slice()).unwrap(), "0123456789abcdef");
     }
 
     #[test]

@@ -33,6 +33,11 @@ pub(super) struct Volume {
     pub(super) of: Option<String>,
 }
 
+/// The volume that workerd makes for the snapshot of this id.
+pub(crate) fn directory_snapshot(id: &str) -> String {
+    format!("{SNAPSHOT_PREFIX}{id}")
+}
+
 /// Whether it is a clone, for a name that a volume can have.
 pub(super) fn is_clone(name: &str) -> Option<bool> {
     let (rest, clone) = match name.strip_prefix(CLONE_PREFIX) {

@@ -64,8 +64,11 @@ impl wharf_workerd::Sockets for ScriptSockets {
             self.snapshots.clone(),
             self.applications.clone(),
         );
-        let prelude =
-            wharf_docker_api::script::prelude::router(script.to_owned(), self.engine.clone());
+        let prelude = wharf_docker_api::script::prelude::router(
+            script.to_owned(),
+            self.engine.clone(),
+            self.snapshots.clone(),
+        );
         let (engine, owner) = (self.engine.clone(), Owner::Script(script.to_owned()));
         Box::pin(async move {
             let sockets = [

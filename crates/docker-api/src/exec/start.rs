@@ -157,9 +157,8 @@ fn take_over(upgrade: OnUpgrade, client: oneshot::Sender<Box<dyn Client>>, tty: 
 
 /// A client that did not ask for it gets the output as the answer's body, and can give no input.
 fn stream_in_body(client: oneshot::Sender<Box<dyn Client>>, tty: bool) -> Response {
-    let (ours, theirs) = tokio::io::duplex(BUFFER);
-    let (output, _) = tokio::io::split(ours);
-    drop(client.send(Box::new(theirs)));
+    let (output, ours) = tokio::io::duplex(BUFFER);
+    drop(client.send(Box::new(tokio::io::join(tokio::io::empty(), ours))));
     let body = Body::from_stream(ReaderStream::new(output));
     ([(header::CONTENT_TYPE, content_type(tty))], body).into_response()
 }

@@ -111,7 +111,8 @@ mod tests {
             argv: Vec::new(),
             env: Vec::new(),
             labels: labels.iter().map(owned).collect(),
-            object_labels: std::collections::BTreeMap::new(),
+            object_labels: BTreeMap::new(),
+            ended_by: None,
             error: None,
         }
     }

@@ -100,6 +100,14 @@ impl Sidecars {
         }
     }
 
+    /// The container that it was made for does not come. The next start makes a sidecar of its own.
+    pub(crate) fn give_up(&self, name: &str, reason: &str) {
+        if let Some(entry) = self.map().get(name) {
+            let network = &entry.sidecar.network;
+            network.set_target(wharf_net::Target::Ended(reason.into()));
+        }
+    }
+
     pub(crate) fn remove(&self, name: &str) -> Result<(), ApiError> {
         let removed = self.map().remove(name);
         removed.map(drop).ok_or_else(|| missing(name))
@@ -164,6 +172,7 @@ impl Shared {
         let container = sidecar_of(name).unwrap_or(name);
         let network = self.engine.network(&self.owner, container).await;
         let network = network.map_err(|_| missing(name))?;
+        self.networks.claim(&network);
         // Kept: workerd uses it again for the next start, after the container has gone.
         Ok(self.sidecars.insert(name, Sidecar::new(network, true)).0)
     }

@@ -69,6 +69,11 @@ impl Carried {
         Ok(carried)
     }
 
+    /// Names this start.
+    pub(crate) fn token(&self) -> Option<String> {
+        self.token.clone()
+    }
+
     /// What this start may use: the application's limits, or those of the size that it names.
     pub(crate) fn limits(&self, application: &ApplicationInfo) -> Result<Limits, ApiError> {
         let (vcpu, memory_mib) = match &self.instance {

@@ -4,12 +4,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
@@ -23,8 +25,10 @@ const KEPT: usize = 512;
 const RENEW: Duration = LEAF_VALID.checked_div(2).expect("not by zero");
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// HTTP/1.1 first: workerd speaks nothing else, and only then bytes need no translation. Clients that offer h2 alone get it.
-const PROTOCOLS: [&[u8]; 2] = [b"http/1.1", b"h2"];
+/// HTTP/1 first: workerd speaks nothing else, and only then bytes need no translation. Clients that offer h2 alone get it.
+const PROTOCOLS: [&[u8]; 3] = [b"http/1.1", b"http/1.0", b"h2"];
+
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(default_provider()));
 
 /// The certificates of one network.
 #[derive(Debug, Default)]
@@ -88,12 +92,12 @@ impl Leaves {
 /// Whether a client has chosen HTTP/2. `None` if it did not say.
 pub(super) fn chose_http2<S>(stream: &TlsStream<S>) -> Option<bool> {
     let protocol = stream.get_ref().1.alpn_protocol()?;
-    Some(protocol == PROTOCOLS[1])
+    Some(protocol == b"h2")
 }
 
 fn config(ca: &Ca, name: &str) -> io::Result<ServerConfig> {
     let leaf = ca.leaf(name).map_err(io::Error::other)?;
-    let provider: Arc<CryptoProvider> = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = PROVIDER.clone();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(leaf.key));
     let key = provider
         .key_provider
@@ -106,6 +110,9 @@ fn config(ca: &Ca, name: &str) -> io::Result<ServerConfig> {
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+    // A handshake on the same machine is cheap, and memory for sessions of every name is not.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(config)
 }
 
@@ -180,12 +187,22 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn who_trusted_the_authority_trusts_it_after_an_adoption() {
+        let ca = Ca::generate().unwrap();
+        let adopted = Ca::restore(&ca.key()).unwrap();
+        let config = Leaves::default().config(&adopted, "a.example").unwrap();
+        handshake(config, &ca, "a.example", &[]).unwrap();
+        assert!(!format!("{:?}", ca.key()).contains("PRIVATE"));
+    }
+
+    #[test]
     fn http_1_is_chosen_where_the_client_knows_it() {
         let ca = Ca::generate().unwrap();
         let config = Leaves::default().config(&ca, "a.example").unwrap();
         for (offered, chosen) in [
             (&["h2", "http/1.1"][..], Some("http/1.1")),
             (&["h2"], Some("h2")),
+            (&["http/1.0"], Some("http/1.0")),
             (&[], None),
         ] {
             let found = handshake(config.clone(), &ca, "a.example", offered).unwrap();

@@ -3,6 +3,8 @@
 // start():                the options that workerd drops travel in a variable of the environment, which the engine takes out again.
 // setLabels(), inspect(): the engine keeps the labels, so they outlive this process.
 // setInactivityTimeout(): the engine is told too, for the time when there is no process.
+// snapshotDirectory():    workerd only saw a token in place of the files; the engine knows their size.
+// monitor():              the engine says why a start failed.
 //
 // This module is evaluated before any of the Worker's own, and takes its binding out of `env` at once.
 
@@ -13,6 +15,8 @@ const VARIABLE = "__WHARF_START";
 // Sizes that the platform has, but workerd's start() does not know.
 const HIDDEN_SIZES = new Set(["basic", "dev", "standard"]);
 const RETRY_MS = 20;
+// All that workerd says of a start that the engine refused.
+const FAILED = "Container failed to start";
 
 let engine;
 const objects = new WeakMap();
@@ -60,6 +64,20 @@ function patch(prototype) {
     object.start = token;
   });
 
+  replace("monitor", function monitor() {
+    const ended = native.monitor.value.call(this);
+    const object = objects.get(this);
+    if (!object?.start) return ended;
+    const { start } = object;
+    return ended.catch(async (error) => {
+      if (error?.message === FAILED) {
+        const answer = await engine.fetch(`${address(object, "failure")}/${start}`);
+        if (answer.ok) error.message += `: ${(await answer.json()).reason}`;
+      }
+      throw error;
+    });
+  });
+
   replace("setLabels", async function setLabels(labels) {
     const object = objects.get(this);
     if (native.setLabels) await native.setLabels.value.call(this, labels);
@@ -78,6 +96,14 @@ function patch(prototype) {
     return { ...info, labels: (await read(answer)).labels };
   });
 
+  // Behind a compatibility flag.
+  if (native.snapshotDirectory) {
+    replace("snapshotDirectory", async function snapshotDirectory(options) {
+      const snapshot = await native.snapshotDirectory.value.call(this, options);
+      return objects.has(this) ? await sized(snapshot) : snapshot;
+    });
+  }
+
   replace("setInactivityTimeout", async function setInactivityTimeout(durationMs) {
     const object = objects.get(this);
     await native.setInactivityTimeout.value.call(this, durationMs);
@@ -85,6 +111,14 @@ function patch(prototype) {
       await inOrder(object, () => tell(this, object, "inactivity", { ms: Number(durationMs) }, "setInactivityTimeout"));
     }
   });
+}
+
+/** The snapshot with its real size. */
+async function sized(snapshot) {
+  const answer = await engine.fetch(`http://engine/snapshots/${snapshot.id}`);
+  if (answer.ok) return { ...snapshot, size: (await answer.json()).size };
+  await answer.body?.cancel();
+  return snapshot;
 }
 
 /** The options with what workerd drops in a variable. Whatever is wrong with the rest is left to workerd to say. */

@@ -29,8 +29,8 @@ mod tests {
 
     #[tokio::test]
     async fn it_waits_for_the_peer() {
-        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
-        ours.write_all(b"head").unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        (&ours).write_all(b"head").unwrap();
         let long = Duration::from_secs(30);
         let waiting = received(ours.as_fd(), long);
         tokio::pin!(waiting);
@@ -38,7 +38,7 @@ mod tests {
         assert!(early.is_err(), "not yet");
         theirs.read_exact(&mut [0; 4]).unwrap();
         waiting.await.unwrap();
-        ours.write_all(b"more").unwrap();
+        (&ours).write_all(b"more").unwrap();
         received(ours.as_fd(), Duration::from_millis(5))
             .await
             .unwrap();

@@ -31,6 +31,7 @@ pub(crate) fn script(world: &World, daemon: &Daemon, name: &str) -> Socket {
         name.into(),
         daemon.engine.clone(),
         daemon.networks.clone(),
+        world.snapshots(),
         Arc::new(NoApplication),
     );
     Socket::serve(world, &format!("{name}.sock"), router)
@@ -46,6 +47,7 @@ fn operator(world: &World, daemon: &Daemon) -> Socket {
     let operator = Operator {
         engine: daemon.engine.clone(),
         networks: daemon.networks.clone(),
+        snapshots: world.snapshots(),
         images: world.images.clone(),
         builder,
         check_password: Arc::new(|_| false),

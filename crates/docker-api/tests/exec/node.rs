@@ -84,6 +84,7 @@ impl Node {
             "hello".into(),
             daemon.engine.clone(),
             daemon.networks.clone(),
+            world.snapshots(),
             Arc::new(OneApplication),
         );
         let socket = Socket::serve(&world, "docker.sock", router);

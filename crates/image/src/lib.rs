@@ -48,6 +48,7 @@ pub use extract::{Extraction, extract};
 pub use reference::{Reference, is_repository, is_tag};
 pub use repository::Referrer;
 pub use types::{Image, Layer};
+pub use unpack::is_image_xattr;
 
 /// Archives, with every length in them bounded.
 pub mod tar {

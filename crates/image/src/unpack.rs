@@ -35,7 +35,7 @@ const AUFS: &[u8] = b".wh..wh.";
 pub(crate) const OVERLAY_OPAQUE: &str = "trusted.overlay.opaque";
 
 /// Whether an extended attribute belongs to an image. Others are overlayfs's own, or belong to the machine that the image was made on.
-pub(crate) fn is_image_xattr(name: &[u8]) -> bool {
+pub fn is_image_xattr(name: &[u8]) -> bool {
     name.starts_with(b"user.")
         || name == b"security.capability"
         || name == b"system.posix_acl_access"

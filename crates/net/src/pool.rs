@@ -22,14 +22,15 @@ use crate::inside::Inside;
 const TCP_PORT: u16 = 64001;
 const DNS_PORT: u16 = 64053;
 
+/// What Wharf itself listens on inside.
+pub(crate) const OWN_PORTS: [u16; 2] = [TCP_PORT, DNS_PORT];
+
 /// Where to a namespace redirects.
 pub(crate) const REDIRECT: Redirect = Redirect {
     tcp_port: TCP_PORT,
     dns_port: DNS_PORT,
     ipv6: false,
 };
-/// What Wharf itself listens on inside.
-pub(crate) const OWN_PORTS: [u16; 2] = [TCP_PORT, DNS_PORT];
 
 /// A start has just taken one: what it does next is more urgent than a replacement.
 const REFILL_DELAY: Duration = Duration::from_millis(20);

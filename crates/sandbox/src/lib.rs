@@ -20,5 +20,9 @@ mod seccomp;
 mod sys;
 
 pub use process_end::process_end;
-pub use spawner::{Exit, Process, SpawnError, Spawner, SpawnerConfig, Survivor};
-pub use spec::{Limits, Mount, Network, ProcessSpec, Root, SpawnFds};
+pub use spawner::{
+    ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
+};
+pub use spec::{
+    ExecSpec, ExecStreams, Limits, Mount, Network, ProcessSpec, Root, SpawnFds, TerminalSize,
+};

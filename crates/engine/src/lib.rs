@@ -6,18 +6,23 @@
 mod adopt;
 mod exec;
 mod files;
+mod follow;
 mod instance;
 pub mod lifecycle;
 mod log;
 mod merge;
 mod object;
+mod own_network;
 mod record;
 mod table;
 
 pub use exec::{Exec, ExecError};
 pub use files::{Files, FromSnapshot, Held, Volume, VolumeMount};
+pub use follow::Follower;
+pub use log::Entry;
 pub use merge::parse_signal;
 pub use object::StartOptions;
+pub use own_network::{OwnNetwork, Published};
 pub use record::owns;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
@@ -100,8 +105,12 @@ pub struct Create {
     pub labels: BTreeMap<String, String>,
     /// Limits.
     pub limits: wharf_sandbox::Limits,
-    /// Network to join; `None` makes one.
+    /// Network to join; `None` makes one with each start, which is like `own_network`.
     pub network: Option<wharf_net::Network>,
+    /// What its own network is like.
+    pub own_network: OwnNetwork,
+    /// Whether it is removed when it ends.
+    pub auto_remove: bool,
     /// Application it counts against.
     pub application: Option<Application>,
     /// Directories of its own that are mounted, in this order.
@@ -151,6 +160,8 @@ pub struct Inspect {
     pub object_labels: BTreeMap<String, String>,
     /// Who or what ended its last process, or is about to end the one that runs.
     pub ended_by: Option<EndedBy>,
+    /// Its ports that the host shows while it runs.
+    pub published: Vec<Published>,
     /// Why it did not start, or what else is to be known of its end.
     pub error: Option<String>,
 }
@@ -329,16 +340,30 @@ impl Engine {
     }
 
     /// The kept output: `(is_stderr, unix_ms, bytes)` in order.
-    pub async fn logs(
-        &self,
-        owner: &Owner,
-        reference: &str,
-    ) -> Result<Vec<(bool, i64, Vec<u8>)>, EngineError> {
+    pub async fn logs(&self, owner: &Owner, reference: &str) -> Result<Vec<Entry>, EngineError> {
         // Not the owner, but somebody who looks at its instance.
         let dir = self.shared.table().find(owner, reference)?.dir.clone();
         blocking(move || log::read(&dir))
             .await?
             .map_err(|error| EngineError::Internal(format!("output log: {error}")))
+    }
+
+    /// Its output as it is written: from the oldest that is kept, or from now on. It ends with the process; an instance that was not started yet
+    /// is waited for.
+    pub async fn follow(
+        &self,
+        owner: &Owner,
+        reference: &str,
+        from_now: bool,
+    ) -> Result<Follower, EngineError> {
+        let handle = self.shared.table().find(owner, reference)?;
+        Follower::new(
+            handle.dir.clone(),
+            handle.grown.subscribe(),
+            handle.view.clone(),
+            from_now,
+        )
+        .map_err(|error| EngineError::Internal(format!("output log: {error}")))
     }
 
     /// Its network: the one it was created with, or its own while it runs.
@@ -422,7 +447,9 @@ impl Engine {
 
     fn find(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
         let handle = self.shared.table().find(owner, reference)?;
-        handle.touch();
+        if handle.fixed.owner == *owner {
+            handle.touch();
+        }
         Ok(handle)
     }
 
@@ -522,6 +549,8 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
             limits: request.limits,
             start_token: request.start.token,
             hard_timeout_ms: request.start.hard_timeout_ms,
+            own_network: request.own_network,
+            auto_remove: request.auto_remove,
             created_ms: now_ms(),
         }),
         progress: Progress {
@@ -645,6 +674,7 @@ fn inspect(handle: &Handle) -> Inspect {
         labels: labels(fixed, &view.progress),
         object_labels: view.progress.object_labels,
         ended_by: view.progress.ended_by,
+        published: view.published,
         error: view.progress.error,
     }
 }

@@ -4,12 +4,16 @@
 //! Must not: return, or touch anything that the parent goes on using.
 //!
 //! ```text
-//! signals -> v1 cgroups -> session -> netns -> cgroup namespace -> mounts, pivot (containers) -> hostname -> keyring -> user lookup
-//!   -> working directory -> descriptors -> limits -> ids and capabilities -> no_new_privs -> seccomp (containers) -> exec
+//! signals -> v1 cgroups -> session -> netns -> cgroup namespace -> owner of new files -> mounts, pivot (containers) -> hostname
+//!   -> user lookup -> working directory -> descriptors -> limits -> user namespace -> keyring -> ids and capabilities -> no_new_privs
+//!   -> Landlock -> seccomp (containers) -> exec
 //! ```
-//! A user namespace will be joined between the mounts and the ids.
+//! Up to the user namespace the process is the host's root, and ids are the host's; from there on they are the container's, and it has no
+//! power over any namespace that it is in. The other namespaces belong to the host's root: whoever joins them later does so before the
+//! user namespace, too.
 
 mod caps;
+pub(crate) mod mapped;
 mod mounts;
 mod rooted;
 mod user;
@@ -17,6 +21,7 @@ mod user;
 use crate::cgroup::Cgroup;
 use crate::spec::{ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Disposition};
+use crate::userns::{IDS, UserNamespace};
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::process::{Resource, Rlimit};
 use std::cell::Cell;
@@ -87,6 +92,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) spec: &'a ProcessSpec,
     pub(crate) cgroup: &'a Cgroup,
     pub(crate) netns: Option<BorrowedFd<'a>>,
+    /// A container's own; without, its root is the host's.
+    pub(crate) users: Option<&'a UserNamespace>,
     /// `None`: /dev/null.
     pub(crate) stdin: Option<BorrowedFd<'a>>,
     pub(crate) stdout: BorrowedFd<'a>,
@@ -141,7 +148,11 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     }
     if let Root::Overlay { lower, upper, work } = &spec.root {
         sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
-        mounts::enter_root(lower, upper, work, &spec.mounts, plan.cgroup)?;
+        if let Some(users) = plan.users {
+            // The host's root has no id in the container's file system: nothing there could belong to it.
+            sys::make_files_as(users.root).step(|| "becoming the owner of new files".to_owned())?;
+        }
+        mounts::enter_root(lower, upper, work, &spec.mounts, plan.cgroup, plan.users)?;
     } else if !spec.mounts.is_empty() {
         return Err(Failure {
             exit_code: 125,
@@ -151,24 +162,39 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     if let Some(name) = &spec.hostname {
         rustix::system::sethostname(name.as_bytes()).step(|| format!("hostname {name:?}"))?;
     }
-    sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
 
-    let mut user = user::look_up(&spec.user).map_err(|message| Failure {
+    let refuse = |message| Failure {
         exit_code: 125,
         message,
-    })?;
+    };
+    let mut user = user::look_up(&spec.user).map_err(refuse)?;
+    let root = match plan.users {
+        Some(users) => {
+            user.within(IDS).map_err(refuse)?;
+            users.root
+        }
+        None => 0,
+    };
     if matches!(spec.root, Root::Host) {
         user.groups.clear();
     }
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
-    enter_directory(&spec.cwd, &user)?;
+    enter_directory(&spec.cwd, (root + user.uid, root + user.gid))?;
 
     let env = environment(spec, &user)?;
     let argv = strings(&spec.argv, "argument")?;
     let candidates = programs(spec)?;
 
-    report.set(place_descriptors(plan, &user)?);
+    report.set(place_descriptors(plan, root + user.uid)?);
     limit_files(spec)?;
+    if let Some(users) = plan.users {
+        rustix::thread::move_into_link_name_space(
+            users.as_fd(),
+            Some(rustix::thread::LinkNameSpaceType::User),
+        )
+        .step(|| "entering the user namespace".to_owned())?;
+    }
+    sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
 
     let keep = if matches!(spec.root, Root::Host) {
         caps::NONE
@@ -192,7 +218,8 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
 }
 
 /// The working directory is made if missing, and entered. Symbolic links count from the root, which is the process's own by now.
-fn enter_directory(cwd: &str, user: &user::User) -> Result<(), Failure> {
+/// `owner` is the host's ids.
+fn enter_directory(cwd: &str, owner: (u32, u32)) -> Result<(), Failure> {
     let path = Path::new(if cwd.is_empty() { "/" } else { cwd });
     if !path.is_absolute() {
         return Err(Failure {
@@ -206,13 +233,8 @@ fn enter_directory(cwd: &str, user: &user::User) -> Result<(), Failure> {
         Mode::empty(),
     )
     .step(|| "opening /".to_owned())?;
-    let directory = rooted::ensure(
-        root.as_fd(),
-        path,
-        rooted::Kind::Directory,
-        Some((user.uid, user.gid)),
-    )
-    .step(|| format!("working directory {cwd:?}"))?;
+    let directory = rooted::ensure(root.as_fd(), path, rooted::Kind::Directory, Some(owner))
+        .step(|| format!("working directory {cwd:?}"))?;
     rustix::process::fchdir(&directory).step(|| format!("working directory {cwd:?}"))
 }
 
@@ -261,8 +283,8 @@ fn programs(spec: &ProcessSpec) -> Result<Vec<CString>, Failure> {
     strings(&found, "program")
 }
 
-/// Puts every descriptor at its number; all others close at exec. Returns where the report pipe is now.
-fn place_descriptors(plan: &Plan<'_>, user: &user::User) -> Result<BorrowedFd<'static>, Failure> {
+/// Puts every descriptor at its number; all others close at exec. Returns where the report pipe is now. `uid` is the host's id of the user.
+fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<BorrowedFd<'static>, Failure> {
     let null;
     let stdin = match plan.stdin {
         Some(pipe) => pipe,
@@ -278,7 +300,7 @@ fn place_descriptors(plan: &Plan<'_>, user: &user::User) -> Result<BorrowedFd<'s
         .into_iter()
         .flatten()
     {
-        rustix::fs::fchown(pipe, Some(Uid::from_raw(user.uid)), None)
+        rustix::fs::fchown(pipe, Some(Uid::from_raw(uid)), None)
             .step(|| "giving the pipes to the user".to_owned())?;
     }
     let mut wanted = vec![(0, stdin), (1, plan.stdout), (2, plan.stderr)];

@@ -17,6 +17,8 @@ pub mod spec;
 mod child;
 mod seccomp;
 mod sys;
+mod userns;
 
 pub use spawner::{Exit, Process, SpawnError, Spawner, SpawnerConfig, Survivor};
 pub use spec::{Limits, Mount, Network, ProcessSpec, Root, SpawnFds};
+pub use userns::IdRanges;

@@ -99,6 +99,39 @@ pub(crate) unsafe fn fork() -> io::Result<Option<i32>> {
     Ok((pid != 0).then_some(pid as i32))
 }
 
+/// Waits until this process is killed, or its parent ends.
+pub(crate) fn wait_for_end() -> ! {
+    // SAFETY: takes no pointers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    loop {
+        // SAFETY: pause has no preconditions.
+        unsafe { libc::pause() };
+    }
+}
+
+/// Files that this process makes from now on belong to `id` (user and group), on every file system. It keeps its capabilities.
+pub(crate) fn make_files_as(id: u32) -> io::Result<()> {
+    // SAFETY: both take a number; only this thread's credentials change. They return the previous id, and fail silently.
+    let now = unsafe {
+        libc::setfsgid(id);
+        libc::setfsuid(id);
+        (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX))
+    };
+    if now != (id as i32, id as i32) {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    // Leaving id 0 has made some ineffective (capabilities(7)).
+    let held = rustix::thread::capabilities(None)?;
+    rustix::thread::set_capabilities(
+        None,
+        rustix::thread::CapabilitySets {
+            effective: held.permitted,
+            ..held
+        },
+    )?;
+    Ok(())
+}
+
 /// _exit(2): no destructors, no flushing of buffers that the parent also has.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: _exit has no preconditions.
@@ -231,12 +264,41 @@ pub(crate) fn set_mount_attributes(
     set: u64,
     recursive: bool,
 ) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: set,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
+    set_attributes(
+        mount,
+        libc::mount_attr {
+            attr_set: set,
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: 0,
+        },
+        recursive,
+    )
+}
+
+/// mount_setattr(2) with MOUNT_ATTR_IDMAP: an id on disk is that id inside the user namespace. EINVAL: not on this kind of file system.
+pub(crate) fn map_mount_ids(
+    mount: BorrowedFd<'_>,
+    user_namespace: BorrowedFd<'_>,
+    recursive: bool,
+) -> io::Result<()> {
+    set_attributes(
+        mount,
+        libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP,
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: user_namespace.as_raw_fd() as u64,
+        },
+        recursive,
+    )
+}
+
+fn set_attributes(
+    mount: BorrowedFd<'_>,
+    attributes: libc::mount_attr,
+    recursive: bool,
+) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string and the attributes live through the call.
     check(unsafe {

@@ -417,30 +417,11 @@ async fn threads_work_and_refused_system_calls_are_refused() {
     }
     let place = Place::new();
     let spawner = place.start().await;
-    let (mut spec, fds) = place.container("threads", "");
-    spec.root = Root::Overlay {
-        lower: vec![],
-        upper: place.path("u"),
-        work: place.path("w"),
-    };
-    // This program itself, with the host's C library.
-    spec.mounts = vec![bind(&std::env::current_exe().unwrap(), "/program", true)];
-    spec.mounts.extend(
-        ["/usr", "/lib", "/lib64"]
-            .map(std::path::Path::new)
-            .into_iter()
-            .filter(|p| p.exists())
-            .map(|p| bind(p, p.to_str().unwrap(), true)),
-    );
-    spec.argv = [
-        "/program",
-        "--nocapture",
-        "--exact",
+    let (spec, fds) = place.this_program(
+        "threads",
+        &place.path("u"),
         "threads_work_and_refused_system_calls_are_refused",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    spec.env.push("INSIDE=1".into());
+    );
     let ran = support::run(&spawner, &spec, fds).await.unwrap();
     for line in [
         "threads 28",

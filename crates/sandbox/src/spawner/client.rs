@@ -8,6 +8,7 @@ use super::protocol::{
     Frame, Inbox, Message, Outbox, ReplyBody, Request, RequestBody, VERSION, parse,
 };
 use super::{Exit, Process, SpawnError, SpawnerConfig, Survivor};
+use crate::IdRanges;
 use crate::spec::{ProcessSpec, SpawnFds};
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -563,6 +564,7 @@ async fn launch(config: &SpawnerConfig) -> Result<(), SpawnError> {
         .arg(&config.socket)
         .arg(config.grace_ms.to_string())
         .arg(&config.cgroup_name)
+        .arg(IdRanges::to_argument(config.ids))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .env_clear()

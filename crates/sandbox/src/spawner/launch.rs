@@ -6,6 +6,7 @@ use crate::cgroup::{Cgroup, Manager};
 use crate::child::{self, Plan};
 use crate::spec::{Network, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Forked};
+use crate::userns::{Pool, UserNamespace};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,6 +21,7 @@ pub(super) struct Launched {
     /// End of file: exec succeeded (or the process was killed before). Else a [`child::Failure`].
     pub(super) report: OwnedFd,
     pub(super) cgroup: Cgroup,
+    pub(super) users: Option<UserNamespace>,
 }
 
 /// Descriptors that came with the request.
@@ -57,6 +59,7 @@ pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
 pub(super) fn launch(
     manager: &Manager,
     filter: &[BpfInstruction],
+    users: Option<&mut Pool>,
     spec: &ProcessSpec,
     given: &Given,
 ) -> io::Result<Launched> {
@@ -71,9 +74,18 @@ pub(super) fn launch(
     let (report, child_report) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&report, true)?;
 
+    let is_container = matches!(spec.root, Root::Overlay { .. });
+    let mut users = users.filter(|_| is_container);
     let cgroup = manager.create(&spec.id, &spec.limits)?;
+    let taken = match users.as_mut().map(|pool| pool.take()).transpose() {
+        Ok(taken) => taken,
+        Err(error) => {
+            cgroup.remove()?;
+            return Err(error);
+        }
+    };
     let mut namespaces = 0;
-    if matches!(spec.root, Root::Overlay { .. }) {
+    if is_container {
         namespaces |= libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
     }
     if spec.hostname.is_some() {
@@ -88,6 +100,7 @@ pub(super) fn launch(
             spec,
             cgroup: &cgroup,
             netns: given.netns.as_ref().map(AsFd::as_fd),
+            users: taken.as_ref(),
             stdin: child_stdin.as_ref().map(AsFd::as_fd),
             stdout: child_stdout.as_fd(),
             stderr: child_stderr.as_fd(),
@@ -103,8 +116,12 @@ pub(super) fn launch(
             stdin,
             report,
             cgroup,
+            users: taken,
         }),
         Err(error) => {
+            if let (Some(pool), Some(taken)) = (users, taken) {
+                pool.give_back(taken);
+            }
             cgroup.remove()?;
             Err(error)
         }

@@ -15,6 +15,7 @@ use super::Exit;
 use super::protocol::{Inbox, Outbox, ReplyBody};
 use crate::cgroup::{Cgroup, Manager};
 use crate::sys::BpfInstruction;
+use crate::userns::{Pool, UserNamespace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ use std::time::{Duration, Instant};
 
 /// Between looks at cgroups that do not get empty: doubles from the first to the second.
 const DRAIN_TICK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));
+/// How long nothing must have happened before pools are filled.
+const QUIET: Duration = Duration::from_millis(2);
 /// When processes do not end by SIGKILL (they hang in the kernel), the spawner ends without them.
 const ENDING_LIMIT: Duration = Duration::from_secs(30);
 
@@ -71,6 +74,8 @@ struct Entry {
     stdout: OwnedFd,
     stderr: OwnedFd,
     cgroup: Cgroup,
+    /// Until nothing of it lives.
+    users: Option<UserNamespace>,
     state: State,
     abandoned: bool,
 }
@@ -88,6 +93,8 @@ pub(super) struct Server {
     signals: OwnedFd,
     manager: Manager,
     filter: Vec<BpfInstruction>,
+    /// `None`: containers share the host's user namespace.
+    users: Option<Pool>,
     grace: Duration,
     entries: BTreeMap<String, Entry>,
     daemon: Option<Connection>,
@@ -110,6 +117,8 @@ struct Ready {
     daemon: bool,
     newcomer: bool,
     reports: Vec<String>,
+    /// Nothing, for a while.
+    quiet: bool,
 }
 
 impl Server {
@@ -118,6 +127,7 @@ impl Server {
         signals: OwnedFd,
         manager: Manager,
         filter: Vec<BpfInstruction>,
+        users: Option<Pool>,
         grace: Duration,
     ) -> Server {
         Server {
@@ -125,6 +135,7 @@ impl Server {
             signals,
             manager,
             filter,
+            users,
             grace,
             entries: BTreeMap::new(),
             daemon: None,
@@ -161,6 +172,11 @@ impl Server {
                 self.end();
             }
             self.drain();
+            if ready.quiet
+                && let Some(pool) = self.users.as_mut().filter(|pool| pool.is_short())
+            {
+                pool.refill();
+            }
             if let Some(since) = self.ending {
                 if self
                     .entries
@@ -201,6 +217,9 @@ impl Server {
         if draining || self.ending.is_some() {
             timeout = Some(timeout.map_or(self.tick, |t| t.min(self.tick)));
         }
+        if self.ending.is_none() && self.users.as_ref().is_some_and(Pool::is_short) {
+            timeout = Some(timeout.map_or(QUIET, |t| t.min(QUIET)));
+        }
         let timeout = timeout.map(|t| Timespec {
             tv_sec: t.as_secs() as i64,
             tv_nsec: i64::from(t.subsec_nanos()),
@@ -226,6 +245,12 @@ impl Server {
             }
         }
         match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => {
+                return Ok(Ready {
+                    quiet: true,
+                    ..Ready::default()
+                });
+            }
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Ready::default()),
             Err(error) => return Err(error.into()),

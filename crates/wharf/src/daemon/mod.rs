@@ -266,6 +266,11 @@ async fn serve(
     if let Some(warning) = wharf_sandbox::cgroup::describe().warning() {
         tracing::warn!("{warning}");
     }
+    if config.containers.ids().is_none() {
+        tracing::warn!(
+            "containers.user_namespaces is false: root in a container is the host's root, held by nothing but the other walls"
+        );
+    }
     announce(&node, adopted)?;
 
     let upstreams = Arc::new(sockets::Workers(node.clone()));
@@ -412,6 +417,7 @@ fn spawner_config(config: &Config) -> anyhow::Result<SpawnerConfig> {
         command: vec![executable.to_owned(), crate::SPAWNER_VERB.to_owned()],
         grace_ms: config.containers.orphan_grace_ms,
         cgroup_name: format!("wharf-{}", &hash[..8]),
+        ids: config.containers.ids(),
     })
 }
 

@@ -33,10 +33,15 @@ impl Server {
                 spec.id
             )));
         }
-        let launched = launch::launch(&self.manager, &self.filter, spec, given).map_err(|e| {
-            ReplyBody::Failed {
-                message: format!("starting process {}: {e}", spec.id),
-            }
+        let launched = launch::launch(
+            &self.manager,
+            &self.filter,
+            self.users.as_mut(),
+            spec,
+            given,
+        )
+        .map_err(|e| ReplyBody::Failed {
+            message: format!("starting process {}: {e}", spec.id),
         })?;
         let state = State::Starting {
             report: launched.report,
@@ -51,6 +56,7 @@ impl Server {
             stdout: launched.stdout,
             stderr: launched.stderr,
             cgroup: launched.cgroup,
+            users: launched.users,
             state,
             abandoned: false,
         };
@@ -210,6 +216,9 @@ impl Server {
         }
         if !entry.cgroup.remove()? {
             return Ok(false);
+        }
+        if let (Some(pool), Some(users)) = (&mut self.users, entry.users.take()) {
+            pool.give_back(users);
         }
         match std::mem::replace(&mut entry.state, State::Running) {
             State::Draining(Outcome::Exit(exit)) if !entry.abandoned => {

@@ -33,7 +33,7 @@ async fn each_container_has_ids_of_its_own() {
         assert_eq!(support::first_line(&process).await, "0");
         let (uid, gid) = host_ids(process.pid);
         assert_eq!(uid, gid);
-        assert!(uid >= RANGES.first && (uid - RANGES.first) % 65_536 == 0);
+        assert!(uid >= RANGES.first && (uid - RANGES.first).is_multiple_of(65_536));
         roots.push(uid);
     }
     roots.sort_unstable();

@@ -219,6 +219,7 @@ fn spec(id: &str, job: &Job, resolv_conf: String) -> ProcessSpec {
             ..Limits::default()
         },
         stdin_pipe: false,
+        capabilities: wharf_sandbox::Capabilities::default(),
     }
 }
 

@@ -509,6 +509,7 @@ async fn start_process(
         hostname: Some(hostname),
         limits: fixed.limits.clone(),
         stdin_pipe: false,
+        capabilities: wharf_sandbox::Capabilities::default(),
     };
     let netns = network.namespace().map_err(|e| failed("network", &e))?;
     let fds = SpawnFds {

@@ -24,6 +24,7 @@ use crate::sys::{self, BpfInstruction, Disposition};
 use crate::userns::{IDS, UserNamespace};
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::process::{Resource, Rlimit};
+use rustix::thread::CapabilitySet;
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -102,6 +103,8 @@ pub(crate) struct Plan<'a> {
     /// Write end of the pipe for a [`Failure`]: one byte of exit code, then the message. Closed by exec.
     pub(crate) report: BorrowedFd<'a>,
     pub(crate) filter: &'a [BpfInstruction],
+    /// Where the kernel has them.
+    pub(crate) landlock: Option<BorrowedFd<'a>>,
 }
 
 /// Runs in the child. Never returns, not even by panic.
@@ -131,6 +134,7 @@ pub(crate) fn run(plan: &Plan<'_>) -> ! {
 /// Ends in exec, or with the step that failed.
 fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, Failure> {
     let spec = plan.spec;
+    let is_container = matches!(spec.root, Root::Overlay { .. });
     for signal in CHANGED_SIGNALS {
         sys::set_signal(signal, Disposition::Default);
     }
@@ -175,7 +179,7 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
         }
         None => 0,
     };
-    if matches!(spec.root, Root::Host) {
+    if !is_container {
         user.groups.clear();
     }
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
@@ -187,6 +191,17 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
 
     report.set(place_descriptors(plan, root + user.uid)?);
     limit_files(spec)?;
+    if is_container {
+        // Neither a file nor the host's handler, which would run outside (core(5)); the filter keeps it so.
+        rustix::process::setrlimit(
+            Resource::Core,
+            Rlimit {
+                current: Some(1),
+                maximum: Some(1),
+            },
+        )
+        .step(|| "limit on core dumps".to_owned())?;
+    }
     if let Some(users) = plan.users {
         rustix::thread::move_into_link_name_space(
             users.as_fd(),
@@ -196,10 +211,10 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     }
     sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
 
-    let keep = if matches!(spec.root, Root::Host) {
-        caps::NONE
+    let keep = if is_container {
+        CapabilitySet::from_bits_retain(spec.capabilities.bits())
     } else {
-        caps::CONTAINER
+        caps::NONE
     };
     caps::bound(keep).step(|| "dropping capabilities from the bounding set".to_owned())?;
     let groups: Vec<Gid> = user.groups.iter().map(|g| Gid::from_raw(*g)).collect();
@@ -211,7 +226,10 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
         .step(|| "setting capabilities".to_owned())?;
     rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
     sys::block_signals(&[]).step(|| "unblocking signals".to_owned())?;
-    if matches!(spec.root, Root::Overlay { .. }) {
+    if let Some(rules) = plan.landlock.filter(|_| is_container) {
+        sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
+    }
+    if is_container {
         sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
     }
     Err(execute(&spec.argv[0], &candidates, &argv, &env))

@@ -20,5 +20,5 @@ mod sys;
 mod userns;
 
 pub use spawner::{Exit, Process, SpawnError, Spawner, SpawnerConfig, Survivor};
-pub use spec::{Limits, Mount, Network, ProcessSpec, Root, SpawnFds};
+pub use spec::{Capabilities, Limits, Mount, Network, ProcessSpec, Root, SpawnFds};
 pub use userns::IdRanges;

@@ -24,6 +24,15 @@ pub(super) struct Launched {
     pub(super) users: Option<UserNamespace>,
 }
 
+/// What all containers have behind their walls.
+pub(super) struct Walls {
+    pub(super) filter: Vec<BpfInstruction>,
+    /// `None`: not with this kernel.
+    pub(super) landlock: Option<OwnedFd>,
+    /// `None`: containers share the host's user namespace.
+    pub(super) users: Option<Pool>,
+}
+
 /// Descriptors that came with the request.
 pub(super) struct Given {
     pub(super) netns: Option<OwnedFd>,
@@ -58,8 +67,7 @@ pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
 /// Starts the process. It may still fail; see [`Launched::report`].
 pub(super) fn launch(
     manager: &Manager,
-    filter: &[BpfInstruction],
-    users: Option<&mut Pool>,
+    walls: &mut Walls,
     spec: &ProcessSpec,
     given: &Given,
 ) -> io::Result<Launched> {
@@ -75,7 +83,7 @@ pub(super) fn launch(
     rustix::io::ioctl_fionbio(&report, true)?;
 
     let is_container = matches!(spec.root, Root::Overlay { .. });
-    let mut users = users.filter(|_| is_container);
+    let mut users = walls.users.as_mut().filter(|_| is_container);
     let cgroup = manager.create(&spec.id, &spec.limits)?;
     let taken = match users.as_mut().map(|pool| pool.take()).transpose() {
         Ok(taken) => taken,
@@ -106,7 +114,8 @@ pub(super) fn launch(
             stderr: child_stderr.as_fd(),
             inherit: &given.inherit,
             report: child_report.as_fd(),
-            filter,
+            filter: &walls.filter,
+            landlock: walls.landlock.as_ref().map(AsFd::as_fd),
         }),
         Ok(Forked::Parent { pid, pidfd }) => Ok(Launched {
             pid,

@@ -1,5 +1,6 @@
 //! The spawner as a process: detaching from the daemon, the lock, the socket, and the end.
 
+use super::launch::Walls;
 use super::server::Server;
 use crate::IdRanges;
 use crate::cgroup::Manager;
@@ -135,6 +136,11 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
         }
         users => users.transpose()?,
     };
+    let walls = Walls {
+        filter: seccomp::program(),
+        landlock: sys::landlock_scopes()?,
+        users,
+    };
     let manager = Manager::open(&arguments.cgroup_name)?;
     let listener = match listen(&arguments.socket) {
         Ok(listener) => listener,
@@ -144,14 +150,7 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
             return Err(error);
         }
     };
-    let mut server = Server::new(
-        listener,
-        signals,
-        manager,
-        seccomp::program(),
-        users,
-        arguments.grace,
-    );
+    let mut server = Server::new(listener, signals, manager, walls, arguments.grace);
     let result = announce().and_then(|()| server.run());
     // Whatever happened: nobody may connect any more, and the next spawner cleans up what is left in the cgroups.
     match std::fs::remove_file(&arguments.socket) {

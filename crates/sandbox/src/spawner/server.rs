@@ -12,9 +12,9 @@ mod connections;
 mod processes;
 
 use super::Exit;
+use super::launch::Walls;
 use super::protocol::{Inbox, Outbox, ReplyBody};
 use crate::cgroup::{Cgroup, Manager};
-use crate::sys::BpfInstruction;
 use crate::userns::{Pool, UserNamespace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -92,9 +92,7 @@ pub(super) struct Server {
     listener: UnixListener,
     signals: OwnedFd,
     manager: Manager,
-    filter: Vec<BpfInstruction>,
-    /// `None`: containers share the host's user namespace.
-    users: Option<Pool>,
+    walls: Walls,
     grace: Duration,
     entries: BTreeMap<String, Entry>,
     daemon: Option<Connection>,
@@ -126,16 +124,14 @@ impl Server {
         listener: UnixListener,
         signals: OwnedFd,
         manager: Manager,
-        filter: Vec<BpfInstruction>,
-        users: Option<Pool>,
+        walls: Walls,
         grace: Duration,
     ) -> Server {
         Server {
             listener,
             signals,
             manager,
-            filter,
-            users,
+            walls,
             grace,
             entries: BTreeMap::new(),
             daemon: None,
@@ -173,7 +169,7 @@ impl Server {
             }
             self.drain();
             if ready.quiet
-                && let Some(pool) = self.users.as_mut().filter(|pool| pool.is_short())
+                && let Some(pool) = self.walls.users.as_mut().filter(|pool| pool.is_short())
             {
                 pool.refill();
             }
@@ -217,7 +213,7 @@ impl Server {
         if draining || self.ending.is_some() {
             timeout = Some(timeout.map_or(self.tick, |t| t.min(self.tick)));
         }
-        if self.ending.is_none() && self.users.as_ref().is_some_and(Pool::is_short) {
+        if self.ending.is_none() && self.walls.users.as_ref().is_some_and(Pool::is_short) {
             timeout = Some(timeout.map_or(QUIET, |t| t.min(QUIET)));
         }
         let timeout = timeout.map(|t| Timespec {

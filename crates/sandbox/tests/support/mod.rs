@@ -8,8 +8,8 @@ use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use wharf_sandbox::{
-    Exit, Limits, Mount, Network, Process, ProcessSpec, Root, SpawnError, SpawnFds, Spawner,
-    Survivor,
+    Capabilities, Exit, Limits, Mount, Network, Process, ProcessSpec, Root, SpawnError, SpawnFds,
+    Spawner, Survivor,
 };
 
 /// What a container wrote and how it ended.
@@ -75,6 +75,7 @@ impl Place {
             mounts: vec![],
             limits: Limits::default(),
             stdin_pipe: false,
+            capabilities: Capabilities::default(),
         };
         (
             spec,
@@ -128,6 +129,7 @@ impl Place {
             mounts: vec![],
             limits: Limits::default(),
             stdin_pipe: false,
+            capabilities: Capabilities::default(),
         }
     }
 

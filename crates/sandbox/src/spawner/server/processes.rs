@@ -33,16 +33,12 @@ impl Server {
                 spec.id
             )));
         }
-        let launched = launch::launch(
-            &self.manager,
-            &self.filter,
-            self.users.as_mut(),
-            spec,
-            given,
-        )
-        .map_err(|e| ReplyBody::Failed {
-            message: format!("starting process {}: {e}", spec.id),
-        })?;
+        let launched =
+            launch::launch(&self.manager, &mut self.walls, spec, given).map_err(|e| {
+                ReplyBody::Failed {
+                    message: format!("starting process {}: {e}", spec.id),
+                }
+            })?;
         let state = State::Starting {
             report: launched.report,
             text: Vec::new(),
@@ -217,7 +213,7 @@ impl Server {
         if !entry.cgroup.remove()? {
             return Ok(false);
         }
-        if let (Some(pool), Some(users)) = (&mut self.users, entry.users.take()) {
+        if let (Some(pool), Some(users)) = (&mut self.walls.users, entry.users.take()) {
             pool.give_back(users);
         }
         match std::mem::replace(&mut entry.state, State::Running) {

@@ -173,7 +173,7 @@ const FAMILIES: &[u32] = &[
     libc::AF_NETLINK as u32,
     libc::AF_PACKET as u32,
 ];
-const CORE_LIMIT: &[u32] = &[libc::RLIMIT_CORE as u32];
+const CORE_LIMIT: &[u32] = &[libc::RLIMIT_CORE];
 /// Typing into somebody's terminal.
 const REFUSED_IOCTLS: &[u32] = &[0x5412 /* TIOCSTI */, 0x541c /* TIOCLINUX */];
 

@@ -509,11 +509,13 @@ async fn start_process(
         hostname: Some(hostname),
         limits: fixed.limits.clone(),
         stdin_pipe: false,
+        disk: None,
         capabilities: wharf_sandbox::Capabilities::default(),
     };
     let netns = network.namespace().map_err(|e| failed("network", &e))?;
     let fds = SpawnFds {
         netns: Some(netns),
+        disk: None,
         inherit: Vec::new(),
     };
     let process = shared.spawner.spawn(&spec, fds).await?;

@@ -147,12 +147,15 @@ async fn start(spawner: &Spawner, dir: &Path, round: usize) -> Duration {
             cpu_millis: Some(1000),
             pids: Some(1024),
             nofile: Some(1024),
+            disk_bytes: None,
         },
         stdin_pipe: false,
+        disk: None,
         capabilities: Capabilities::default(),
     };
     let fds = SpawnFds {
         netns: Some(network),
+        disk: None,
         inherit: vec![],
     };
     tokio::time::sleep(Duration::from_millis(20)).await;

@@ -156,7 +156,14 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
             // The host's root has no id in the container's file system: nothing there could belong to it.
             sys::make_files_as(users.root).step(|| "becoming the owner of new files".to_owned())?;
         }
-        mounts::enter_root(lower, upper, work, &spec.mounts, plan.cgroup, plan.users)?;
+        let parts = mounts::Parts {
+            lower,
+            upper,
+            work,
+            disk: spec.disk.as_ref(),
+            extra: &spec.mounts,
+        };
+        mounts::enter_root(&parts, plan.cgroup, plan.users)?;
     } else if !spec.mounts.is_empty() {
         return Err(Failure {
             exit_code: 125,

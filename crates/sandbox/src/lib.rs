@@ -9,6 +9,7 @@
 //! back within its grace period. So `kill -9` of the daemon loses nothing and leaks nothing.
 
 pub mod cgroup;
+pub mod disk;
 pub mod netns;
 pub mod overlay;
 pub mod spawner;
@@ -19,6 +20,8 @@ mod seccomp;
 mod sys;
 mod userns;
 
+pub use cgroup::Usage;
+pub use disk::{Disk, DiskUsage};
 pub use spawner::{Exit, Process, SpawnError, Spawner, SpawnerConfig, Survivor};
-pub use spec::{Capabilities, Limits, Mount, Network, ProcessSpec, Root, SpawnFds};
+pub use spec::{Capabilities, DiskMount, Limits, Mount, Network, ProcessSpec, Root, SpawnFds};
 pub use userns::IdRanges;

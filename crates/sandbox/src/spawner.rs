@@ -82,4 +82,6 @@ pub struct Survivor {
     pub process: Process,
     /// Set when it has exited meanwhile.
     pub exit: Option<Exit>,
+    /// The mount of its disk, if it has one.
+    pub disk: Option<OwnedFd>,
 }

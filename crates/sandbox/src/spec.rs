@@ -32,8 +32,19 @@ pub struct ProcessSpec {
     pub limits: Limits,
     /// Whether standard input is a pipe (else /dev/null).
     pub stdin_pipe: bool,
+    /// A file system of a fixed size ([`crate::Disk`]) to mount before the root is: `upper` and `work` lie on it. With [`SpawnFds::disk`].
+    pub disk: Option<DiskMount>,
     /// What root in a container may do; [`Root::Host`] has none whatever this says.
     pub capabilities: Capabilities,
+}
+
+/// Where a disk is mounted: in the container's own mount namespace, nowhere else.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DiskMount {
+    /// [`crate::Disk::device`].
+    pub device: PathBuf,
+    /// A directory of the host that is covered.
+    pub at: PathBuf,
 }
 
 /// Capabilities (capabilities(7)) of a container's root, in its user namespace: Docker's default set, or less. There is no way to more.
@@ -147,6 +158,9 @@ pub struct Limits {
     pub pids: Option<u64>,
     /// RLIMIT_NOFILE.
     pub nofile: Option<u64>,
+    /// Bytes that may be written to the root; whoever makes the root holds to it, with a [`crate::Disk`].
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
 }
 
 /// Descriptors that go with a request.
@@ -154,6 +168,8 @@ pub struct Limits {
 pub struct SpawnFds {
     /// The network namespace, for [`Network::Namespace`].
     pub netns: Option<OwnedFd>,
+    /// [`crate::Disk::mount`], for [`ProcessSpec::disk`]: kept by the spawner until the process is forgotten.
+    pub disk: Option<OwnedFd>,
     /// Descriptors the process finds at these numbers (>= 3).
     pub inherit: Vec<(i32, OwnedFd)>,
 }

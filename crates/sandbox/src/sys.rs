@@ -355,6 +355,71 @@ pub(crate) fn install_seccomp(program: &[BpfInstruction]) -> io::Result<()> {
     Ok(())
 }
 
+/// The number of a loop device that nobody uses at the moment (loop(4)).
+pub(crate) fn free_loop_device(control: BorrowedFd<'_>) -> io::Result<u32> {
+    const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
+    // SAFETY: takes no argument.
+    let number = check(libc::c_long::from(unsafe {
+        libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE)
+    }))?;
+    Ok(number as u32)
+}
+
+/// Makes a free loop device show `file`, past the page cache where possible, until its last user is gone. EBUSY: not free any more.
+pub(crate) fn configure_loop_device(
+    device: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+) -> io::Result<()> {
+    const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
+    const LO_FLAGS_AUTOCLEAR: u32 = 4;
+    const LO_FLAGS_DIRECT_IO: u32 = 16;
+    /// `struct loop_config` with its `struct loop_info64` (linux/loop.h).
+    #[repr(C)]
+    struct Config {
+        fd: u32,
+        block_size: u32,
+        device: [u64; 3],
+        offset: u64,
+        size_limit: u64,
+        number: u32,
+        encryption: [u32; 2],
+        flags: u32,
+        names: [u8; 64 + 64 + 32],
+        init: [u64; 2],
+        reserved: [u64; 8],
+    }
+    let config = Config {
+        fd: file.as_raw_fd() as u32,
+        block_size: 4096,
+        device: [0; 3],
+        offset: 0,
+        size_limit: 0,
+        number: 0,
+        encryption: [0; 2],
+        flags: LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO,
+        names: [0; 160],
+        init: [0; 2],
+        reserved: [0; 8],
+    };
+    // SAFETY: `config` is laid out as struct loop_config and lives through the call.
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config)
+    }))?;
+    Ok(())
+}
+
+/// Ends an ext4 file system where it stands: what is not written out yet is dropped (EXT4_IOC_SHUTDOWN, linux/ext4.h).
+pub(crate) fn shut_down_ext4(file: BorrowedFd<'_>) -> io::Result<()> {
+    const EXT4_IOC_SHUTDOWN: libc::Ioctl = 0x8004_587d;
+    const EXT4_GOING_FLAGS_NOLOGFLUSH: u32 = 2;
+    let flags = EXT4_GOING_FLAGS_NOLOGFLUSH;
+    // SAFETY: the kernel reads one u32, which lives through the call.
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(file.as_raw_fd(), EXT4_IOC_SHUTDOWN, &raw const flags)
+    }))?;
+    Ok(())
+}
+
 /// A Landlock rule set that restricts nothing but the reach of signals and of abstract Unix sockets. `None`: not with this kernel (Linux 6.12).
 pub(crate) fn landlock_scopes() -> io::Result<Option<OwnedFd>> {
     const CREATE_RULESET_VERSION: u32 = 1;

@@ -217,6 +217,7 @@ impl Process {
                 nofile: Some(inner.config.nofile),
             },
             stdin_pipe: false,
+            disk: None,
             capabilities: wharf_sandbox::Capabilities::NONE,
         };
         let fds = SpawnFds {

@@ -6,7 +6,8 @@ use super::mapped::{self, Covers};
 use super::rooted::{self, Kind};
 use super::{Failure, Step};
 use crate::cgroup::Cgroup;
-use crate::spec::Mount;
+use crate::disk;
+use crate::spec::{DiskMount, Mount};
 use crate::userns::UserNamespace;
 use crate::{overlay, sys};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
@@ -65,15 +66,29 @@ const DEVICES: [(&str, u32, u32); 6] = [
     ("tty", 5, 0),
 ];
 
+/// What a root is made of.
+pub(super) struct Parts<'a> {
+    pub(super) lower: &'a [PathBuf],
+    pub(super) upper: &'a Path,
+    pub(super) work: &'a Path,
+    /// Where `upper` and `work` are.
+    pub(super) disk: Option<&'a DiskMount>,
+    pub(super) extra: &'a [Mount],
+}
+
 /// Makes the root, fills it, and makes it `/`.
 pub(super) fn enter_root(
-    lower: &[PathBuf],
-    upper: &Path,
-    work: &Path,
-    extra: &[Mount],
+    parts: &Parts<'_>,
     cgroup: &Cgroup,
     users: Option<&UserNamespace>,
 ) -> Result<(), Failure> {
+    let Parts {
+        lower,
+        upper,
+        work,
+        disk,
+        extra,
+    } = *parts;
     mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
@@ -81,10 +96,14 @@ pub(super) fn enter_root(
     .step(|| "making mounts private".to_owned())?;
     let sources = open_sources(extra, users)?;
     if let Some(users) = users {
-        let paths = lower.iter().map(PathBuf::as_path).chain([upper, work]);
+        let writable = [upper, work].into_iter().filter(|_| disk.is_none());
+        let paths = lower.iter().map(PathBuf::as_path).chain(writable);
         Covers::over_parents(paths, users.as_fd())
             .and_then(Covers::attach)
             .step(|| "mapping the root file system's ids".to_owned())?;
+    }
+    if let Some(disk) = disk {
+        mount_disk(disk, users).step(|| format!("mounting the disk {}", disk.device.display()))?;
     }
     let root =
         mount_root(lower, upper, work).step(|| "mounting the root file system".to_owned())?;
@@ -114,6 +133,15 @@ pub(super) fn enter_root(
     rustix::process::pivot_root(".", ".").step(|| "pivot_root".to_owned())?;
     unmount(".", UnmountFlags::DETACH).step(|| "leaving the host's file system".to_owned())?;
     rustix::process::chdir("/").step(|| "entering the root file system".to_owned())
+}
+
+/// Another mount of the disk, with ids of its own.
+fn mount_disk(disk: &DiskMount, users: Option<&UserNamespace>) -> io::Result<()> {
+    let mount = disk::mount_device(&disk.device)?;
+    if let Some(users) = users {
+        mapped::map(mount.as_fd(), users.as_fd(), false, &disk.device)?;
+    }
+    attach(mount.as_fd(), open_directory(CWD, &disk.at)?.as_fd())
 }
 
 /// Attached on top of `upper`: a directory that surely exists, and is covered only in this namespace.

@@ -9,6 +9,7 @@ use super::protocol::{
 };
 use super::{Exit, Process, SpawnError, SpawnerConfig, Survivor};
 use crate::IdRanges;
+use crate::cgroup::Usage;
 use crate::spec::{ProcessSpec, SpawnFds};
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -115,7 +116,12 @@ impl Spawner {
         let link = self.live().await?;
         let netns = fds.netns.is_some();
         let (inherit, inherited): (Vec<i32>, Vec<OwnedFd>) = fds.inherit.into_iter().unzip();
-        let descriptors = fds.netns.into_iter().chain(inherited).collect();
+        let descriptors = fds
+            .netns
+            .into_iter()
+            .chain(fds.disk)
+            .chain(inherited)
+            .collect();
         let body = RequestBody::Spawn {
             spec: Box::new(spec.clone()),
             netns,
@@ -174,6 +180,18 @@ impl Spawner {
         self.current()
             .done(RequestBody::Kill { id: id.to_owned() })
             .await
+    }
+
+    /// What the process and all that it started has used: now, or, after the end until [`Spawner::forget`], altogether.
+    pub async fn usage(&self, id: &str) -> Result<Usage, SpawnError> {
+        match self
+            .current()
+            .call(RequestBody::Usage { id: id.to_owned() }, Vec::new())
+            .await?
+        {
+            (ReplyBody::Usage(usage), _) => Ok(usage),
+            (other, _) => Err(unexpected(other)),
+        }
     }
 
     /// Lets go of an ended process: its exit is dropped, its cgroup removed.
@@ -536,12 +554,15 @@ async fn greet(mut wire: Wire) -> io::Result<Option<(Link, Vec<Survivor>)>> {
         else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "no survivor"));
         };
+        let mut streams = streams;
+        let disk = (streams.len() > 2).then(|| streams.remove(2));
         let process = process(id.clone(), pid, streams).map_err(io::Error::other)?;
         state.exits.insert(id, watch::Sender::new(exit));
         survivors.push(Survivor {
             label,
             process,
             exit,
+            disk,
         });
     }
     let (sender, queue) = mpsc::unbounded_channel();

@@ -36,6 +36,7 @@ pub(super) struct Walls {
 /// Descriptors that came with the request.
 pub(super) struct Given {
     pub(super) netns: Option<OwnedFd>,
+    pub(super) disk: Option<OwnedFd>,
     pub(super) inherit: Vec<(i32, OwnedFd)>,
 }
 
@@ -54,6 +55,11 @@ pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
     if (spec.network == Network::Namespace) != given.netns.is_some() {
         return Err(
             "a network namespace must be given exactly when the process is to use one".to_owned(),
+        );
+    }
+    if spec.disk.is_some() != given.disk.is_some() {
+        return Err(
+            "a disk's mount must be given exactly when the process is to use one".to_owned(),
         );
     }
     let mut numbers: Vec<i32> = given.inherit.iter().map(|(number, _)| *number).collect();

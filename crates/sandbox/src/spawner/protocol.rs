@@ -4,6 +4,7 @@
 //! with the frame's first byte, so they arrive before the frame is complete, and in order.
 
 use super::Exit;
+use crate::cgroup::Usage;
 use crate::spec::ProcessSpec;
 use rustix::io::Errno;
 use rustix::net::{
@@ -37,7 +38,7 @@ pub(super) struct Request {
 pub(super) enum RequestBody {
     /// The first one: from now on this is the daemon. Answered by [`Message::Welcome`].
     Hello,
-    /// Descriptors: the network namespace if `netns`, then one per number in `inherit`.
+    /// Descriptors: the network namespace if `netns`, the disk's mount if the request has a disk, then one per number in `inherit`.
     Spawn {
         spec: Box<ProcessSpec>,
         netns: bool,
@@ -48,6 +49,9 @@ pub(super) enum RequestBody {
         signal: i32,
     },
     Kill {
+        id: String,
+    },
+    Usage {
         id: String,
     },
     Forget {
@@ -65,7 +69,7 @@ pub(super) enum Message {
         pid: u32,
         survivors: usize,
     },
-    /// Descriptors: standard output, standard error.
+    /// Descriptors: standard output, standard error, the disk's mount if there is one.
     Survivor {
         id: String,
         label: String,
@@ -99,6 +103,7 @@ pub(super) enum ReplyBody {
     Failed {
         message: String,
     },
+    Usage(Usage),
     /// Whether the signal found a process.
     Signalled(bool),
     Done,

@@ -14,7 +14,7 @@ mod processes;
 use super::Exit;
 use super::launch::Walls;
 use super::protocol::{Inbox, Outbox, ReplyBody};
-use crate::cgroup::{Cgroup, Manager};
+use crate::cgroup::{Cgroup, Manager, Usage};
 use crate::userns::{Pool, UserNamespace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -76,6 +76,9 @@ struct Entry {
     cgroup: Cgroup,
     /// Until nothing of it lives.
     users: Option<UserNamespace>,
+    disk: Option<OwnedFd>,
+    /// At the end, as its cgroup is gone by then.
+    usage: Option<Usage>,
     state: State,
     abandoned: bool,
 }

@@ -75,12 +75,14 @@ impl Place {
             mounts: vec![],
             limits: Limits::default(),
             stdin_pipe: false,
+            disk: None,
             capabilities: Capabilities::default(),
         };
         (
             spec,
             SpawnFds {
                 netns: Some(netns()),
+                disk: None,
                 inherit: vec![],
             },
         )
@@ -129,6 +131,7 @@ impl Place {
             mounts: vec![],
             limits: Limits::default(),
             stdin_pipe: false,
+            disk: None,
             capabilities: Capabilities::default(),
         }
     }

@@ -14,7 +14,7 @@ impl Server {
     pub(super) fn spawn(
         &mut self,
         spec: &crate::spec::ProcessSpec,
-        given: &Given,
+        mut given: Given,
         requester: Requester,
     ) -> Result<(), ReplyBody> {
         let refuse = |message: String| ReplyBody::Refused {
@@ -26,7 +26,7 @@ impl Server {
                 message: "the spawner is ending".to_owned(),
             });
         }
-        launch::check(spec, given).map_err(refuse)?;
+        launch::check(spec, &given).map_err(refuse)?;
         if self.entries.contains_key(&spec.id) {
             return Err(refuse(format!(
                 "a process with the id {} exists already",
@@ -34,7 +34,7 @@ impl Server {
             )));
         }
         let launched =
-            launch::launch(&self.manager, &mut self.walls, spec, given).map_err(|e| {
+            launch::launch(&self.manager, &mut self.walls, spec, &given).map_err(|e| {
                 ReplyBody::Failed {
                     message: format!("starting process {}: {e}", spec.id),
                 }
@@ -53,6 +53,8 @@ impl Server {
             stderr: launched.stderr,
             cgroup: launched.cgroup,
             users: launched.users,
+            disk: given.disk.take(),
+            usage: None,
             state,
             abandoned: false,
         };
@@ -71,6 +73,18 @@ impl Server {
             Ok(found) => ReplyBody::Signalled(found),
             Err(error) => ReplyBody::Failed {
                 message: format!("signal {signal} to process {id}: {error}"),
+            },
+        }
+    }
+
+    pub(super) fn usage(&self, id: &str) -> ReplyBody {
+        let Some(entry) = self.entries.get(id) else {
+            return no_such(id);
+        };
+        match entry.usage.clone().map_or_else(|| entry.cgroup.usage(), Ok) {
+            Ok(usage) => ReplyBody::Usage(usage),
+            Err(error) => ReplyBody::Failed {
+                message: format!("the usage of process {id}: {error}"),
             },
         }
     }
@@ -205,7 +219,10 @@ impl Server {
         }
         if let Outcome::Exit(exit) = outcome {
             match entry.cgroup.oom_kills() {
-                Ok(kills) => exit.oom_killed |= kills > 0,
+                Ok(kills) => {
+                    exit.oom_killed |= kills > 0;
+                    entry.usage = Some(entry.cgroup.usage()?);
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {} // Read in an earlier round, removed since.
                 Err(error) => return Err(error),
             }

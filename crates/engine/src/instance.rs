@@ -2,7 +2,7 @@
 
 use crate::lifecycle::{Answer, Effect, Event, Machine, State, Token, Until};
 use crate::record::{Fixed, Label, Progress, Record, process_id};
-use crate::{EngineError, Shared, log, now_ms};
+use crate::{EngineError, Shared, Usage, log, now_ms};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,15 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use wharf_net::Target;
-use wharf_sandbox::{Exit, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds};
+use wharf_sandbox::{
+    Disk, DiskMount, DiskUsage, Exit, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds,
+    Spawner,
+};
 
 /// How long an exit waits for the rest of the output. Its processes are dead, so the pipes end as soon as they are read empty.
 const DRAIN: Duration = Duration::from_secs(1);
+/// Directory in an instance's own where its disk is mounted, for its process alone.
+pub(crate) const DISK: &str = "disk";
 /// Requests that may wait for one instance.
 const QUEUE: usize = 64;
 
@@ -34,6 +39,8 @@ pub(crate) struct Handle {
     pub(crate) dir: PathBuf,
     pub(crate) view: watch::Receiver<View>,
     pub(crate) network: Mutex<Option<wharf_net::Network>>,
+    /// What it writes is here; without, in its directory.
+    pub(crate) disk: Option<Arc<Disk>>,
     /// Whether its owner has asked for it since this daemon has it.
     pub(crate) touched: AtomicBool,
     requests: mpsc::Sender<Request>,
@@ -69,6 +76,33 @@ impl Handle {
         network.clone()
     }
 
+    /// Where `upper` and `work` are, for this process.
+    pub(crate) fn writable(&self) -> PathBuf {
+        match &self.disk {
+            Some(disk) => disk.path(),
+            None => self.dir.clone(),
+        }
+    }
+
+    /// What it uses, or has used in the end.
+    pub(crate) async fn usage(&self, spawner: &Spawner) -> Option<Usage> {
+        let view = self.view.borrow().clone();
+        if !view.state.is_live() {
+            return view.progress.usage;
+        }
+        let id = process_id(&self.fixed.id, view.progress.generation);
+        // Not started yet, or gone by now.
+        let process = spawner.usage(&id).await.ok()?;
+        Some(Usage::new(process, self.disk_usage()))
+    }
+
+    fn disk_usage(&self) -> Option<DiskUsage> {
+        let usage = self.disk.as_ref()?.usage();
+        usage
+            .inspect_err(|error| tracing::warn!(instance = self.fixed.id, %error, "disk's usage"))
+            .ok()
+    }
+
     fn set_network(&self, network: Option<wharf_net::Network>) {
         *self.network.lock().unwrap_or_else(PoisonError::into_inner) = network;
     }
@@ -84,6 +118,7 @@ enum Happening {
     Exited {
         generation: u64,
         result: Result<Exit, SpawnError>,
+        usage: Option<wharf_sandbox::Usage>,
     },
     GraceElapsed {
         generation: u64,
@@ -117,6 +152,7 @@ impl Instance {
         state: State,
         network: Option<wharf_net::Network>,
         own_network: bool,
+        disk: Option<Arc<Disk>>,
     ) -> Self {
         let Record { fixed, progress } = record;
         let (view_sender, view) = watch::channel(View {
@@ -134,6 +170,7 @@ impl Instance {
                 dir,
                 view,
                 network: Mutex::new(network),
+                disk,
                 touched: AtomicBool::new(false),
                 requests: requests_sender,
             }),
@@ -235,12 +272,17 @@ impl Instance {
     fn event_of(&mut self, happening: Happening) -> Option<Event> {
         match happening {
             Happening::Spawned { generation, result } => Some(self.spawned(generation, result)),
-            Happening::Exited { generation, result } => {
+            Happening::Exited {
+                generation,
+                result,
+                usage,
+            } => {
                 let exit = result.unwrap_or_else(|error| {
                     self.progress.error = Some(format!("its end was not seen: {error}"));
                     unseen_exit()
                 });
                 self.ended(exit);
+                self.account(exit, usage);
                 Some(Event::Exited { generation, exit })
             }
             Happening::GraceElapsed { generation } => Some(Event::GraceElapsed { generation }),
@@ -294,6 +336,22 @@ impl Instance {
         }
     }
 
+    /// Keeps what the ended process has used, and says so if a limit had a part in its end.
+    fn account(&mut self, exit: Exit, usage: Option<wharf_sandbox::Usage>) {
+        let Some(process) = usage else { return };
+        let usage = Usage::new(process, self.handle.disk_usage());
+        if let Some(reason) = usage.explain(exit, &self.fixed().limits) {
+            tracing::warn!(
+                application = self.fixed().application.as_ref().map(|a| a.name.as_str()),
+                name = self.fixed().name,
+                code = exit.code,
+                "instance ended: {reason}"
+            );
+            self.progress.error.get_or_insert(reason);
+        }
+        self.progress.usage = Some(usage);
+    }
+
     fn ended(&mut self, exit: Exit) {
         self.pid = None;
         self.progress.exit = Some(exit);
@@ -319,7 +377,17 @@ impl Instance {
             let result = spawner.wait(&id).await;
             // A program that handed its output to something outside its cgroup must not hold up its own end.
             let _ = tokio::time::timeout(DRAIN, output).await;
-            let _ = happens.send(Happening::Exited { generation, result });
+            let usage = spawner.usage(&id).await;
+            let usage = usage
+                .inspect_err(
+                    |error| tracing::warn!(process = id, %error, "what it used is not known"),
+                )
+                .ok();
+            let _ = happens.send(Happening::Exited {
+                generation,
+                result,
+                usage,
+            });
         });
     }
 
@@ -421,6 +489,14 @@ impl Instance {
             Effect::CleanUp => {
                 self.handle.set_network(None);
                 discard(&self.handle.dir);
+                if let Some(disk) = self.handle.disk.clone() {
+                    let id = self.fixed().id.clone();
+                    tokio::task::spawn_blocking(move || {
+                        if let Err(error) = disk.discard() {
+                            tracing::warn!(instance = id, %error, "its disk ends only with its last user");
+                        }
+                    });
+                }
                 self.shared.table().remove(&self.fixed().id);
                 return Some(Event::Cleaned);
             }
@@ -475,7 +551,7 @@ async fn start_process(
     let fixed = &handle.fixed;
     if !first {
         // overlayfs wants an empty work directory; the kernel leaves its own folder in a used one.
-        renew(&handle.dir.join("work")).map_err(|e| failed("work directory", &e))?;
+        renew(&handle.writable().join("work")).map_err(|e| failed("work directory", &e))?;
     }
     let label = Label {
         id: fixed.id.clone(),
@@ -488,6 +564,15 @@ async fn start_process(
         target: target.into(),
         content,
     };
+    // In the process's mount namespace the disk is mounted there.
+    let at = match &handle.disk {
+        Some(_) => handle.dir.join(DISK),
+        None => handle.dir.clone(),
+    };
+    let disk = handle.disk.as_ref().map(|disk| DiskMount {
+        device: disk.device().to_owned(),
+        at: at.clone(),
+    });
     let spec = ProcessSpec {
         id: process_id(&fixed.id, generation),
         label: label.encode().map_err(|e| failed("label", &e))?,
@@ -497,8 +582,8 @@ async fn start_process(
         user: fixed.user.clone(),
         root: Root::Overlay {
             lower: fixed.lower.clone(),
-            upper: handle.dir.join("upper"),
-            work: handle.dir.join("work"),
+            upper: at.join("upper"),
+            work: at.join("work"),
         },
         network: wharf_sandbox::Network::Namespace,
         mounts: vec![
@@ -509,13 +594,15 @@ async fn start_process(
         hostname: Some(hostname),
         limits: fixed.limits.clone(),
         stdin_pipe: false,
-        disk: None,
+        disk,
         capabilities: wharf_sandbox::Capabilities::default(),
     };
     let netns = network.namespace().map_err(|e| failed("network", &e))?;
+    let mount = handle.disk.as_ref().map(|d| d.mount().try_clone_to_owned());
+    let mount = mount.transpose().map_err(|e| failed("disk", &e))?;
     let fds = SpawnFds {
         netns: Some(netns),
-        disk: None,
+        disk: mount,
         inherit: Vec::new(),
     };
     let process = shared.spawner.spawn(&spec, fds).await?;

@@ -30,6 +30,8 @@ pub(crate) struct Fixed {
     pub(crate) stop_signal: i32,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) limits: Limits,
+    /// Of its disk, if it has one.
+    pub(crate) device: Option<PathBuf>,
     pub(crate) created_ms: i64,
 }
 
@@ -49,6 +51,9 @@ pub(crate) struct Progress {
     pub(crate) finished_ms: Option<i64>,
     /// How the last process ended; `None` while one runs or before the first.
     pub(crate) exit: Option<Exit>,
+    /// Of the last process.
+    #[serde(default)]
+    pub(crate) usage: Option<crate::Usage>,
     /// Why it did not start, or what else is to be known of its end.
     pub(crate) error: Option<String>,
 }

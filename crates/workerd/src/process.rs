@@ -215,6 +215,7 @@ impl Process {
                 cpu_millis: None,
                 pids: Some(inner.config.pids),
                 nofile: Some(inner.config.nofile),
+                disk_bytes: None,
             },
             stdin_pipe: false,
             disk: None,
@@ -222,6 +223,7 @@ impl Process {
         };
         let fds = SpawnFds {
             netns: None,
+            disk: None,
             inherit: vec![(CONTROL_FD, OwnedFd::from(control_write))],
         };
         let spawned = inner.spawner.spawn(&spec, fds).await?;

@@ -239,6 +239,7 @@ fn limits(application: &Limits, host: &HostConfig) -> Limits {
         cpu_millis: lower(application.cpu_millis, host.nano_cpus, 1_000_000),
         pids: lower(application.pids, host.pids_limit, 1),
         nofile: application.nofile,
+        disk_bytes: application.disk_bytes,
     }
 }
 

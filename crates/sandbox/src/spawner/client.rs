@@ -189,7 +189,7 @@ impl Spawner {
             .call(RequestBody::Usage { id: id.to_owned() }, Vec::new())
             .await?
         {
-            (ReplyBody::Usage(usage), _) => Ok(usage),
+            (ReplyBody::Usage(usage), _) => Ok(*usage),
             (other, _) => Err(unexpected(other)),
         }
     }

@@ -103,7 +103,7 @@ pub(super) enum ReplyBody {
     Failed {
         message: String,
     },
-    Usage(Usage),
+    Usage(Box<Usage>),
     /// Whether the signal found a process.
     Signalled(bool),
     Done,

@@ -255,6 +255,9 @@ async fn serve(
         }
     }
     supervisor.set_all(scripts);
+    for application in store.applications()? {
+        engine.expect_disks(sockets::disk_bytes(application.limits().disk_mb));
+    }
     let operator = sockets::operator(&node, spawner, stopping.wait())?;
     let control_task = tokio::spawn(
         axum::serve(control, effects::control_router(&node))
@@ -265,6 +268,12 @@ async fn serve(
     let housekeeping = tokio::spawn(housekeeping::run(node.clone()));
     if let Some(warning) = wharf_sandbox::cgroup::describe().warning() {
         tracing::warn!("{warning}");
+    }
+    if let Some(reason) = engine.disks_unsupported() {
+        tracing::warn!(
+            "this machine does not hold instances to their disk_mb: {reason}; until that is mended, containers can fill the disk of {}",
+            config.data_dir.display()
+        );
     }
     if config.containers.ids().is_none() {
         tracing::warn!(

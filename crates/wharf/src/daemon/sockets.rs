@@ -159,11 +159,17 @@ impl StoredApplications {
                 cpu_millis: Some(((limits.vcpu * 1000.0) as u64).max(10)),
                 pids: Some(PIDS_PER_INSTANCE),
                 nofile: None,
+                disk_bytes: Some(disk_bytes(limits.disk_mb)),
             },
             max_instances: application.max_instances,
             variables: variables.map(|(k, v)| (k.to_owned(), v)).to_vec(),
         })
     }
+}
+
+/// What an instance may write: `disk_mb` is in units of 10^6 bytes.
+pub(super) fn disk_bytes(disk_mb: u64) -> u64 {
+    disk_mb.saturating_mul(1_000_000)
 }
 
 /// Processes and threads that one instance may have: enough for a JVM or Chromium, too few for a fork bomb to hurt the node.

@@ -82,7 +82,7 @@ impl Server {
             return no_such(id);
         };
         match entry.usage.clone().map_or_else(|| entry.cgroup.usage(), Ok) {
-            Ok(usage) => ReplyBody::Usage(usage),
+            Ok(usage) => ReplyBody::Usage(Box::new(usage)),
             Err(error) => ReplyBody::Failed {
                 message: format!("the usage of process {id}: {error}"),
             },

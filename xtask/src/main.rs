@@ -2,6 +2,7 @@
 
 mod base_image;
 mod bench;
+mod conformance;
 mod debian;
 mod demo;
 mod guest;
@@ -38,6 +39,9 @@ enum Verb {
     },
     /// Run the sandbox's tests on Debian's own kernel with cgroup v2 alone, in an emulated machine
     Guest,
+    /// Run a suite that others wrote, from a folder outside the repository
+    #[command(subcommand)]
+    Conformance(conformance::Suite),
     /// Print figures, each beside the same work done without Wharf
     Bench(bench::Options),
     /// Install what the other tasks need into target/tools: workerd, wrangler, what the examples import, Debian packages
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Verb::Demo(options) => demo::run(&options),
         Verb::Test { filter } => test::run(&filter),
         Verb::Guest => guest::run_tests(),
+        Verb::Conformance(suite) => conformance::run(&suite),
         Verb::Bench(options) => bench::run(&options),
         Verb::Setup => setup::everything(),
         Verb::BaseImage { kind } => {

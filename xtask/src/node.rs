@@ -1,4 +1,4 @@
-//! A node of this checkout for demo and bench: built, started, deployed to, and ended with nothing left.
+//! A node of this checkout for demo, bench and conformance: built, started, deployed to, and ended with nothing left.
 
 use crate::progress::{run, step};
 use crate::{interrupt, setup};
@@ -25,6 +25,11 @@ pub(crate) fn check_port(address: SocketAddr, option: &str) -> Result<()> {
             "{address} can't be used: {e}; stop what listens there (`ss -ltnp`), or choose another with {option}"
         ),
     }
+}
+
+/// An address on loopback that nobody listens on now.
+pub(crate) fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
 }
 
 /// How to build the wharf executable.
@@ -100,13 +105,24 @@ impl Node {
         std::fs::read_to_string(self.data_dir.join("log")).unwrap_or_default()
     }
 
+    /// The operator's socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.data_dir.join("run/wharf.sock")
+    }
+
+    /// The `wharf` command for this node.
+    pub(crate) fn wharf(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.arg("--data-dir").arg(&self.data_dir);
+        command
+    }
+
     /// `wharf wrangler deploy` of a project, exactly as a user runs it.
     pub(crate) fn deploy(&self, project: &Path) -> Result<()> {
         let wrangler = setup::tools()?.wrangler;
         let deployed = step(&format!("wrangler deploy ({})", wrangler.version), || {
-            run(Command::new(&self.binary)
-                .arg("--data-dir")
-                .arg(&self.data_dir)
+            run(self
+                .wharf()
                 .args(["wrangler", "deploy"])
                 .current_dir(project)
                 .env("PATH", wrangler.path()))

@@ -6,6 +6,7 @@
 mod errors;
 mod json;
 pub mod operator;
+mod peer;
 pub mod script;
 mod serve;
 

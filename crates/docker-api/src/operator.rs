@@ -5,6 +5,7 @@
 
 mod build;
 mod containers;
+mod filters;
 mod images;
 
 use crate::errors::ApiError;
@@ -35,6 +36,8 @@ pub type CheckPassword = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 pub struct Operator {
     /// Instances.
     pub engine: Engine,
+    /// Networks for the operator's own containers.
+    pub networks: wharf_net::Networks,
     /// Images.
     pub images: ImageStore,
     /// Builds.
@@ -47,6 +50,8 @@ pub struct Operator {
 
 /// The routes of the operator socket. A leading `/v1.NN` is accepted and ignored.
 pub fn router(operator: Operator) -> Router {
+    let containers =
+        crate::script::operator_routes(operator.engine.clone(), operator.networks.clone());
     let inner = Router::new()
         .route("/_ping", get(async || "OK").head(async || ()))
         .route("/version", get(version))
@@ -59,14 +64,15 @@ pub fn router(operator: Operator) -> Router {
             get(images::get).post(images::post).delete(images::delete),
         )
         .route("/containers/json", get(containers::list))
-        .route("/containers/{id}/json", get(containers::inspect))
-        .route("/containers/{id}/logs", get(containers::logs))
+        .route("/containers/{name}/logs", get(containers::logs))
         .route("/build", post(build::with_uploaded_context))
         .route("/wharf/build", post(build::build))
         .route("/wharf/manifest", get(images::manifest))
         .fallback(async || ApiError::page_not_found())
+        .method_not_allowed_fallback(async || ApiError::page_not_found())
         .layer(DefaultBodyLimit::max(MAX_JSON))
-        .with_state(operator);
+        .with_state(operator)
+        .merge(containers);
     Router::new().fallback(async move |request: Request| match strip_version(request) {
         Ok(request) => inner.oneshot(request).await.into_response(),
         Err(e) => e.into_response(),

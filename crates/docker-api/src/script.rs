@@ -1,17 +1,20 @@
-//! The socket of one workerd process: the socket is the caller's identity. Serves what workerd calls and nothing else (contract: workerd, 1.2 and 1.3).
+//! What workerd calls (contract: workerd, 1.2 and 1.3). On a socket of one workerd process, this and nothing else: the socket is the caller's identity.
+//! On the operator's socket it is part of the whole dialect ([`crate::operator`]), for workerd under `wrangler dev` and for Docker clients.
+//! What a caller may have is decided in [`admission`].
 //!
 //! A Durable Object's container `C` comes as two: first the sidecar `C-proxy`, which is no container here but a [`wharf_net::Network`] with its ingress,
-//! then `C` itself, which joins the sidecar's network. Sidecars live in this router (one workerd process), so they are gone with it, except
-//! those that a container uses: the engine holds their network.
+//! then `C` itself, which joins the sidecar's network. Sidecars live in this router. On a process's own socket
+//! they are gone with it, except those that a container uses: the engine holds their network.
 
 use crate::errors::ApiError;
 use crate::json;
+use crate::peer::Peer;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
@@ -23,15 +26,23 @@ use std::sync::Arc;
 use wharf_engine::lifecycle::Until;
 use wharf_engine::{Engine, Owner};
 
+mod admission;
 mod create;
+pub mod prelude;
 mod sidecar;
+mod start_options;
 
+use admission::Admission;
 use sidecar::Sidecars;
+pub use start_options::{START_VARIABLE, cpu_millis};
 
 /// The `imageName` that workerd's configuration names for each container class: the application's present image.
 pub const APPLICATION_IMAGE: &str = "wharf:application";
-/// The label that keeps the image name which workerd asked for.
-const ASKED_IMAGE_LABEL: &str = "wharf.image";
+/// The label that keeps the image name which workerd asked for. Longer than an object's own label can be.
+const ASKED_IMAGE_LABEL: &str = "dev.wharf.asked-image";
+/// What the platform says to an object that it has no container for.
+const NO_INSTANCE: &str =
+    "there is no container instance that can be provided to this durable object";
 /// Largest request body.
 const MAX_BODY: usize = 4 << 20;
 
@@ -46,6 +57,8 @@ pub struct ApplicationInfo {
     pub image: String,
     /// Limits.
     pub limits: wharf_engine::Limits,
+    /// Limit of the disk, MB (10^6 bytes).
+    pub disk_mb: Option<u64>,
     /// Most instances at a time.
     pub max_instances: u32,
     /// Values of the CLOUDFLARE_* variables (`CLOUDFLARE_APPLICATION_ID`, ...), to replace workerd's placeholders.
@@ -67,15 +80,31 @@ pub trait Applications: Send + Sync + 'static {
 /// What the handlers of one socket share.
 pub(crate) struct Shared {
     owner: Owner,
-    script: String,
     engine: Engine,
     networks: wharf_net::Networks,
-    applications: Arc<dyn Applications>,
-    sidecars: Sidecars,
+    admission: Admission,
+    sidecars: Arc<Sidecars>,
 }
 
 type Context = State<Arc<Shared>>;
 type Answer = Result<Response, ApiError>;
+
+impl Shared {
+    /// What a start's failure is to the Worker.
+    fn note_failure(&self, name: &str, token: Option<String>, error: &ApiError) {
+        if error.status == StatusCode::NOT_MODIFIED {
+            return;
+        }
+        let reason = match error.status {
+            // @cloudflare/containers knows this sentence: it waits for its turn, and then answers 503.
+            StatusCode::SERVICE_UNAVAILABLE => format!("{NO_INSTANCE}: {}", error.message),
+            _ => error.message.clone(),
+        };
+        self.engine.note_failure(&self.owner, name, token, reason);
+        // Nothing will ever listen in it: whoever asks is not to wait.
+        self.sidecars.give_up(&format!("{name}-proxy"));
+    }
+}
 
 /// The routes for one script.
 pub fn router(
@@ -86,12 +115,36 @@ pub fn router(
 ) -> Router {
     let shared = Shared {
         owner: Owner::Script(script.clone()),
-        script,
         engine,
         networks,
-        applications,
-        sidecars: Sidecars::default(),
+        admission: Admission::Script {
+            script,
+            applications,
+        },
+        sidecars: Arc::default(),
     };
+    routes()
+        .merge(snapshot_images())
+        .fallback(page_not_found)
+        .method_not_allowed_fallback(page_not_found)
+        .layer(axum::middleware::from_fn(refuse_long_bodies))
+        .with_state(Arc::new(shared))
+}
+
+/// The same routes for the operator, who may have what it asks for; without those of images, which are the operator's own.
+pub(crate) fn operator_routes(engine: Engine, networks: wharf_net::Networks) -> Router {
+    let shared = Shared {
+        owner: Owner::Operator,
+        engine,
+        networks,
+        admission: Admission::Operator,
+        sidecars: Arc::default(),
+    };
+    routes().with_state(Arc::new(shared))
+}
+
+/// The routes that every caller has.
+fn routes() -> Router<Arc<Shared>> {
     Router::new()
         .route("/volumes", get(volumes))
         .route("/networks/bridge", get(bridge))
@@ -103,11 +156,7 @@ pub fn router(
         .route("/containers/{name}/kill", post(kill))
         .route("/containers/{name}/wait", post(wait))
         .merge(unsupported())
-        .fallback(page_not_found)
-        .method_not_allowed_fallback(page_not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(axum::middleware::from_fn(refuse_long_bodies))
-        .with_state(Arc::new(shared))
 }
 
 /// What workerd can call and this Wharf cannot do: each names the feature as the Worker's author knows it.
@@ -141,6 +190,14 @@ fn unsupported() -> Router<Arc<Shared>> {
         .route("/volumes/create", post(directory_snapshots))
         .route("/volumes/{name}", get(directory_snapshots))
         .route("/commit", post(container_snapshots))
+}
+
+/// A script sees no images but its snapshots.
+fn snapshot_images() -> Router<Arc<Shared>> {
+    async fn container_snapshots(_: Bytes) -> ApiError {
+        ApiError::unsupported("snapshotContainer()")
+    }
+    Router::new()
         .route("/images/{name}/json", get(container_snapshots))
         .route("/images/{name}", delete(container_snapshots))
 }
@@ -176,14 +233,14 @@ async fn bridge() -> Response {
     .into_response()
 }
 
-/// `Some(C)` for `C-proxy`. A container's own name ends with an object id, so the two cannot be confused.
-fn sidecar_of(name: &str) -> Option<&str> {
-    name.strip_suffix("-proxy")
-}
-
-async fn inspect(State(shared): Context, Path(name): Path<String>) -> Answer {
-    if let Some(container) = sidecar_of(&name) {
-        let sidecar = shared.sidecar(&name, container).await?;
+async fn inspect(
+    State(shared): Context,
+    Path(name): Path<String>,
+    peer: Option<Extension<Peer>>,
+) -> Answer {
+    if shared.is_sidecar(&name).await {
+        let sidecar = shared.sidecar(&name).await?;
+        shared.tie_sidecar(&name, peer.map(|Extension(peer)| peer));
         return Ok(Json(sidecar.json(&name)).into_response());
     }
     let container = shared.engine.inspect(&shared.owner, &name).await?;
@@ -193,13 +250,16 @@ async fn inspect(State(shared): Context, Path(name): Path<String>) -> Answer {
 }
 
 async fn start(State(shared): Context, Path(name): Path<String>) -> Answer {
-    if sidecar_of(&name).is_some() {
+    if shared.is_sidecar(&name).await {
         return shared
             .sidecars
             .start(&name)
             .map(IntoResponse::into_response);
     }
-    shared.engine.start_instance(&shared.owner, &name).await?;
+    let started = shared.engine.start_instance(&shared.owner, &name).await;
+    started
+        .map_err(ApiError::from)
+        .inspect_err(|error| shared.note_failure(&name, None, error))?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -252,7 +312,7 @@ async fn remove(
     Path(name): Path<String>,
     Query(query): Query<RemoveQuery>,
 ) -> Answer {
-    if sidecar_of(&name).is_some() {
+    if shared.is_sidecar(&name).await {
         shared.sidecars.remove(&name)?;
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
@@ -281,7 +341,7 @@ async fn wait(
             )));
         }
     };
-    let code = if sidecar_of(&name).is_some() {
+    let code = if shared.is_sidecar(&name).await {
         // It ends only by its removal.
         shared.sidecars.removed(&name)?.await;
         137

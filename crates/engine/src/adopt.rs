@@ -17,7 +17,6 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use wharf_sandbox::{Disk, Exit, Process, Survivor};
 
@@ -183,17 +182,26 @@ async fn end(shared: &Shared, process_id: &str) {
     }
 }
 
-/// Removes an adopted instance whose owner has not asked for it within the bound.
-fn reap_if_forgotten(handle: Arc<Handle>, idle_ms: u64) {
+/// Removes an instance of a Durable Object for which nobody asks from now on within the bound: what its object has said
+/// (`setInactivityTimeout()`), or else the engine's.
+pub(crate) fn reap_if_forgotten(handle: Arc<Handle>, idle_ms: u64) {
+    let seen = handle.touch();
+    let idle_ms = handle
+        .view
+        .borrow()
+        .progress
+        .inactivity_ms
+        .unwrap_or(idle_ms);
     tokio::spawn(async move {
         tokio::time::sleep(Duration::from_millis(idle_ms)).await;
-        if handle.touched.load(Ordering::Relaxed) {
+        if handle.touches() != seen {
             return;
         }
         tracing::info!(
             instance = handle.fixed.id,
             name = handle.fixed.name,
-            "its owner has not come back: removed"
+            idle_ms,
+            "its object has not woken: removed"
         );
         // Gone already is as good.
         let _ = handle.ask(Ask::Remove { force: true }).await;

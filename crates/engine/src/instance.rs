@@ -1,16 +1,17 @@
 //! The task that owns one instance: it feeds the lifecycle machine with requests and with what happens, and carries out its effects.
 
-use crate::lifecycle::{Answer, Effect, Event, Machine, State, Token, Until};
+use crate::lifecycle::{Answer, Effect, Event, HardTimeout, Machine, State, Token, Until};
 use crate::record::{Fixed, Label, Progress, Record, process_id};
 use crate::{EngineError, Shared, Usage, log, now_ms};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use wharf_net::Target;
 use wharf_sandbox::{
     Disk, DiskMount, DiskUsage, Exit, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds,
@@ -41,19 +42,27 @@ pub(crate) struct Handle {
     pub(crate) network: Mutex<Option<wharf_net::Network>>,
     /// What it writes is here; without, in its directory.
     pub(crate) disk: Option<Arc<Disk>>,
-    /// Whether its owner has asked for it since this daemon has it.
-    pub(crate) touched: AtomicBool,
+    /// Counts what its owner asks for, and its being orphaned: who sees the same figure twice knows that nobody has asked in between.
+    touches: AtomicU64,
     requests: mpsc::Sender<Request>,
 }
 
 /// A request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) enum Ask {
     Start,
     Signal(i32),
-    Stop { grace_ms: u64 },
-    Remove { force: bool },
+    Stop {
+        grace_ms: u64,
+    },
+    Remove {
+        force: bool,
+    },
     Wait(Until),
+    /// Replaces the labels that its object has given it.
+    SetLabels(BTreeMap<String, String>),
+    /// How long it may run on while nobody asks for it, milliseconds.
+    SetInactivity(u64),
 }
 
 #[derive(Debug)]
@@ -71,6 +80,15 @@ impl Handle {
         answer.await.map_err(|_| gone())?
     }
 
+    /// Takes note that its owner asks for it; a figure for [`Handle::touches`].
+    pub(crate) fn touch(&self) -> u64 {
+        self.touches.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn touches(&self) -> u64 {
+        self.touches.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn network(&self) -> Option<wharf_net::Network> {
         let network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
         network.clone()
@@ -82,6 +100,14 @@ impl Handle {
             Some(disk) => disk.path(),
             None => self.dir.clone(),
         }
+    }
+
+    /// For the mount namespace of its process, where its disk is mounted and `upper` and `work` are there.
+    pub(crate) fn disk_mount(&self) -> Option<DiskMount> {
+        self.disk.as_ref().map(|disk| DiskMount {
+            device: disk.device().to_owned(),
+            at: self.dir.join(DISK),
+        })
     }
 
     /// What it uses, or has used in the end.
@@ -123,6 +149,9 @@ enum Happening {
     GraceElapsed {
         generation: u64,
     },
+    HardTimeout {
+        generation: u64,
+    },
 }
 
 /// An instance about to get its task.
@@ -133,12 +162,16 @@ pub(crate) struct Instance {
     machine: Machine,
     progress: Progress,
     pid: Option<i32>,
+    /// Whether its process was another daemon's.
+    adopted: bool,
     /// Whether the network was made for it alone and goes with its process.
     own_network: bool,
     view: watch::Sender<View>,
     requests: mpsc::Receiver<Request>,
     happenings: mpsc::UnboundedReceiver<Happening>,
     happens: mpsc::UnboundedSender<Happening>,
+    /// When which start's time is over.
+    hard_timeout: Option<(u64, Instant)>,
     waiting: HashMap<Token, oneshot::Sender<Result<Answer, EngineError>>>,
     last_token: Token,
     was_live: bool,
@@ -163,25 +196,32 @@ impl Instance {
         let (requests_sender, requests) = mpsc::channel(QUEUE);
         let (happens, happenings) = mpsc::unbounded_channel();
         let was_live = state.is_live();
+        let hard_timeout = fixed.hard_timeout_ms.map(|ms| HardTimeout {
+            ms,
+            grace_ms: shared.config.stop_grace_ms,
+        });
         Instance {
-            machine: Machine::new(state, progress.generation, fixed.stop_signal),
+            machine: Machine::new(state, progress.generation, fixed.stop_signal)
+                .with_hard_timeout(hard_timeout),
             handle: Arc::new(Handle {
                 fixed,
                 dir,
                 view,
                 network: Mutex::new(network),
                 disk,
-                touched: AtomicBool::new(false),
+                touches: AtomicU64::new(0),
                 requests: requests_sender,
             }),
             shared,
             progress,
             pid: None,
+            adopted: false,
             own_network,
             view: view_sender,
             requests,
             happenings,
             happens,
+            hard_timeout: None,
             waiting: HashMap::new(),
             last_token: 0,
             was_live,
@@ -200,14 +240,20 @@ impl Instance {
     pub(crate) fn adopt(&mut self, process: Process) {
         self.pid = Some(process.pid);
         self.watch_process(self.machine.generation(), process);
+        self.adopted = true;
     }
 
     /// Runs until the instance is removed.
     pub(crate) async fn run(mut self) {
         self.publish();
+        if self.adopted {
+            let started_ms = self.progress.started_ms.unwrap_or_else(now_ms);
+            let ran_ms = u64::try_from(now_ms() - started_ms).unwrap_or(0);
+            self.feed(Event::Adopted { ran_ms }).await;
+        }
         while *self.machine.state() != State::Removed {
             let event = tokio::select! {
-                Some(happening) = self.happenings.recv() => self.event_of(happening),
+                happening = next_happening(&mut self.happenings, self.hard_timeout) => self.event_of(happening),
                 request = self.requests.recv() => match request {
                     Some(request) => self.event_of_request(request),
                     // The engine is gone.
@@ -225,6 +271,17 @@ impl Instance {
     }
 
     fn event_of_request(&mut self, Request { ask, reply }: Request) -> Option<Event> {
+        let ask = match ask {
+            Ask::SetLabels(labels) => {
+                self.note(reply, |progress| progress.object_labels = labels);
+                return None;
+            }
+            Ask::SetInactivity(ms) => {
+                self.note(reply, |progress| progress.inactivity_ms = Some(ms));
+                return None;
+            }
+            ask => ask,
+        };
         if matches!(ask, Ask::Start)
             && !self.machine.state().is_live()
             && !self.machine.is_removing()
@@ -252,7 +309,36 @@ impl Instance {
                 self.drop_abandoned();
                 Event::Wait { until, token }
             }
+            Ask::SetLabels(_) | Ask::SetInactivity(_) => return None,
         })
+    }
+
+    /// Records what its object says of it while it lives; what is acknowledged a new daemon knows too.
+    fn note(
+        &mut self,
+        reply: oneshot::Sender<Result<Answer, EngineError>>,
+        change: impl FnOnce(&mut Progress),
+    ) {
+        let answer = if self.machine.is_removing() || !self.machine.state().is_live() {
+            Ok(Answer::NotRunning)
+        } else {
+            change(&mut self.progress);
+            self.publish();
+            let dir = self.handle.dir.display();
+            match self.record().write(&self.handle.dir) {
+                Ok(()) => Ok(Answer::Done),
+                Err(error) => Err(EngineError::Internal(format!("{dir}: {error}"))),
+            }
+        };
+        // The caller may have gone.
+        let _ = reply.send(answer);
+    }
+
+    fn record(&self) -> Record {
+        Record {
+            fixed: self.handle.fixed.clone(),
+            progress: self.progress.clone(),
+        }
     }
 
     /// Forgets waiters whose caller has gone, so that a long-lived instance does not collect them.
@@ -286,6 +372,10 @@ impl Instance {
                 Some(Event::Exited { generation, exit })
             }
             Happening::GraceElapsed { generation } => Some(Event::GraceElapsed { generation }),
+            Happening::HardTimeout { generation } => {
+                self.hard_timeout = None;
+                Some(Event::HardTimeout { generation })
+            }
         }
     }
 
@@ -354,6 +444,7 @@ impl Instance {
 
     fn ended(&mut self, exit: Exit) {
         self.pid = None;
+        self.hard_timeout = None;
         self.progress.exit = Some(exit);
         self.progress.finished_ms = Some(now_ms());
         if let Some(network) = self.handle.network() {
@@ -465,6 +556,20 @@ impl Instance {
                     let _ = happens.send(Happening::GraceElapsed { generation });
                 });
             }
+            Effect::ArmHardTimeout { generation, ms } => {
+                // A time beyond what the clock can say never comes.
+                let at = Instant::now().checked_add(Duration::from_millis(ms));
+                self.hard_timeout = at.map(|at| (generation, at));
+            }
+            Effect::NoteHardTimeout { ms } => {
+                tracing::info!(
+                    name = self.fixed().name,
+                    hard_timeout_ms = ms,
+                    "hard timeout: stopped"
+                );
+                self.progress.error = Some(format!("stopped: its hardTimeout of {ms} ms is over"));
+                self.publish();
+            }
             Effect::KillAll { generation } => {
                 let id = process_id(&self.fixed().id, generation);
                 if let Err(error) = self.shared.spawner.kill(&id).await {
@@ -472,11 +577,7 @@ impl Instance {
                 }
             }
             Effect::Persist => {
-                let record = Record {
-                    fixed: self.handle.fixed.clone(),
-                    progress: self.progress.clone(),
-                };
-                if let Err(error) = record.write(&self.handle.dir) {
+                if let Err(error) = self.record().write(&self.handle.dir) {
                     tracing::warn!(dir = %self.handle.dir.display(), %error, "instance.json not written");
                 }
             }
@@ -530,6 +631,26 @@ impl Instance {
     }
 }
 
+/// What happens next. Cancel safe.
+async fn next_happening(
+    happenings: &mut mpsc::UnboundedReceiver<Happening>,
+    hard_timeout: Option<(u64, Instant)>,
+) -> Happening {
+    let timeout = async {
+        match hard_timeout {
+            Some((generation, at)) => {
+                tokio::time::sleep_until(at).await;
+                Happening::HardTimeout { generation }
+            }
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        Some(happening) = happenings.recv() => happening,
+        happening = timeout => happening,
+    }
+}
+
 /// The whole way from a created instance to its process.
 async fn start_process(
     shared: &Shared,
@@ -564,15 +685,8 @@ async fn start_process(
         target: target.into(),
         content,
     };
-    // In the process's mount namespace the disk is mounted there.
-    let at = match &handle.disk {
-        Some(_) => handle.dir.join(DISK),
-        None => handle.dir.clone(),
-    };
-    let disk = handle.disk.as_ref().map(|disk| DiskMount {
-        device: disk.device().to_owned(),
-        at: at.clone(),
-    });
+    let disk = handle.disk_mount();
+    let at = disk.as_ref().map_or(handle.dir.as_path(), |disk| &disk.at);
     let spec = ProcessSpec {
         id: process_id(&fixed.id, generation),
         label: label.encode().map_err(|e| failed("label", &e))?,

@@ -25,12 +25,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinSet;
 
-/// Whom an instance belongs to. Lookups are always within one owner, so that none can see another's.
+/// Whom an instance belongs to. A script's lookups are within its own, so that none can see another's; the operator sees everyone's.
 #[derive(
     Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
@@ -92,6 +91,19 @@ pub struct Create {
     pub network: Option<wharf_net::Network>,
     /// Application it counts against.
     pub application: Option<Application>,
+    /// What a Durable Object said with its start.
+    pub start: StartOptions,
+}
+
+/// Options of `ctx.container.start()` that Docker has no word for (contract: workerd, 1.4).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StartOptions {
+    /// Distinguishes this start from others of the same name; later calls may name it.
+    pub token: Option<String>,
+    /// The object's own labels; [`Engine::set_labels`] replaces them.
+    pub labels: BTreeMap<String, String>,
+    /// The process is stopped so long after its start, milliseconds.
+    pub hard_timeout_ms: Option<u64>,
 }
 
 /// Where the state is in an instance's life, with what a caller may want to know.
@@ -127,8 +139,10 @@ pub struct Inspect {
     pub argv: Vec<String>,
     /// As merged.
     pub env: Vec<String>,
-    /// Labels.
+    /// Labels of the image and of the create, and the object's over them.
     pub labels: BTreeMap<String, String>,
+    /// Of these, those that the Durable Object has given.
+    pub object_labels: BTreeMap<String, String>,
     /// Why it did not start, or what else is to be known of its end.
     pub error: Option<String>,
 }
@@ -165,8 +179,8 @@ pub struct EngineConfig {
     pub log_bytes: u64,
     /// SIGTERM to SIGKILL, milliseconds.
     pub stop_grace_ms: u64,
-    /// How long a script's instance that was adopted runs on while its owner does not ask for it, milliseconds. Then it is removed:
-    /// the Durable Object that it belongs to has not woken.
+    /// How long a script's instance runs on while its owner does not ask for it, after the daemon or the owner's process has gone,
+    /// milliseconds. Then it is removed: the Durable Object that it belongs to has not woken.
     pub adopt_idle_ms: u64,
 }
 
@@ -232,7 +246,7 @@ impl Engine {
             .map_err(|error| EngineError::Internal(format!("create: {error}")))?
     }
 
-    /// Starts. `reference` is a name, an id or a unique id prefix, within the owner, here and below.
+    /// Starts. `reference` is a name, an id or a unique id prefix, among what the owner may see, here and below.
     pub async fn start_instance(&self, owner: &Owner, reference: &str) -> Result<(), EngineError> {
         self.act(owner, reference, Ask::Start).await
     }
@@ -297,6 +311,40 @@ impl Engine {
         }
     }
 
+    /// Replaces the labels that a running instance's object has given it. With a token, only of the start that has this token.
+    pub async fn set_labels(
+        &self,
+        owner: &Owner,
+        reference: &str,
+        token: Option<&str>,
+        labels: BTreeMap<String, String>,
+    ) -> Result<(), EngineError> {
+        self.pinned(owner, reference, token)?;
+        self.act(owner, reference, Ask::SetLabels(labels)).await
+    }
+
+    /// How long a running instance is kept while nobody asks for it once its owner's process has gone, milliseconds. Token as above.
+    pub async fn set_inactivity(
+        &self,
+        owner: &Owner,
+        reference: &str,
+        token: Option<&str>,
+        ms: u64,
+    ) -> Result<(), EngineError> {
+        self.pinned(owner, reference, token)?;
+        self.act(owner, reference, Ask::SetInactivity(ms)).await
+    }
+
+    /// The process that asks for an owner's instances has gone. They run on; those that nobody asks for within the bound are removed.
+    /// To be called within a tokio runtime.
+    pub fn orphan(&self, owner: &Owner) {
+        for handle in self.shared.table().all(Some(owner)) {
+            if handle.view.borrow().state.is_live() {
+                adopt::reap_if_forgotten(handle, self.shared.config.adopt_idle_ms);
+            }
+        }
+    }
+
     /// Looks at one.
     pub async fn inspect(&self, owner: &Owner, reference: &str) -> Result<Inspect, EngineError> {
         Ok(inspect(&*self.find(owner, reference)?))
@@ -335,6 +383,28 @@ impl Engine {
         });
     }
 
+    /// Remembers that an application was not given an instance, and why, for [`Engine::refusals`].
+    pub fn refuse(&self, application: &Application, reason: &str) {
+        if !self.shared.table().refused(application, reason) {
+            tracing::warn!(application = application.name, reason, "instance refused");
+        }
+    }
+
+    /// Remembers why a start (a create, or the start of what was created) failed, for [`Engine::failure`]: workerd does not tell the Worker.
+    pub fn note_failure(&self, owner: &Owner, name: &str, token: Option<String>, reason: String) {
+        let mut table = self.shared.table();
+        let token = token.or_else(|| {
+            let handle = table.find(owner, name).ok()?;
+            handle.fixed.start_token.clone()
+        });
+        table.failed(owner, name, token, reason);
+    }
+
+    /// Why the start of this name with this token failed, if it did a short while ago.
+    pub fn failure(&self, owner: &Owner, name: &str, token: &str) -> Option<String> {
+        self.shared.table().failure(owner, name, token)
+    }
+
     /// The last refusal of each application since the daemon's start, oldest first.
     pub fn refusals(&self) -> Vec<Refusal> {
         self.shared.table().refusals()
@@ -346,7 +416,8 @@ impl Engine {
         owner: &Owner,
         reference: &str,
     ) -> Result<Vec<(bool, i64, Vec<u8>)>, EngineError> {
-        let dir = self.find(owner, reference)?.dir.clone();
+        // Not the owner, but somebody who looks at its instance.
+        let dir = self.shared.table().find(owner, reference)?.dir.clone();
         blocking(move || log::read(&dir))
             .await?
             .map_err(|error| EngineError::Internal(format!("output log: {error}")))
@@ -420,18 +491,36 @@ impl Engine {
 
     fn find(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
         let handle = self.shared.table().find(owner, reference)?;
-        handle.touched.store(true, Ordering::Relaxed);
+        handle.touch();
         Ok(handle)
+    }
+
+    /// That the name is still (or already) that of the start with this token.
+    fn pinned(
+        &self,
+        owner: &Owner,
+        reference: &str,
+        token: Option<&str>,
+    ) -> Result<(), EngineError> {
+        let handle = self.find(owner, reference)?;
+        match token {
+            Some(token) if handle.fixed.start_token.as_deref() != Some(token) => {
+                Err(missing(&handle.fixed.name))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn act(&self, owner: &Owner, reference: &str, ask: Ask) -> Result<(), EngineError> {
         let handle = self.find(owner, reference)?;
         let name = &handle.fixed.name;
+        let starting = matches!(ask, Ask::Start);
         match handle.ask(ask).await? {
             Answer::Done | Answer::Exit(_) => Ok(()),
-            Answer::NotModified => Err(EngineError::NotModified(match ask {
-                Ask::Start => format!("container {name} is already started"),
-                _ => format!("container {name} is already stopped"),
+            Answer::NotModified => Err(EngineError::NotModified(if starting {
+                format!("container {name} is already started")
+            } else {
+                format!("container {name} is already stopped")
             })),
             Answer::StartFailed {
                 refused: true,
@@ -521,10 +610,13 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
             labels: merged.labels,
             limits: request.limits,
             device: disk.as_ref().map(|disk| disk.device().to_owned()),
+            start_token: request.start.token,
+            hard_timeout_ms: request.start.hard_timeout_ms,
             created_ms: now_ms(),
         }),
         progress: Progress {
             generation,
+            object_labels: request.start.labels,
             ..Progress::default()
         },
     };
@@ -614,9 +706,16 @@ fn inspect(handle: &Handle) -> Inspect {
         finished_ms: view.progress.finished_ms,
         argv: fixed.argv.clone(),
         env: fixed.env.clone(),
-        labels: fixed.labels.clone(),
+        labels: labels(fixed, &view.progress),
+        object_labels: view.progress.object_labels,
         error: view.progress.error,
     }
+}
+
+fn labels(fixed: &Fixed, progress: &Progress) -> BTreeMap<String, String> {
+    let mut labels = fixed.labels.clone();
+    labels.extend(progress.object_labels.clone());
+    labels
 }
 
 fn missing(name: &str) -> EngineError {

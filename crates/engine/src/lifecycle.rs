@@ -11,6 +11,7 @@
 //!     └─── Remove ──────┴──> (CleanUp) ── Cleaned ──> Removed
 //! ```
 //!
+//! * A start with a hard timeout is stopped when that is over; it counts from `Spawned`, also for who adopts the process (`Adopted`).
 //! * `Stop` while Starting is kept until `Spawned`; `Remove{force}` of anything that lives first kills it, then cleans up.
 //! * Each `Spawn` has a new generation. Events of processes (`Spawned`, `Exited`, `GraceElapsed`, ...) carry theirs; those of an
 //!   earlier one change nothing.
@@ -79,6 +80,16 @@ pub enum Event {
         refused: bool,
         /// For a person.
         message: String,
+    },
+    /// A new daemon has taken over the process, which ran already.
+    Adopted {
+        /// For how long it has run, milliseconds.
+        ran_ms: u64,
+    },
+    /// The time that the process may run is over.
+    HardTimeout {
+        /// Of which start.
+        generation: u64,
     },
     /// A signal shall be sent.
     Signal {
@@ -150,6 +161,18 @@ pub enum Effect {
         /// Milliseconds.
         ms: u64,
     },
+    /// Send `HardTimeout` after this time, if the process still runs then.
+    ArmHardTimeout {
+        /// Which process.
+        generation: u64,
+        /// Milliseconds.
+        ms: u64,
+    },
+    /// The process is stopped because its hard timeout is over: to be recorded.
+    NoteHardTimeout {
+        /// The timeout, milliseconds.
+        ms: u64,
+    },
     /// SIGKILL to every process of the instance.
     KillAll {
         /// Which.
@@ -199,12 +222,22 @@ pub enum Answer {
     Gone,
 }
 
+/// How long a process may run, and how it is ended then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HardTimeout {
+    /// From its start, milliseconds.
+    pub ms: u64,
+    /// From the stop signal to SIGKILL, milliseconds.
+    pub grace_ms: u64,
+}
+
 /// The machine.
 #[derive(Debug, Clone)]
 pub struct Machine {
     state: State,
     generation: u64,
     stop_signal: i32,
+    hard_timeout: Option<HardTimeout>,
     removing: bool,
     /// A stop that came while Starting.
     stop_after_start: Option<u64>,
@@ -221,6 +254,7 @@ impl Machine {
             state,
             generation,
             stop_signal,
+            hard_timeout: None,
             removing: false,
             stop_after_start: None,
             starters: Vec::new(),
@@ -228,6 +262,12 @@ impl Machine {
             removers: Vec::new(),
             waiters: Vec::new(),
         }
+    }
+
+    /// With a bound on how long each of its processes may run.
+    pub fn with_hard_timeout(mut self, hard_timeout: Option<HardTimeout>) -> Self {
+        self.hard_timeout = hard_timeout;
+        self
     }
 
     /// Where it is.
@@ -261,6 +301,10 @@ impl Machine {
             } if generation == self.generation => {
                 self.spawn_failed(code, refused, &message, &mut out);
             }
+            Event::Adopted { ran_ms } => self.arm_hard_timeout(ran_ms, &mut out),
+            Event::HardTimeout { generation } if generation == self.generation => {
+                self.timed_out(&mut out);
+            }
             Event::Signal { signal, token } => self.signal(signal, token, &mut out),
             Event::Stop { grace_ms, token } => self.stop(grace_ms, token, &mut out),
             Event::GraceElapsed { generation } if generation == self.generation => {
@@ -281,6 +325,7 @@ impl Machine {
             Event::Spawned { .. }
             | Event::SpawnFailed { .. }
             | Event::GraceElapsed { .. }
+            | Event::HardTimeout { .. }
             | Event::Exited { .. } => {}
         }
         out
@@ -325,7 +370,28 @@ impl Machine {
         } else if let Some(grace_ms) = self.stop_after_start.take() {
             self.begin_stop(grace_ms, out);
         }
+        self.arm_hard_timeout(0, out);
         out.push(Effect::Persist);
+    }
+
+    fn arm_hard_timeout(&self, ran_ms: u64, out: &mut Vec<Effect>) {
+        if self.state == State::Running
+            && let Some(HardTimeout { ms, .. }) = self.hard_timeout
+        {
+            out.push(Effect::ArmHardTimeout {
+                generation: self.generation,
+                ms: ms.saturating_sub(ran_ms),
+            });
+        }
+    }
+
+    fn timed_out(&mut self, out: &mut Vec<Effect>) {
+        if self.state == State::Running
+            && let Some(HardTimeout { ms, grace_ms }) = self.hard_timeout
+        {
+            out.push(Effect::NoteHardTimeout { ms });
+            self.begin_stop(grace_ms, out);
+        }
     }
 
     fn spawn_failed(&mut self, code: i32, refused: bool, message: &str, out: &mut Vec<Effect>) {

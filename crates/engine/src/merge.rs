@@ -215,6 +215,7 @@ mod tests {
             limits: wharf_sandbox::Limits::default(),
             network: None,
             application: None,
+            start: crate::StartOptions::default(),
         }
     }
 

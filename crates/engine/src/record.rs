@@ -32,6 +32,11 @@ pub(crate) struct Fixed {
     pub(crate) limits: Limits,
     /// Of its disk, if it has one.
     pub(crate) device: Option<PathBuf>,
+    /// What the start was called, to tell it from others of the name.
+    #[serde(default)]
+    pub(crate) start_token: Option<String>,
+    #[serde(default)]
+    pub(crate) hard_timeout_ms: Option<u64>,
     pub(crate) created_ms: i64,
 }
 
@@ -56,6 +61,12 @@ pub(crate) struct Progress {
     pub(crate) usage: Option<crate::Usage>,
     /// Why it did not start, or what else is to be known of its end.
     pub(crate) error: Option<String>,
+    /// Labels that its object has given it; they can change.
+    #[serde(default)]
+    pub(crate) object_labels: BTreeMap<String, String>,
+    /// How long its object lets it run on without being asked for, milliseconds.
+    #[serde(default)]
+    pub(crate) inactivity_ms: Option<u64>,
 }
 
 /// Everything about an instance that a new daemon needs.

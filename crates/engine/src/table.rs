@@ -13,6 +13,8 @@ const YOUNG_MS: i64 = 60_000;
 const MAX_REMEMBERED: usize = 65_536;
 /// Applications whose last refusal is kept.
 const MAX_REFUSALS: usize = 100;
+/// Failed starts whose reason is kept.
+const MAX_FAILURES: usize = 256;
 /// A refusal so soon after an equal one of the application is not logged again.
 const QUIET_MS: i64 = 10_000;
 
@@ -32,6 +34,16 @@ pub(crate) struct Table {
     /// No name that is not remembered has had a generation above this.
     generation_floor: u64,
     refusals: VecDeque<Refusal>,
+    failures: VecDeque<Failure>,
+}
+
+/// Why a start did not come about.
+#[derive(Debug)]
+struct Failure {
+    owner: Owner,
+    name: String,
+    token: Option<String>,
+    reason: String,
 }
 
 impl Table {
@@ -94,7 +106,7 @@ impl Table {
         remembered.copied().unwrap_or(self.generation_floor)
     }
 
-    /// By name (a leading slash is Docker's), id, or unique id prefix.
+    /// By name (a leading slash is Docker's), id, or unique id prefix. The operator finds everyone's; its own names come first.
     pub(crate) fn find(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
         let name = reference.strip_prefix('/').unwrap_or(reference);
         if let Some(id) = self.names.get(owner).and_then(|names| names.get(name))
@@ -102,24 +114,21 @@ impl Table {
         {
             return Ok(handle.clone());
         }
-        let own = |handle: &&Arc<Handle>| handle.fixed.owner == *owner;
-        if let Some(handle) = self.by_id.get(name).filter(own) {
+        let visible =
+            |handle: &&Arc<Handle>| *owner == Owner::Operator || handle.fixed.owner == *owner;
+        if let Some(handle) = self.by_id.get(name).filter(visible) {
             return Ok(handle.clone());
         }
-        let missing = || EngineError::NotFound(format!("No such container: {name}"));
-        if name.is_empty() || name.len() >= 64 || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(missing());
-        }
-        let mut matches = self
-            .by_id
-            .values()
-            .filter(own)
-            .filter(|handle| handle.fixed.id.starts_with(name));
+        let is_prefix =
+            !name.is_empty() && name.len() < 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        let mut matches = self.by_id.values().filter(visible).filter(|handle| {
+            handle.fixed.name == name || is_prefix && handle.fixed.id.starts_with(name)
+        });
         match (matches.next(), matches.next()) {
             (Some(handle), None) => Ok(handle.clone()),
-            (None, _) => Err(missing()),
+            (None, _) => Err(EngineError::NotFound(format!("No such container: {name}"))),
             (Some(_), Some(_)) => Err(EngineError::Invalid(format!(
-                "multiple IDs found with provided prefix: {name}"
+                "multiple containers found with the name or id prefix {name}"
             ))),
         }
     }
@@ -179,6 +188,36 @@ impl Table {
         }
         self.refusals.push_back(refusal);
         repeated
+    }
+
+    /// Remembers why the last start of a name failed.
+    pub(crate) fn failed(
+        &mut self,
+        owner: &Owner,
+        name: &str,
+        token: Option<String>,
+        reason: String,
+    ) {
+        self.failures
+            .retain(|f| !(f.owner == *owner && f.name == name));
+        if self.failures.len() == MAX_FAILURES {
+            self.failures.pop_front();
+        }
+        self.failures.push_back(Failure {
+            owner: owner.clone(),
+            name: name.to_owned(),
+            token,
+            reason,
+        });
+    }
+
+    /// Why the start with this token failed.
+    pub(crate) fn failure(&self, owner: &Owner, name: &str, token: &str) -> Option<String> {
+        let found = self
+            .failures
+            .iter()
+            .find(|f| f.owner == *owner && f.name == name && f.token.as_deref() == Some(token));
+        found.map(|f| f.reason.clone())
     }
 
     /// The last refusal of each application, oldest first.

@@ -5,14 +5,14 @@
 //!
 //! Inbound: workerd sends `CONNECT 127.0.0.1:<port>` to the ingress (contract: workerd, 1.5); the daemon opens a socket inside the namespace
 //! and carries the bytes. While the container's process lives but does not listen yet, the connection is *held*. Outbound: everything is redirected inside
-//! the namespace to a listener of the daemon, which dials outside after policy.
+//! the namespace to a listener of the daemon, which dials outside after policy, or asks workerd if the Worker has mappings ([`egress`]).
 //!
 //! Who holds what: [`Network`] is the only thing that keeps a network going. Its tasks hold the shared state and end by a token that
 //! the last clone cancels when it is dropped; the state, and with it the last descriptors, goes with the last task.
 
 mod ca;
 mod dns;
-mod hold;
+mod egress;
 mod ingress;
 mod inside;
 mod outbound;
@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use wharf_sandbox::netns;
 
 pub use ca::Ca;
+pub use egress::Egress;
 pub use outbound::{Dial, Direct};
 
 use inside::Inside;
@@ -45,15 +46,6 @@ const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 88, 71, 1);
 pub struct Policy {
     /// Outbound TCP and DNS are allowed.
     pub internet: bool,
-}
-
-/// What workerd has said about connections that it wants to see itself (`PUT /egress`; contract: workerd, 1.6).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Egress {
-    /// Where workerd listens for them, on 127.0.0.1 of the host.
-    pub port: Option<u16>,
-    /// Patterns of host names that have a mapping.
-    pub allow_hostnames: Vec<String>,
 }
 
 /// What the ingress knows of the process behind it; set by the engine.
@@ -135,6 +127,7 @@ struct Shared {
     config: Arc<Config>,
     inside: Arc<Inside>,
     ca: Ca,
+    leaves: egress::tls::Leaves,
     policy: watch::Sender<Policy>,
     egress: watch::Sender<Egress>,
     target: watch::Sender<Target>,
@@ -230,6 +223,7 @@ impl Networks {
             config: self.config.clone(),
             inside: Arc::new(prepared.inside),
             ca: prepared.ca,
+            leaves: egress::tls::Leaves::default(),
             policy: watch::Sender::new(Policy::default()),
             egress: watch::Sender::new(Egress::default()),
             target: watch::Sender::new(Target::Pending),

@@ -14,7 +14,7 @@
 
 mod caps;
 pub(crate) mod mapped;
-mod mounts;
+pub(crate) mod mounts;
 mod rooted;
 mod user;
 

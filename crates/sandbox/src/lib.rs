@@ -16,12 +16,14 @@ pub mod spawner;
 pub mod spec;
 
 mod child;
+mod process_end;
 mod seccomp;
 mod sys;
 mod userns;
 
 pub use cgroup::Usage;
 pub use disk::{Disk, DiskUsage};
+pub use process_end::process_end;
 pub use spawner::{Exit, Process, SpawnError, Spawner, SpawnerConfig, Survivor};
 pub use spec::{Capabilities, DiskMount, Limits, Mount, Network, ProcessSpec, Root, SpawnFds};
 pub use userns::IdRanges;

@@ -138,6 +138,17 @@ pub enum Mount {
         /// Read-only.
         read_only: bool,
     },
+    /// A writable directory over others that stay as they are: an overlay of its own.
+    Overlay {
+        /// Read-only layers, topmost first; may be empty.
+        lower: Vec<PathBuf>,
+        /// Writable directory, exists; its owner and mode are those of the mount's root.
+        upper: PathBuf,
+        /// overlayfs's work directory, exists, empty, same file system as `upper`.
+        work: PathBuf,
+        /// Path inside; made if missing.
+        target: PathBuf,
+    },
     /// A file with this content (for /etc/resolv.conf, /etc/hosts), backed by memory.
     File {
         /// Path inside; made if missing.

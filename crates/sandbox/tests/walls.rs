@@ -364,19 +364,27 @@ async fn hostile_images_cannot_lead_mounts_outside() {
 
 #[tokio::test]
 async fn nothing_is_mounted_on_the_host() {
+    // A copy of the host's mounts that only this test and its spawner see: others mount, too.
+    // SAFETY: the thread is the test's own, and its spawner is forked from it.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
+    use rustix::mount::MountPropagationFlags as Propagation;
+    rustix::mount::mount_change("/", Propagation::PRIVATE | Propagation::REC).unwrap();
+    // Shared, as systemd has it: what a container mounted without care would be seen here.
+    rustix::mount::mount_change("/", Propagation::SHARED | Propagation::REC).unwrap();
+    let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     let place = Place::new();
     let spawner = place.start().await;
-    let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mounts();
     let (mut spec, fds) = place.container("c", "echo ready; sleep 1000");
     spec.mounts = vec![file("/etc/hosts", "")];
     let process = spawner.spawn(&spec, fds).await.unwrap();
     assert_eq!(support::first_line(&process).await, "ready");
-    let during = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let during = mounts();
     assert!(
         !during.contains(place.dir.path().to_str().unwrap()),
         "{during}"
     );
-    assert_eq!(before.lines().count(), during.lines().count());
+    assert_eq!(before, during);
     place.finish(spawner).await;
 }
 

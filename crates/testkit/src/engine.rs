@@ -2,8 +2,8 @@
 
 use crate::{Place, busybox, eventually};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use wharf_engine::{Create, Engine, EngineConfig, Owner};
+use std::path::{Path, PathBuf};
+use wharf_engine::{Create, Engine, EngineConfig, Owner, StartOptions};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Networks};
 use wharf_sandbox::{Limits, Spawner};
@@ -33,6 +33,12 @@ impl World {
             .import_rootfs("busybox:latest", busybox::tar().as_slice())
             .unwrap();
         World { place, images }
+    }
+
+    /// Another image, of a root file system's tar.
+    pub fn import(&self, name: &str, tar: &Path) {
+        let tar = std::fs::File::open(tar).unwrap();
+        self.images.import_rootfs(name, tar).unwrap();
     }
 
     /// Where the engine keeps its instances.
@@ -146,5 +152,6 @@ pub fn shell(owner: &Owner, name: &str, script: &str) -> Create {
         limits: Limits::default(),
         network: None,
         application: None,
+        start: StartOptions::default(),
     }
 }

@@ -1,61 +1,46 @@
 //! Containers of the whole node, to look at.
 
 use super::Operator;
+use super::filters::Filters;
 use crate::errors::ApiError;
 use crate::json as docker_json;
 use crate::script::is_true;
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use wharf_engine::{Inspect, lifecycle};
+use wharf_engine::{Inspect, Owner, lifecycle};
 
 pub(super) async fn list(
     State(op): State<Operator>,
     Query(query): Query<BTreeMap<String, String>>,
-) -> Json<Value> {
-    let all = is_true(query.get("all").map(String::as_str));
-    let instances = op.engine.list(None).await;
-    let rows = instances.iter().filter(|i| all || is_running(i));
-    Json(rows.map(summary).collect::<Vec<_>>().into())
-}
-
-/// Finds an instance of any owner by name, id or id prefix.
-async fn find(op: &Operator, reference: &str) -> Result<Inspect, ApiError> {
-    let mut found: Vec<_> = op.engine.list(None).await;
-    found.retain(|i| {
-        i.id == reference
-            || i.name == reference
-            || (reference.len() >= 4 && i.id.starts_with(reference))
-    });
-    match found.len() {
-        1 => Ok(found.remove(0)),
-        0 => Err(ApiError::not_found(format!(
-            "No such container: {reference}"
-        ))),
-        n => Err(ApiError::new(
-            StatusCode::CONFLICT,
-            format!("\"{reference}\" fits {n} containers; give more of the id"),
-        )),
-    }
-}
-
-pub(super) async fn inspect(
-    State(op): State<Operator>,
-    Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let found = find(&op, &id).await?;
-    Ok(Json(docker_json::container(&found, &found.image)))
+    let filters = Filters::parse(query.get("filters").map(String::as_str))?;
+    let all = is_true(query.get("all").map(String::as_str)) || filters.wants_ended();
+    let ancestors = filters.ancestors().to_vec();
+    let images = op.images.clone();
+    let image_ids = super::blocking(move || {
+        // One that is not here is nobody's ancestor by its id; it may be by its name.
+        let resolved = ancestors
+            .iter()
+            .filter_map(|name| images.resolve(name).ok());
+        Ok(resolved.map(|image| image.id.as_str().to_owned()).collect())
+    });
+    let image_ids: Vec<String> = image_ids.await?;
+    let instances = op.engine.list(None).await;
+    let rows = instances
+        .iter()
+        .filter(|i| (all || is_running(i)) && filters.allow(i, &image_ids));
+    // Docker: the newest first.
+    Ok(Json(rows.rev().map(summary).collect::<Vec<_>>().into()))
 }
 
 pub(super) async fn logs(
     State(op): State<Operator>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    let instance = find(&op, &id).await?;
-    let records = op.engine.logs(&instance.owner, &instance.id).await?;
+    let records = op.engine.logs(&Owner::Operator, &id).await?;
     Ok(multiplexed(&records))
 }
 
@@ -81,6 +66,10 @@ fn summary(instance: &Inspect) -> Value {
         "State": state,
         "Status": status,
         "Labels": instance.labels,
+        "Ports": [],
+        "Mounts": [],
+        "HostConfig": { "NetworkMode": "default" },
+        "NetworkSettings": { "Networks": {} },
     })
 }
 

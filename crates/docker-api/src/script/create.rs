@@ -1,17 +1,21 @@
-//! `POST /containers/create`: which of workerd's three kinds of container it is, and what the application behind the object gives to it.
+//! `POST /containers/create`: which of workerd's three kinds of container it is, and how it comes to its network, command and labels.
 
-use super::{APPLICATION_IMAGE, ASKED_IMAGE_LABEL, Answer, ApplicationInfo, Context, Shared};
+use super::admission::{Admission, Admitted};
+use super::start_options::Carried;
+use super::{ASKED_IMAGE_LABEL, Answer, ApplicationInfo, Context, Shared};
 use crate::errors::ApiError;
-use axum::Json;
+use crate::peer::Peer;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Query, State};
 use axum::response::IntoResponse;
+use axum::{Extension, Json};
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use wharf_engine::{Application, Create, EngineError, Limits};
+use wharf_engine::{Create, EngineError, Limits};
+use wharf_net::{Network, Policy};
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct CreateQuery {
@@ -21,21 +25,22 @@ pub(crate) struct CreateQuery {
 /// The body. workerd writes scalar defaults (0, "") for what is not set, and Docker clients write null: both are unset.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct Body {
-    image: Option<String>,
-    cmd: Option<Vec<String>>,
+pub(crate) struct Body {
+    pub(crate) image: Option<String>,
+    pub(crate) cmd: Option<Vec<String>>,
     entrypoint: Option<Vec<String>>,
-    env: Option<Vec<String>>,
+    pub(crate) env: Option<Vec<String>>,
     user: Option<String>,
     working_dir: Option<String>,
     labels: Option<BTreeMap<String, String>>,
-    host_config: Option<HostConfig>,
+    pub(crate) exposed_ports: Option<BTreeMap<String, Value>>,
+    pub(crate) host_config: Option<HostConfig>,
 }
 
 /// What of `HostConfig` counts. `RestartPolicy` and `PidMode` do not: an exit must reach `wait`, and the host's processes are nobody's.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct HostConfig {
+pub(crate) struct HostConfig {
     network_mode: Option<String>,
     memory: Option<i64>,
     nano_cpus: Option<i64>,
@@ -51,17 +56,28 @@ struct HostConfig {
 pub(crate) async fn create(
     State(shared): Context,
     Query(query): Query<CreateQuery>,
+    peer: Option<Extension<Peer>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
-    let Some(name) = query.name.filter(|name| !name.is_empty()) else {
+    let mut body: Body = super::parse(body)?;
+    let name = match query.name.filter(|name| !name.is_empty()) {
+        Some(name) => name,
         // workerd's nameless helper containers copy volumes for it.
-        return Err(ApiError::unsupported("snapshotDirectory()"));
+        None if matches!(shared.admission, Admission::Script { .. }) => {
+            return Err(ApiError::unsupported("snapshotDirectory()"));
+        }
+        None => format!("c-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]),
     };
-    let body: Body = super::parse(body)?;
-    if super::sidecar_of(&name).is_some() {
-        return shared.create_sidecar(&name).await;
+    if shared.admission.is_sidecar(&name, &body) {
+        let created = shared.create_sidecar(&name).await?;
+        shared.tie_sidecar(&name, peer.map(|Extension(peer)| peer));
+        return Ok(created);
     }
-    let id = create_container(&shared, name, body).await?;
+    let carried = Carried::take(body.env.get_or_insert_default())?;
+    let token = carried.token();
+    let id = create_container(&shared, name.clone(), body, carried)
+        .await
+        .inspect_err(|error| shared.note_failure(&name, token, error))?;
     Ok((
         StatusCode::CREATED,
         Json(json!({ "Id": id, "Warnings": [] })),
@@ -69,52 +85,39 @@ pub(crate) async fn create(
         .into_response())
 }
 
-async fn create_container(shared: &Shared, name: String, body: Body) -> Result<String, ApiError> {
-    let (unique_key, object_id) = object_of(&name).ok_or_else(|| {
-        ApiError::bad_request(format!(
-            "the container name \"{name}\" is not workerd-<uniqueKey>-<object id>: this socket serves Durable Objects only"
-        ))
-    })?;
-    let host = body.host_config.unwrap_or_default();
-    refuse_unsupported(&host)?;
-    let found = shared
-        .applications
-        .find(&shared.script, unique_key, object_id)
-        .await;
-    let application = found.map_err(|reason| {
-        // workerd tells the Worker no more than that its container failed to start.
-        tracing::warn!(script = shared.script, reason, "no container for an object");
-        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason)
-    })?;
-    let asked = body.image.unwrap_or_default();
-    let image = application.image.clone();
-    if asked != APPLICATION_IMAGE && asked != image {
-        return Err(no_image(&format!(
-            "{asked} (application \"{}\" may not use it)",
-            application.name
-        )));
+async fn create_container(
+    shared: &Shared,
+    name: String,
+    body: Body,
+    carried: Carried,
+) -> Result<String, ApiError> {
+    if let Some(host) = &body.host_config {
+        refuse_unsupported(host)?;
     }
+    let Admitted {
+        image,
+        env,
+        limits,
+        application,
+        start,
+    } = shared
+        .admission
+        .admit(&shared.engine, &name, &body, carried)
+        .await?;
+    let host = body.host_config.unwrap_or_default();
     let mode = host.network_mode.as_deref().unwrap_or_default();
-    let network = match mode.strip_prefix("container:") {
-        Some(sidecar) => {
-            let of = super::sidecar_of(sidecar).unwrap_or(sidecar);
-            Some(shared.sidecar(sidecar, of).await?.network)
-        }
-        None => {
-            return Err(ApiError::bad_request(format!(
-                "network mode \"{mode}\" is not possible here: a container joins its sidecar's network (container:{name}-proxy)"
-            )));
-        }
-    };
-    let env = environment(body.env.unwrap_or_default(), &application, object_id);
+    let (network, of_workerd) = network(shared, &name, mode).await?;
+    let asked = body.image.unwrap_or_default();
     // `start({entrypoint})` arrives as Cmd. On Cloudflare it is what runs, instead of the image's ENTRYPOINT and CMD, and so it is here.
     let (entrypoint, cmd) = match (body.entrypoint, body.cmd.unwrap_or_default()) {
         (Some(entrypoint), cmd) if !entrypoint.is_empty() => (Some(entrypoint), cmd),
-        (_, cmd) if cmd.is_empty() => (None, cmd),
+        (_, cmd) if cmd.is_empty() || !of_workerd => (None, cmd),
         (_, cmd) => (Some(cmd), Vec::new()),
     };
     let mut labels = body.labels.unwrap_or_default();
-    labels.insert(ASKED_IMAGE_LABEL.to_owned(), asked);
+    if asked != image {
+        labels.insert(ASKED_IMAGE_LABEL.to_owned(), asked);
+    }
     let request = Create {
         owner: shared.owner.clone(),
         name,
@@ -125,16 +128,13 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
         user: body.user,
         working_dir: body.working_dir,
         labels,
-        limits: limits(&application.limits, &host),
-        network,
-        application: Some(Application {
-            id: application.id,
-            name: application.name,
-            max_instances: application.max_instances,
-        }),
+        limits,
+        network: Some(network),
+        application,
+        start,
     };
     match shared.engine.create(request.clone()).await {
-        Err(EngineError::Conflict(text)) => {
+        Err(EngineError::Conflict(text)) if of_workerd => {
             // One that ended by itself (an object that went to sleep) still has the name. workerd would delete it and try again, but only after 100 ms:
             // too long for a wake-up.
             let Ok(()) = shared
@@ -150,7 +150,7 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
             tracing::warn!(
                 image = request.image,
                 reason,
-                "the image of an application is not here"
+                "the image of a container is not here"
             );
             Err(no_image(&request.image))
         }
@@ -158,12 +158,45 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
     }
 }
 
-fn no_image(image: &str) -> ApiError {
+/// The network that a mode means, and whether it is workerd's: that of a sidecar.
+async fn network(shared: &Shared, name: &str, mode: &str) -> Result<(Network, bool), ApiError> {
+    if let Some(other) = mode.strip_prefix("container:") {
+        if shared.is_sidecar(other).await {
+            return Ok((shared.sidecar(other).await?.network, true));
+        }
+        if let Admission::Operator = shared.admission {
+            let network = shared.engine.network(&shared.owner, other).await?;
+            return Ok((network, false));
+        }
+    }
+    if matches!(shared.admission, Admission::Script { .. }) {
+        return Err(ApiError::bad_request(format!(
+            "network mode \"{mode}\" is not possible here: a container joins its sidecar's network (container:{name}-proxy)"
+        )));
+    }
+    let internet = match mode {
+        "" | "default" | "bridge" => true,
+        "none" => false,
+        other => {
+            return Err(ApiError::bad_request(format!(
+                "network mode \"{other}\" is not supported: use bridge, none or container:<name>"
+            )));
+        }
+    };
+    let network = shared.networks.create().await.map_err(|error| {
+        let text = format!("no network for the container: {error}");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+    })?;
+    network.set_policy(Policy { internet });
+    Ok((network, false))
+}
+
+pub(crate) fn no_image(image: &str) -> ApiError {
     ApiError::not_found(format!("No such image: {image}"))
 }
 
 /// `workerd-<uniqueKey>-<64 hex>` taken apart.
-fn object_of(name: &str) -> Option<(&str, &str)> {
+pub(crate) fn object_of(name: &str) -> Option<(&str, &str)> {
     let (unique_key, object_id) = name.strip_prefix("workerd-")?.rsplit_once('-')?;
     let is_id = object_id.len() == 64 && object_id.bytes().all(|b| b.is_ascii_hexdigit());
     (is_id && !unique_key.is_empty()).then_some((unique_key, object_id))
@@ -191,7 +224,7 @@ fn refuse_unsupported(host: &HostConfig) -> Result<(), ApiError> {
 
 /// The start's variables, with real values for the placeholders that workerd appends (contract: workerd, 1.3). A placeholder without a value is left out: it
 /// would be taken for one.
-fn environment(
+pub(crate) fn environment(
     mut env: Vec<String>,
     application: &ApplicationInfo,
     object_id: &str,
@@ -223,7 +256,7 @@ fn environment(
 }
 
 /// The application's limits; the request can only lower them. 0 and negative figures are unset.
-fn limits(application: &Limits, host: &HostConfig) -> Limits {
+pub(crate) fn limits(application: &Limits, host: Option<&HostConfig>) -> Limits {
     fn lower(limit: Option<u64>, asked: Option<i64>, unit: u64) -> Option<u64> {
         let asked = asked
             .and_then(|n| u64::try_from(n).ok())
@@ -234,10 +267,11 @@ fn limits(application: &Limits, host: &HostConfig) -> Limits {
             (limit, asked) => limit.or(asked),
         }
     }
+    let asked = |field: fn(&HostConfig) -> Option<i64>| host.and_then(field);
     Limits {
-        memory_bytes: lower(application.memory_bytes, host.memory, 1),
-        cpu_millis: lower(application.cpu_millis, host.nano_cpus, 1_000_000),
-        pids: lower(application.pids, host.pids_limit, 1),
+        memory_bytes: lower(application.memory_bytes, asked(|h| h.memory), 1),
+        cpu_millis: lower(application.cpu_millis, asked(|h| h.nano_cpus), 1_000_000),
+        pids: lower(application.pids, asked(|h| h.pids_limit), 1),
         nofile: application.nofile,
         disk_bytes: application.disk_bytes,
     }
@@ -257,6 +291,7 @@ mod tests {
                 memory_bytes: Some(1 << 28),
                 ..Limits::default()
             },
+            disk_mb: None,
             max_instances: 3,
             variables: variables.iter().map(owned).collect(),
         }
@@ -308,7 +343,7 @@ mod tests {
                 pids_limit: Some(pids_limit),
                 ..HostConfig::default()
             };
-            let limits = limits(&application, &host);
+            let limits = limits(&application, Some(&host));
             (limits.memory_bytes, limits.cpu_millis, limits.pids)
         };
         assert_eq!(of(0, 0, 0), (Some(1 << 28), None, None));

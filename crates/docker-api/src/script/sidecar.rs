@@ -1,22 +1,24 @@
 //! workerd's network sidecars: a name, a [`wharf_net::Network`], and whether it was started.
 
+use super::admission::Admission;
 use super::{Answer, Shared};
 use crate::errors::ApiError;
 use crate::json;
+use crate::peer::Peer;
 use axum::Json;
 use axum::response::IntoResponse;
 use http::StatusCode;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 /// The sidecar's port whose published side workerd looks up (contract: workerd, 1.3).
-const INGRESS_PORT: &str = "39001/tcp";
+pub(crate) const INGRESS_PORT: &str = "39001/tcp";
 
-/// The sidecars of one workerd process, by name.
+/// The sidecars that were asked for on one socket, by name.
 #[derive(Default)]
 pub(crate) struct Sidecars(Mutex<HashMap<String, Entry>>);
 
@@ -24,6 +26,8 @@ struct Entry {
     sidecar: Sidecar,
     /// Dropped with the entry: whoever waits for the removal sees that.
     removal: watch::Sender<()>,
+    /// Whether it goes with the process that uses it.
+    tied: bool,
 }
 
 /// One sidecar.
@@ -82,6 +86,7 @@ impl Sidecars {
         let entry = map.entry(name.to_owned()).or_insert_with(|| Entry {
             sidecar,
             removal: watch::Sender::new(()),
+            tied: false,
         });
         (entry.sidecar.clone(), new)
     }
@@ -95,9 +100,38 @@ impl Sidecars {
         }
     }
 
+    /// The container that it was made for does not come. The next start makes a sidecar of its own.
+    pub(crate) fn give_up(&self, name: &str) {
+        if let Some(entry) = self.map().get(name) {
+            entry.sidecar.network.set_target(wharf_net::Target::Ended);
+        }
+    }
+
     pub(crate) fn remove(&self, name: &str) -> Result<(), ApiError> {
         let removed = self.map().remove(name);
         removed.map(drop).ok_or_else(|| missing(name))
+    }
+
+    /// Takes it away when the process that uses it ends. On the operator's socket nothing else would, when that process is killed.
+    fn tie(self: &Arc<Self>, name: &str, peer: Peer) {
+        let id = match self.map().get_mut(name) {
+            Some(entry) if !entry.tied => {
+                entry.tied = true;
+                entry.sidecar.id.clone()
+            }
+            _ => return,
+        };
+        let (sidecars, name) = (self.clone(), name.to_owned());
+        tokio::spawn(async move {
+            if let Err(error) = peer.ended().await {
+                tracing::warn!(name, %error, "the process of a network cannot be watched: the network stays until it is removed");
+                return;
+            }
+            let mut map = sidecars.map();
+            if map.get(&name).is_some_and(|entry| entry.sidecar.id == id) {
+                map.remove(&name);
+            }
+        });
     }
 
     /// Ends with the removal.
@@ -109,16 +143,43 @@ impl Sidecars {
     }
 }
 
+/// `Some(C)` for `C-proxy`.
+pub(crate) fn sidecar_of(name: &str) -> Option<&str> {
+    name.strip_suffix("-proxy")
+}
+
 impl Shared {
-    /// The sidecar `name` of `container`. One that an earlier process made, and whose container this one adopts, is known by the container's network.
-    pub(crate) async fn sidecar(&self, name: &str, container: &str) -> Result<Sidecar, ApiError> {
+    /// Whether a name is that of a sidecar, be it one that was removed. A Durable Object's container has a name that ends with an object id, so
+    /// that on a script's socket the name alone tells. The operator's containers have any name.
+    pub(crate) async fn is_sidecar(&self, name: &str) -> bool {
+        let Some(container) = sidecar_of(name) else {
+            return self.sidecars.get(name).is_some();
+        };
+        if matches!(self.admission, Admission::Script { .. }) || self.sidecars.get(name).is_some() {
+            return true;
+        }
+        // A workerd that runs on the operator's socket, and adopts what it had before this daemon's start.
+        let exists = async |name| self.engine.inspect(&self.owner, name).await.is_ok();
+        container.starts_with("workerd-") && !exists(name).await && exists(container).await
+    }
+
+    /// The sidecar `name`. One that an earlier process made, and whose container this one adopts, is known by the container's network.
+    pub(crate) async fn sidecar(&self, name: &str) -> Result<Sidecar, ApiError> {
         if let Some(sidecar) = self.sidecars.get(name) {
             return Ok(sidecar);
         }
+        let container = sidecar_of(name).unwrap_or(name);
         let network = self.engine.network(&self.owner, container).await;
         let network = network.map_err(|_| missing(name))?;
         // Kept: workerd uses it again for the next start, after the container has gone.
         Ok(self.sidecars.insert(name, Sidecar::new(network, true)).0)
+    }
+
+    /// Ties a sidecar to the process that asked for it, unless the socket itself goes with the process.
+    pub(crate) fn tie_sidecar(&self, name: &str, peer: Option<Peer>) {
+        if let (Admission::Operator, Some(peer)) = (&self.admission, peer) {
+            self.sidecars.tie(name, peer);
+        }
     }
 
     /// `POST /containers/create?name=<C>-proxy`: a network from the pool. Its arguments (ports, gateway) are workerd's wishes to a program that does not exist here.

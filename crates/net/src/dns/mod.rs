@@ -1,6 +1,8 @@
 //! The DNS answerer of a network: every query that leaves the container by port 53 arrives here, whomever it was meant for.
 //!
 //! Messages go to the upstream servers as they are, and back. Without internet every name is said not to exist, at once.
+//! Names that the Worker has mapped exist in any case (contract: workerd, 1.6): where nobody else knows them, they get an address that stands
+//! for names alone, so that a connection is made whose first bytes tell the name again ([`crate::egress`]).
 //! By UDP and by TCP, so that a client may follow up on a truncated answer.
 
 mod packet;
@@ -15,7 +17,8 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::Shared;
-use packet::{Code, Query};
+use crate::egress::{FAKE_V4, FAKE_V6, Hosts};
+use packet::{Code, Query, is_failure, is_no_such_name};
 pub(crate) use upstream::Upstreams;
 
 /// How many queries of one network may be under way; more are dropped, and clients ask again.
@@ -95,16 +98,57 @@ async fn answer(shared: &Shared, packet: &[u8], by: By) -> Option<Vec<u8>> {
     if query.forwardable().is_none() {
         return Some(query.answer(Code::FormatError));
     }
+    let hosts = shared.egress.borrow().hosts();
+    let mapped = Mapped::of(&hosts, &query);
     if !shared.policy.borrow().internet {
-        return Some(query.answer(Code::NoSuchName));
+        return Some(match mapped {
+            Mapped::No => query.answer(Code::NoSuchName),
+            Mapped::Perhaps | Mapped::ByName => invented(shared, &query),
+        });
     }
     let upstreams = &shared.config.upstreams;
     let answer = match by {
         By::Udp => upstreams.ask_udp(query).await,
         By::Tcp => upstreams.ask_tcp(query).await,
     };
-    Some(answer.unwrap_or_else(|error| {
-        tracing::warn!(%error, "no DNS server answered a container's query");
-        query.answer(Code::ServerFailure)
-    }))
+    Some(match (answer, mapped) {
+        (Ok(answer), Mapped::Perhaps | Mapped::ByName) if is_no_such_name(&answer) => {
+            invented(shared, &query)
+        }
+        // Also when nobody can be asked: the Worker is there.
+        (Ok(answer), Mapped::ByName) if is_failure(&answer) => invented(shared, &query),
+        (Err(_), Mapped::ByName) => invented(shared, &query),
+        (Ok(answer), _) => answer,
+        (Err(error), _) => {
+            tracing::warn!(%error, "no DNS server answered a container's query");
+            query.answer(Code::ServerFailure)
+        }
+    })
+}
+
+/// What is known of mappings for the name of a query.
+#[derive(Debug, Clone, Copy)]
+enum Mapped {
+    No,
+    /// There is one that may be for any name.
+    Perhaps,
+    ByName,
+}
+
+impl Mapped {
+    fn of(hosts: &Hosts, query: &Query<'_>) -> Self {
+        match query.name() {
+            Some(name) if hosts.names(&name) => Mapped::ByName,
+            Some(_) if hosts.any() => Mapped::Perhaps,
+            _ => Mapped::No,
+        }
+    }
+}
+
+/// The addresses that stand for names.
+fn invented(shared: &Shared, query: &Query<'_>) -> Vec<u8> {
+    let addresses = [FAKE_V4.into(), FAKE_V6.into()];
+    // Without a route to it the second would only cost the client an attempt.
+    let count = if shared.config.ipv6 { 2 } else { 1 };
+    query.answer_with(&addresses[..count])
 }

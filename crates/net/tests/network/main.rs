@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod dns;
+mod egress;
 mod ingress;
 mod lifetime;
 mod outbound;

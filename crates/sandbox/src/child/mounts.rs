@@ -96,8 +96,9 @@ pub(super) fn enter_root(
     .step(|| "making mounts private".to_owned())?;
     let sources = open_sources(extra, users)?;
     if let Some(users) = users {
-        let writable = [upper, work].into_iter().filter(|_| disk.is_none());
-        let paths = lower.iter().map(PathBuf::as_path).chain(writable);
+        let paths = directories(parts)
+            .into_iter()
+            .filter(|path| disk.is_none_or(|disk| !path.starts_with(&disk.at)));
         Covers::over_parents(paths, users.as_fd())
             .and_then(Covers::attach)
             .step(|| "mapping the root file system's ids".to_owned())?;
@@ -135,6 +136,22 @@ pub(super) fn enter_root(
     rustix::process::chdir("/").step(|| "entering the root file system".to_owned())
 }
 
+/// Everything that overlays are made of, those of volumes included.
+fn directories<'a>(parts: &Parts<'a>) -> Vec<&'a Path> {
+    let mut all = vec![parts.upper, parts.work];
+    all.extend(parts.lower.iter().map(PathBuf::as_path));
+    for mount in parts.extra {
+        if let Mount::Overlay {
+            lower, upper, work, ..
+        } = mount
+        {
+            all.extend([upper.as_path(), work.as_path()]);
+            all.extend(lower.iter().map(PathBuf::as_path));
+        }
+    }
+    all
+}
+
 /// Another mount of the disk, with ids of its own.
 fn mount_disk(disk: &DiskMount, users: Option<&UserNamespace>) -> io::Result<()> {
     let mount = disk::mount_device(&disk.device)?;
@@ -144,7 +161,7 @@ fn mount_disk(disk: &DiskMount, users: Option<&UserNamespace>) -> io::Result<()>
     attach(mount.as_fd(), open_directory(CWD, &disk.at)?.as_fd())
 }
 
-/// Attached on top of `upper`: a directory that surely exists, and is covered only in this namespace.
+/// An overlay attached on top of `upper`: a directory that surely exists, and is covered only in this namespace.
 fn mount_root(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedFd> {
     let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
     match overlay::mount_detached(&lower, Some((upper, work))) {
@@ -159,6 +176,37 @@ fn mount_root(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedF
         }
         Err(error) => Err(error),
     }
+}
+
+/// Only the files: the root with its volumes, in a mount namespace that the caller has made for it. Other mounts are left out.
+pub(crate) fn files_only(
+    lower: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    disk: Option<&DiskMount>,
+    volumes: &[Mount],
+) -> io::Result<OwnedFd> {
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?;
+    if let Some(disk) = disk {
+        mount_disk(disk, None)?;
+    }
+    let root = mount_root(lower, upper, work)?;
+    for volume in volumes {
+        if let Mount::Overlay {
+            lower,
+            upper,
+            work,
+            target,
+        } = volume
+        {
+            let mount = mount_root(lower, upper, work)?;
+            put(root.as_fd(), mount.as_fd(), target)?;
+        }
+    }
+    Ok(root)
 }
 
 pub(super) fn open_directory(at: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
@@ -420,6 +468,16 @@ fn extra_mounts(
                     put(root, source.as_fd(), target)
                         .step(|| format!("mounting at {}", target.display()))?;
                 }
+            }
+            Mount::Overlay {
+                lower,
+                upper,
+                work,
+                target,
+            } => {
+                let name = || format!("mounting a volume at {}", target.display());
+                let volume = mount_root(lower, upper, work).step(name)?;
+                put(root, volume.as_fd(), target).step(name)?;
             }
             Mount::File { target, content } => {
                 let name = || format!("mounting a file at {}", target.display());

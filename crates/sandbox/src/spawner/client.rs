@@ -25,6 +25,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// How often to look for a spawner, start one, and look again (one may be ending at the same time).
 const ATTEMPTS: u32 = 200;
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
+/// How long a freeze may take.
+const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Handle to the spawner process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -192,6 +194,34 @@ impl Spawner {
             (ReplyBody::Usage(usage), _) => Ok(*usage),
             (other, _) => Err(unexpected(other)),
         }
+    }
+
+    /// Stops every process of its cgroup where it is, until [`Spawner::thaw`], its end, or the end of this connection. Returns when
+    /// all stand still; one that hangs in the kernel makes it an error after five seconds, and then they run on.
+    pub async fn freeze(&self, id: &str) -> Result<(), SpawnError> {
+        let start = tokio::time::Instant::now();
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let body = RequestBody::Freeze { id: id.to_owned() };
+            match self.current().call(body, Vec::new()).await? {
+                (ReplyBody::Frozen(true), _) => return Ok(()),
+                (ReplyBody::Frozen(false), _) if start.elapsed() < FREEZE_LIMIT => {}
+                (ReplyBody::Frozen(false), _) => {
+                    self.thaw(id).await?;
+                    return Err(failed(format!("the processes of {id} do not stand still")));
+                }
+                (other, _) => return Err(unexpected(other)),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// Lets frozen processes run again; of no effect on others.
+    pub async fn thaw(&self, id: &str) -> Result<(), SpawnError> {
+        self.current()
+            .done(RequestBody::Thaw { id: id.to_owned() })
+            .await
     }
 
     /// Lets go of an ended process: its exit is dropped, its cgroup removed.

@@ -54,6 +54,13 @@ pub(super) enum RequestBody {
     Usage {
         id: String,
     },
+    /// Until [`RequestBody::Thaw`], or until this daemon is gone.
+    Freeze {
+        id: String,
+    },
+    Thaw {
+        id: String,
+    },
     Forget {
         id: String,
     },
@@ -106,6 +113,8 @@ pub(super) enum ReplyBody {
     Usage(Box<Usage>),
     /// Whether the signal found a process.
     Signalled(bool),
+    /// Whether all processes stand still by now.
+    Frozen(bool),
     Done,
 }
 

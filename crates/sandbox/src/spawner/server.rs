@@ -81,6 +81,7 @@ struct Entry {
     usage: Option<Usage>,
     state: State,
     abandoned: bool,
+    frozen: bool,
 }
 
 #[derive(Debug)]

@@ -57,6 +57,7 @@ pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
         "state": state,
         "generation": i.generation,
         "pid": i.pid,
+        "labels": i.object_labels,
         "created_ms": i.created_ms,
         "started_ms": i.started_ms,
         "finished_ms": i.finished_ms,
@@ -105,5 +106,7 @@ pub(super) async fn environment(
         "WRANGLER_DOCKER_BIN": node.config.data_dir.join("bin/docker"),
         "DOCKER_HOST": format!("unix://{}", node.config.socket().display()),
         "WRANGLER_SEND_METRICS": "false",
+        // `wrangler dev` would ask Cloudflare for the contents of request.cf.
+        "CLOUDFLARE_CF_FETCH_ENABLED": "false",
     })))
 }

@@ -72,6 +72,7 @@ impl Server {
         }
         self.send(&Message::Replaced, Vec::new());
         self.daemon = self.newcomer.take();
+        self.thaw_all();
         self.deadline = None;
         self.welcome();
         for (request, descriptors) in request.into_iter().skip(1) {
@@ -150,6 +151,7 @@ impl Server {
 
     pub(super) fn lose_daemon(&mut self) {
         self.daemon = None;
+        self.thaw_all();
         if self.ending.is_none() {
             self.deadline = Some(Instant::now() + self.grace);
         }
@@ -229,6 +231,8 @@ impl Server {
                 }
                 false => no_such(&id),
             },
+            RequestBody::Freeze { id } => self.freeze(&id),
+            RequestBody::Thaw { id } => self.thaw(&id),
             RequestBody::Forget { id } => match self.entries.get(&id).map(|e| &e.state) {
                 None => no_such(&id),
                 Some(State::Ended(_)) => {

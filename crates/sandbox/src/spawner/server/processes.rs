@@ -57,6 +57,7 @@ impl Server {
             usage: None,
             state,
             abandoned: false,
+            frozen: false,
         };
         self.entries.insert(spec.id.clone(), entry);
         Ok(())
@@ -86,6 +87,52 @@ impl Server {
             Err(error) => ReplyBody::Failed {
                 message: format!("the usage of process {id}: {error}"),
             },
+        }
+    }
+
+    /// Asked until the answer is that they stand still.
+    pub(super) fn freeze(&mut self, id: &str) -> ReplyBody {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return no_such(id);
+        };
+        if !matches!(entry.state, State::Running) {
+            return ReplyBody::Failed {
+                message: format!("process {id} does not run"),
+            };
+        }
+        entry.frozen = true;
+        match entry.cgroup.freeze() {
+            Ok(still) => ReplyBody::Frozen(still),
+            Err(error) => ReplyBody::Failed {
+                message: format!("freezing process {id}: {error}"),
+            },
+        }
+    }
+
+    pub(super) fn thaw(&mut self, id: &str) -> ReplyBody {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return no_such(id);
+        };
+        if !std::mem::take(&mut entry.frozen) {
+            return ReplyBody::Done;
+        }
+        match entry.cgroup.thaw() {
+            // It has ended meanwhile, and its cgroup is gone.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => ReplyBody::Failed {
+                message: format!("thawing process {id}: {error}"),
+            },
+            _ => ReplyBody::Done,
+        }
+    }
+
+    /// A daemon that is gone can let nothing run again.
+    pub(super) fn thaw_all(&mut self) {
+        let frozen = self.entries.iter().filter(|(_, e)| e.frozen);
+        let ids: Vec<String> = frozen.map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            if let ReplyBody::Failed { message } = self.thaw(&id) {
+                eprintln!("spawner: {message}");
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! The ingress of a network: the HTTP server that workerd takes for its sidecar (contract: workerd, 1.5).
 //!
 //! `CONNECT 127.0.0.1:<port>` becomes a connection to that port inside; `PUT /egress` sets the policy; `GET /ca` is the certificate.
-//! A port that does not listen yet is waited for ([`crate::hold`]), and then refused with 400, which workerd turns into
+//! A port that does not listen yet is waited for ([`hold`]), and then refused with 400, which workerd turns into
 //! "the container is not listening". A process that has ended is refused with 400 too, but at once: callers that see this
 //! error look whether the container still runs and report its exit.
 
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::Parts;
@@ -21,38 +21,21 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use wharf_sandbox::netns::Pause;
 
-use crate::hold::{Hold, Refusal, Step};
 use crate::relay::{Guarded, relay};
 use crate::{Shared, Slot, Target};
+
+mod control;
+mod hold;
+
+use hold::{Hold, Refusal, Step};
 
 /// How many connections one ingress serves at a time; more wait to be accepted.
 const CONNECTIONS: usize = 4096;
 const MAX_HEAD: usize = 16 * 1024;
 /// How long a request's head may take, or the next one be waited for.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-const MAX_BODY: usize = 256 * 1024;
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Answer = Response<Full<Bytes>>;
-
-/// What `PUT /egress` may carry. Every part is optional, and what is absent stays as it was.
-#[derive(Debug, serde::Deserialize)]
-struct EgressUpdate {
-    port: Option<u16>,
-    dns: Option<DnsUpdate>,
-    internet: Option<InternetUpdate>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct DnsUpdate {
-    allow_hostnames: Option<Vec<String>>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct InternetUpdate {
-    enabled: Option<bool>,
-}
 
 /// Accepts connections.
 pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
@@ -84,15 +67,8 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, slot: Slot) {
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>, slot: Slot) -> Answer {
     match (request.method(), request.uri().path()) {
         (&Method::CONNECT, _) => connect(shared, request, slot).await,
-        (&Method::PUT, "/egress") => egress(&shared, request).await,
-        (&Method::GET, "/ca") => {
-            let mut answer = Response::new(Full::from(shared.ca.pem()));
-            answer.headers_mut().insert(
-                header::CONTENT_TYPE,
-                header::HeaderValue::from_static("application/x-pem-file"),
-            );
-            answer
-        }
+        (&Method::PUT, "/egress") => control::put_egress(&shared, request).await,
+        (&Method::GET, "/ca") => control::get_ca(&shared),
         (method, path) => text(
             StatusCode::NOT_FOUND,
             format!(
@@ -203,50 +179,6 @@ async fn dial(shared: &Shared, port: u16) -> Result<TcpStream, DialError> {
             },
         }
     }
-}
-
-async fn egress(shared: &Shared, request: Request<Incoming>) -> Answer {
-    let body = Limited::new(request.into_body(), MAX_BODY).collect();
-    let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) => {
-            return text(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the body of PUT /egress ({MAX_BODY} bytes at most): {error}"),
-            );
-        }
-        Err(_) => {
-            return text(
-                StatusCode::REQUEST_TIMEOUT,
-                "the body of PUT /egress took too long".to_owned(),
-            );
-        }
-    };
-    let update: EgressUpdate = match serde_json::from_slice(&body) {
-        Ok(update) => update,
-        Err(error) => {
-            return text(
-                StatusCode::BAD_REQUEST,
-                format!("the body of PUT /egress: {error}"),
-            );
-        }
-    };
-    shared.egress.send_modify(|egress| {
-        if let Some(port) = update.port {
-            egress.port = Some(port);
-        }
-        if let Some(hostnames) = update.dns.and_then(|dns| dns.allow_hostnames) {
-            egress.allow_hostnames = hostnames;
-        }
-    });
-    if let Some(internet) = update.internet.and_then(|internet| internet.enabled) {
-        shared
-            .policy
-            .send_modify(|policy| policy.internet = internet);
-    }
-    let mut answer = Response::new(Full::default());
-    *answer.status_mut() = StatusCode::NO_CONTENT;
-    answer
 }
 
 fn text(status: StatusCode, body: String) -> Answer {

@@ -1,0 +1,115 @@
+//! Who calls, and what a create of theirs may have.
+//!
+//! | | a script's workerd | the operator |
+//! |---|---|---|
+//! | names | `workerd-<uniqueKey>-<object id>`, and `-proxy` after it for the sidecar | any |
+//! | image | its application's | any that is here |
+//! | limits | its application's, or lower | as asked |
+//! | variables | real values for workerd's placeholders | as asked |
+//! | network | its sidecar's | as asked |
+//! | a sidecar is known by | its name | its command and port |
+
+use super::create::{Body, environment, limits, no_image, object_of};
+use super::sidecar::{INGRESS_PORT, sidecar_of};
+use super::start_options::Carried;
+use super::{APPLICATION_IMAGE, Applications};
+use crate::errors::ApiError;
+use http::StatusCode;
+use std::sync::Arc;
+use wharf_engine::{Application, Engine, Limits, StartOptions};
+
+/// Who calls.
+pub(crate) enum Admission {
+    /// One script's workerd: its containers are those of the applications behind its Durable Objects.
+    Script {
+        /// Its name.
+        script: String,
+        /// Where its applications are found.
+        applications: Arc<dyn Applications>,
+    },
+    /// Whoever may open the operator's socket.
+    Operator,
+}
+
+/// What a create is given.
+pub(crate) struct Admitted {
+    pub(crate) image: String,
+    pub(crate) env: Vec<String>,
+    pub(crate) limits: Limits,
+    pub(crate) application: Option<Application>,
+    pub(crate) start: StartOptions,
+}
+
+impl Admission {
+    /// Decides about a create of a container that is no sidecar.
+    pub(crate) async fn admit(
+        &self,
+        engine: &Engine,
+        name: &str,
+        body: &Body,
+        carried: Carried,
+    ) -> Result<Admitted, ApiError> {
+        let env = body.env.clone().unwrap_or_default();
+        let host = body.host_config.as_ref();
+        let asked = body.image.as_deref().unwrap_or_default();
+        let Admission::Script {
+            script,
+            applications,
+        } = self
+        else {
+            return Ok(Admitted {
+                image: asked.to_owned(),
+                env,
+                limits: limits(&Limits::default(), host),
+                application: None,
+                start: StartOptions::default(),
+            });
+        };
+        let (unique_key, object_id) = object_of(name).ok_or_else(|| {
+            ApiError::bad_request(format!(
+                "the container name \"{name}\" is not workerd-<uniqueKey>-<object id>: this socket serves Durable Objects only"
+            ))
+        })?;
+        let found = applications.find(script, unique_key, object_id).await;
+        let application = found.map_err(|reason| {
+            // workerd tells the Worker no more than that its container failed to start.
+            tracing::warn!(script, reason, "no container for an object");
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+        })?;
+        if asked != APPLICATION_IMAGE && asked != application.image {
+            return Err(no_image(&format!(
+                "{asked} (application \"{}\" may not use it)",
+                application.name
+            )));
+        }
+        let counted = Application {
+            id: application.id.clone(),
+            name: application.name.clone(),
+            max_instances: application.max_instances,
+        };
+        let most = carried
+            .limits(&application)
+            .inspect_err(|error| engine.refuse(&counted, &error.message))?;
+        Ok(Admitted {
+            env: environment(env, &application, object_id),
+            limits: limits(&most, host),
+            image: application.image,
+            application: Some(counted),
+            start: carried.into_start(),
+        })
+    }
+
+    /// Whether a create is one of workerd's network sidecar.
+    pub(crate) fn is_sidecar(&self, name: &str, body: &Body) -> bool {
+        match self {
+            Admission::Script { .. } => sidecar_of(name).is_some(),
+            Admission::Operator => {
+                let cmd = body.cmd.as_deref().unwrap_or_default();
+                let ports = body.exposed_ports.as_ref();
+                cmd.first()
+                    .is_some_and(|first| first == "--http-egress-port")
+                    && ports.is_some_and(|ports| ports.contains_key(INGRESS_PORT))
+            }
+        }
+    }
+}

@@ -26,13 +26,17 @@ const MODULES: [&str; 8] = [
     "nft_reject_inet",
 ];
 
-/// First program: makes a root that can be left by pivot_root, which a ramdisk's can't.
+/// First program: makes a root that can be left by pivot_root and maps ids, neither of which a ramdisk's can: ext4, in a file.
 const INIT: &str = "#!/bin/busybox sh
 export PATH=/bin
 /bin/busybox --install -s /bin
-mkdir -p /newroot
-mount -t tmpfs -o size=2g tmpfs /newroot
-for d in *; do [ $d = newroot ] || cp -a /$d /newroot/; done
+mkdir -p /newroot /store /dev
+mount -t devtmpfs dev /dev
+while read m; do insmod $m; done < /modules
+mount -t tmpfs -o size=3g tmpfs /store
+truncate -s 3G /store/root; mkfs.ext4 -q -F /store/root; mount -o loop /store/root /newroot
+for d in *; do case $d in newroot|store|dev) ;; *) cp -a /$d /newroot/ ;; esac; done
+umount /dev
 cd /newroot && mkdir -p proc sys dev tmp root run
 exec switch_root /newroot /second
 ";
@@ -41,11 +45,7 @@ const SECOND: &str = "#!/bin/busybox sh
 export PATH=/bin:/usr/bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm; mount -t devpts devpts /dev/pts; mount -t tmpfs shm /dev/shm
-ip link set lo up
-while read m; do insmod $m; done < /modules
-# A ramdisk's file system can't map ids; ext4 can.
-truncate -s 1500M /data; mkfs.ext4 -q -F /data; mount -o loop /data /tmp
-mkdir -p /var/tmp /tmp/var; chmod 1777 /tmp /tmp/var; mount -o bind /tmp/var /var/tmp
+mkdir -p /var/tmp; chmod 1777 /tmp /var/tmp; ip link set lo up
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 echo '+memory +cpu +pids' > /sys/fs/cgroup/cgroup.subtree_control
 mkdir /sys/fs/cgroup/session; echo $$ > /sys/fs/cgroup/session/cgroup.procs

@@ -113,7 +113,8 @@ async fn meeting_a_limit_is_counted() {
 async fn a_fork_bomb_ends_with_its_container() {
     let place = Place::new();
     let spawner = place.start().await;
-    let (mut spec, fds) = place.container("bomb", "f() { f & f & }; f; while :; do f; done");
+    let script = "sh -c 'f() { f & f & }; f; while :; do f; done' & exec sleep 1000";
+    let (mut spec, fds) = place.container("bomb", script);
     spec.limits.pids = Some(64);
     spawner.spawn(&spec, fds).await.unwrap();
     wharf_testkit::eventually("the limit is met", async || {

@@ -4,6 +4,7 @@
 //! Must not: keep instances; those are the engine's.
 
 mod errors;
+mod exec;
 mod json;
 pub mod operator;
 mod peer;

@@ -7,6 +7,7 @@
 //! they are gone with it, except those that a container uses: the engine holds their network.
 
 use crate::errors::ApiError;
+use crate::exec;
 use crate::json;
 use crate::peer::Peer;
 use axum::extract::rejection::BytesRejection;
@@ -100,9 +101,9 @@ impl Shared {
             StatusCode::SERVICE_UNAVAILABLE => format!("{NO_INSTANCE}: {}", error.message),
             _ => error.message.clone(),
         };
-        self.engine.note_failure(&self.owner, name, token, reason);
         // Nothing will ever listen in it: whoever asks is not to wait.
-        self.sidecars.give_up(&format!("{name}-proxy"));
+        self.sidecars.give_up(&format!("{name}-proxy"), &reason);
+        self.engine.note_failure(&self.owner, name, token, reason);
     }
 }
 
@@ -113,8 +114,10 @@ pub fn router(
     networks: wharf_net::Networks,
     applications: Arc<dyn Applications>,
 ) -> Router {
+    let owner = Owner::Script(script.clone());
+    let execs = exec::routes(engine.clone(), owner.clone());
     let shared = Shared {
-        owner: Owner::Script(script.clone()),
+        owner,
         engine,
         networks,
         admission: Admission::Script {
@@ -124,6 +127,7 @@ pub fn router(
         sidecars: Arc::default(),
     };
     routes()
+        .merge(execs)
         .merge(snapshot_images())
         .fallback(page_not_found)
         .method_not_allowed_fallback(page_not_found)
@@ -133,6 +137,7 @@ pub fn router(
 
 /// The same routes for the operator, who may have what it asks for; without those of images, which are the operator's own.
 pub(crate) fn operator_routes(engine: Engine, networks: wharf_net::Networks) -> Router {
+    let execs = exec::routes(engine.clone(), Owner::Operator);
     let shared = Shared {
         owner: Owner::Operator,
         engine,
@@ -140,7 +145,7 @@ pub(crate) fn operator_routes(engine: Engine, networks: wharf_net::Networks) -> 
         admission: Admission::Operator,
         sidecars: Arc::default(),
     };
-    routes().with_state(Arc::new(shared))
+    routes().merge(execs).with_state(Arc::new(shared))
 }
 
 /// The routes that every caller has.
@@ -162,9 +167,6 @@ fn routes() -> Router<Arc<Shared>> {
 /// What workerd can call and this Wharf cannot do: each names the feature as the Worker's author knows it.
 fn unsupported() -> Router<Arc<Shared>> {
     // The body is read although nobody needs it: a client that is still sending would see a broken connection instead of the answer.
-    async fn exec(_: Bytes) -> ApiError {
-        ApiError::unsupported("exec")
-    }
     async fn resize(_: Bytes) -> ApiError {
         ApiError::unsupported("resize of a terminal")
     }
@@ -178,10 +180,6 @@ fn unsupported() -> Router<Arc<Shared>> {
         ApiError::unsupported("interception of outbound HTTPS (upload of its CA certificate)")
     }
     Router::new()
-        .route("/containers/{name}/exec", post(exec))
-        .route("/exec/{id}/start", post(exec))
-        .route("/exec/{id}/json", get(exec))
-        .route("/exec/{id}/resize", post(resize))
         .route("/containers/{name}/resize", post(resize))
         .route(
             "/containers/{name}/archive",

@@ -427,7 +427,6 @@ async fn refusals_say_why() {
 
     // What is not there yet names itself.
     for (method, path, feature) in [
-        ("POST", format!("/containers/{}/exec", container(1)), "exec"),
         (
             "GET",
             format!("/containers/{}/archive?path=/x/.", container(1)),

@@ -17,7 +17,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wharf_sandbox::{Disk, Exit, Process, Survivor};
 
 /// Begins the names of directories that are being removed.
@@ -153,9 +153,12 @@ async fn adopt_running(
 ) -> Result<Arc<Handle>, EngineError> {
     record.progress.exit = None;
     record.progress.finished_ms = None;
-    let adopted = shared.networks.adopt(process.pid, label.ingress).await;
+    let networks = &shared.networks;
+    let adopted = networks
+        .adopt(process.pid, label.ingress, label.ca.clone())
+        .await;
     let network = adopted.map_err(|error| EngineError::Internal(error.to_string()))?;
-    network.set_target(wharf_net::Target::Running);
+    network.set_target(wharf_net::Target::Running(Instant::now()));
     let mut instance = Instance::new(
         shared.clone(),
         record,

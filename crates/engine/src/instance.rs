@@ -8,10 +8,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use wharf_net::Target;
 use wharf_sandbox::{
     Disk, DiskMount, DiskUsage, Exit, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds,
@@ -386,7 +385,7 @@ impl Instance {
     ) -> Event {
         match result {
             Ok((process, network)) => {
-                network.set_target(Target::Running);
+                network.set_target(Target::Running(Instant::now()));
                 self.handle.set_network(Some(network));
                 self.pid = Some(process.pid);
                 self.progress.started_ms = Some(now_ms());
@@ -396,7 +395,7 @@ impl Instance {
             Err(error) => {
                 let (code, refused) = match &error {
                     SpawnError::Refused { exit_code, .. } => (*exit_code, true),
-                    SpawnError::Spawner(_) => (125, false),
+                    SpawnError::NotRunning(_) | SpawnError::Spawner(_) => (125, false),
                 };
                 let message = error.to_string();
                 // workerd tells the Worker no more than that its container failed to start.
@@ -448,7 +447,7 @@ impl Instance {
         self.progress.exit = Some(exit);
         self.progress.finished_ms = Some(now_ms());
         if let Some(network) = self.handle.network() {
-            network.set_target(Target::Ended);
+            network.set_target(Target::Ended(format!("exit code {}", exit.code).into()));
         }
         if self.own_network {
             self.handle.set_network(None);
@@ -639,7 +638,7 @@ async fn next_happening(
     let timeout = async {
         match hard_timeout {
             Some((generation, at)) => {
-                tokio::time::sleep_until(at).await;
+                tokio::time::sleep_until(at.into()).await;
                 Happening::HardTimeout { generation }
             }
             None => std::future::pending().await,
@@ -678,6 +677,7 @@ async fn start_process(
         id: fixed.id.clone(),
         generation,
         ingress: network.ingress(),
+        ca: Some(network.ca().key()),
         started_ms: now_ms(),
     };
     let hostname = fixed.hostname().to_owned();

@@ -5,6 +5,7 @@
 
 mod adopt;
 mod disks;
+mod exec;
 mod instance;
 pub mod lifecycle;
 mod log;
@@ -13,10 +14,11 @@ mod record;
 mod table;
 mod usage;
 
+pub use exec::{Exec, ExecError};
 pub use merge::parse_signal;
 pub use record::owns;
 pub use usage::Usage;
-pub use wharf_sandbox::Limits;
+pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
 use crate::instance::{Ask, Handle, Instance};
 use crate::lifecycle::{Answer, State, Until};

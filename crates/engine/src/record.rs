@@ -100,6 +100,9 @@ pub(crate) struct Label {
     pub(crate) id: String,
     pub(crate) generation: u64,
     pub(crate) ingress: SocketAddr,
+    /// What the container may trust. Absent in labels of earlier versions.
+    #[serde(default)]
+    pub(crate) ca: Option<wharf_net::CaKey>,
     pub(crate) started_ms: i64,
 }
 
@@ -133,6 +136,7 @@ mod tests {
             id: "a".repeat(64),
             generation: 3,
             ingress: "127.0.0.1:4000".parse().unwrap(),
+            ca: None,
             started_ms: 5,
         };
         let text = label.encode().unwrap();
@@ -140,5 +144,8 @@ mod tests {
         assert_eq!(Label::decode(&text), Some(label));
         assert!(!owns("workerd:{}"));
         assert_eq!(Label::decode("instance:nonsense"), None);
+        // An earlier version's.
+        let text = text.replace(r#""ca":null,"#, "");
+        assert!(Label::decode(&text).is_some_and(|label| label.ca.is_none()));
     }
 }

@@ -1,5 +1,7 @@
-//! The certificate authority of one network. Its key is never stored: it ends with the network.
+//! The certificate authority of one network. Its key is on no disk. It goes to the daemon that adopts the container ([`CaKey`]), by whoever keeps
+//! the container's process, and ends with that.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +26,17 @@ const MAX_COMMON_NAME: usize = 64;
 #[derive(Debug)]
 pub struct Ca(CertifiedIssuer<'static, KeyPair>);
 
+/// The key of an authority, from which the same authority can be made again. To be kept in memory only.
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct CaKey(String);
+
+impl fmt::Debug for CaKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CaKey(..)")
+    }
+}
+
 /// A server's certificate with its authority's, and its key in PKCS #8.
 pub(crate) struct Leaf {
     pub(crate) chain: Vec<CertificateDer<'static>>,
@@ -33,6 +46,15 @@ pub(crate) struct Leaf {
 impl Ca {
     /// A fresh ECDSA P-256 key with a self-signed certificate.
     pub(crate) fn generate() -> Result<Self, NetError> {
+        Self::of(KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?)
+    }
+
+    /// The authority of a network that an earlier daemon made: who trusts its certificate trusts this one.
+    pub(crate) fn restore(key: &CaKey) -> Result<Self, NetError> {
+        Self::of(KeyPair::from_pem(&key.0)?)
+    }
+
+    fn of(key: KeyPair) -> Result<Self, NetError> {
         let mut params = valid_for(VALID);
         let name = &mut params.distinguished_name;
         name.push(DnType::CommonName, "Wharf container CA");
@@ -43,8 +65,12 @@ impl Ca {
             KeyUsagePurpose::CrlSign,
             KeyUsagePurpose::DigitalSignature,
         ];
-        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         Ok(Self(CertifiedIssuer::self_signed(params, key)?))
+    }
+
+    /// The key, for [`crate::Networks::adopt`].
+    pub fn key(&self) -> CaKey {
+        CaKey(self.0.key().serialize_pem())
     }
 
     /// The certificate as PEM, what `GET /ca` answers.

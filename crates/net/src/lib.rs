@@ -13,6 +13,9 @@
 mod ca;
 mod dns;
 mod egress;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod ingress;
 mod inside;
 mod outbound;
@@ -24,14 +27,15 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use wharf_sandbox::netns;
 
-pub use ca::Ca;
+pub use ca::{Ca, CaKey};
 pub use egress::Egress;
 pub use outbound::{Dial, Direct};
 
@@ -49,14 +53,14 @@ pub struct Policy {
 }
 
 /// What the ingress knows of the process behind it; set by the engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// Not started yet: connections are held, within the bound.
     Pending,
-    /// Runs: connections are held until the port listens, within the bound, which counts anew from the start.
-    Running,
-    /// Has ended: connections are refused at once.
-    Ended,
+    /// Runs since then: connections are held until the port listens, within the bound, which counts from that time.
+    Running(Instant),
+    /// Has ended: connections are refused at once. The text says how, for people ("exit code 1").
+    Ended(Arc<str>),
 }
 
 /// The shared settings of all networks.
@@ -64,7 +68,8 @@ pub enum Target {
 pub struct NetConfig {
     /// How many namespaces are kept ready.
     pub pool_size: usize,
-    /// How long the ingress holds a connection to a port that does not listen, milliseconds.
+    /// How long after the start of its process the ingress holds connections to a port that does not listen, milliseconds. Within the first
+    /// minute, later ones are held for a moment too.
     pub hold_ms: u64,
     /// Upstream DNS servers; empty means those of the host's /etc/resolv.conf.
     pub dns_servers: Vec<SocketAddr>,
@@ -131,7 +136,10 @@ struct Shared {
     policy: watch::Sender<Policy>,
     egress: watch::Sender<Egress>,
     target: watch::Sender<Target>,
+    lookouts: ingress::Lookouts,
     ingress: SocketAddr,
+    /// Whether there is an IPv6 route inside.
+    ipv6: AtomicBool,
     ended: CancellationToken,
 }
 
@@ -196,15 +204,21 @@ impl Networks {
 
     /// The network of a process that an earlier daemon started: its listeners are opened anew. The ingress tries to take the same port, so that
     /// workerd processes that survived find it; if somebody else has it, the ingress gets another one and a warning is logged.
-    /// Policy and target start as with [`Networks::create`]; the certificate authority is a new one.
+    /// Policy and target start as with [`Networks::create`]: what may be reached, and what the Worker has mapped, must be said again. The
+    /// certificate authority is that of `ca`, which the container may trust already ([`Ca::key`]); without it, a new one.
     ///
     /// # Errors
     /// No such process, one without a network of its own, or what the kernel refused.
-    pub async fn adopt(&self, pid: i32, ingress: SocketAddr) -> Result<Network, NetError> {
+    pub async fn adopt(
+        &self,
+        pid: i32,
+        ingress: SocketAddr,
+        ca: Option<CaKey>,
+    ) -> Result<Network, NetError> {
         let prepared = blocking(move || {
             let namespace = netns::of_process(pid)
                 .map_err(|e| NetError::io(format!("adopting the network of process {pid}"), e))?;
-            Prepared::within(namespace)
+            Prepared::within(namespace, ca.as_ref())
         })
         .await?;
         let listener = match listen(ingress).await {
@@ -227,7 +241,9 @@ impl Networks {
             policy: watch::Sender::new(Policy::default()),
             egress: watch::Sender::new(Egress::default()),
             target: watch::Sender::new(Target::Pending),
+            lookouts: ingress::Lookouts::new(prepared.listeners),
             ingress: ingress.local_addr().map_err(registering)?,
+            ipv6: AtomicBool::new(self.config.ipv6),
             ended: CancellationToken::new(),
         });
         // From here on, an error ends the tasks that were started.
@@ -292,6 +308,13 @@ impl Network {
     /// Tells the ingress what is behind it.
     pub fn set_target(&self, target: Target) {
         self.shared().target.send_replace(target);
+    }
+
+    /// The TCP ports that the container listens on, at any address of its own; `None` if the kernel cannot say.
+    pub fn listening(&self) -> Option<Vec<u16>> {
+        let mut ports = self.shared().lookouts.listening()?;
+        ports.retain(|port| !pool::OWN_PORTS.contains(port));
+        Some(ports)
     }
 
     /// /etc/resolv.conf for the container.

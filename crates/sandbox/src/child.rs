@@ -4,13 +4,14 @@
 //! Must not: return, or touch anything that the parent goes on using.
 //!
 //! ```text
-//! signals -> v1 cgroups -> session -> netns -> cgroup namespace -> owner of new files -> mounts, pivot (containers) -> hostname
-//!   -> user lookup -> working directory -> descriptors -> limits -> user namespace -> keyring -> ids and capabilities -> no_new_privs
-//!   -> Landlock -> seccomp (containers) -> exec
+//! signals -> v1 cgroups -> session -> place -> user lookup -> working directory -> descriptors, terminal -> limits -> user namespace
+//!   -> keyring -> ids and capabilities -> no_new_privs -> Landlock, seccomp (containers) -> exec
+//!
+//! place, new:     netns -> cgroup namespace -> owner of new files -> mounts, pivot (containers) -> hostname
+//! place, joined:  not dumpable -> every namespace of the container but the user namespace
 //! ```
 //! Up to the user namespace the process is the host's root, and ids are the host's; from there on they are the container's, and it has no
-//! power over any namespace that it is in. The other namespaces belong to the host's root: whoever joins them later does so before the
-//! user namespace, too.
+//! power over any namespace that it is in: the others belong to the host's root, so they are entered before it.
 
 mod caps;
 pub(crate) mod mapped;
@@ -19,12 +20,13 @@ mod rooted;
 mod user;
 
 use crate::cgroup::Cgroup;
-use crate::spec::{ProcessSpec, Root};
+use crate::spec::{Capabilities, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Disposition};
 use crate::userns::{IDS, UserNamespace};
-use rustix::fs::{Gid, Mode, OFlags, Uid};
-use rustix::process::{Resource, Rlimit};
-use rustix::thread::CapabilitySet;
+use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, ThreadNameSpaceType};
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -46,6 +48,13 @@ pub(crate) const CHANGED_SIGNALS: [i32; 5] = [
     libc::SIGTERM,
     libc::SIGCHLD,
 ];
+
+/// The namespaces that a joined process enters itself, before the user namespace. Where the container has the host's, nothing changes.
+const JOINED: ThreadNameSpaceType = ThreadNameSpaceType::MOUNT
+    .union(ThreadNameSpaceType::CONTROL_GROUP)
+    .union(ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME)
+    .union(ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION)
+    .union(ThreadNameSpaceType::NETWORK);
 
 /// A step that failed.
 #[derive(Debug)]
@@ -90,21 +99,51 @@ fn rustix_text(number: i32) -> String {
 
 /// Everything the child needs; made by the parent, so that the child only acts.
 pub(crate) struct Plan<'a> {
-    pub(crate) spec: &'a ProcessSpec,
+    pub(crate) program: Program<'a>,
+    pub(crate) place: Place<'a>,
     pub(crate) cgroup: &'a Cgroup,
-    pub(crate) netns: Option<BorrowedFd<'a>>,
-    /// A container's own; without, its root is the host's.
+    /// The container's own; without, its root is the host's.
     pub(crate) users: Option<&'a UserNamespace>,
-    /// `None`: /dev/null.
-    pub(crate) stdin: Option<BorrowedFd<'a>>,
-    pub(crate) stdout: BorrowedFd<'a>,
-    pub(crate) stderr: BorrowedFd<'a>,
+    /// Standard input, output and error; `None`: /dev/null.
+    pub(crate) streams: [Option<BorrowedFd<'a>>; 3],
+    /// Whether standard input is a terminal that becomes the controlling one.
+    pub(crate) terminal: bool,
     pub(crate) inherit: &'a [(i32, OwnedFd)],
     /// Write end of the pipe for a [`Failure`]: one byte of exit code, then the message. Closed by exec.
     pub(crate) report: BorrowedFd<'a>,
     pub(crate) filter: &'a [BpfInstruction],
-    /// Where the kernel has them.
+    /// Where the kernel has them. Not for a joined process, which would be in a domain beside the container's: neither could reach the other.
     pub(crate) landlock: Option<BorrowedFd<'a>>,
+}
+
+/// What to become.
+pub(crate) struct Program<'a> {
+    pub(crate) argv: &'a [String],
+    pub(crate) env: &'a [String],
+    pub(crate) cwd: &'a str,
+    pub(crate) user: &'a str,
+    pub(crate) nofile: Option<u64>,
+    pub(crate) capabilities: Capabilities,
+}
+
+/// Where.
+pub(crate) enum Place<'a> {
+    /// Behind walls of its own.
+    New {
+        spec: &'a ProcessSpec,
+        netns: Option<BorrowedFd<'a>>,
+    },
+    /// Behind those of a running container, given by its main process. The PID namespace and the v2 cgroup come with the clone.
+    Joined { container: BorrowedFd<'a> },
+}
+
+impl Place<'_> {
+    fn is_container(&self) -> bool {
+        match self {
+            Place::New { spec, .. } => matches!(spec.root, Root::Overlay { .. }),
+            Place::Joined { .. } => true,
+        }
+    }
 }
 
 /// Runs in the child. Never returns, not even by panic.
@@ -133,52 +172,34 @@ pub(crate) fn run(plan: &Plan<'_>) -> ! {
 
 /// Ends in exec, or with the step that failed.
 fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, Failure> {
-    let spec = plan.spec;
-    let is_container = matches!(spec.root, Root::Overlay { .. });
+    let program = &plan.program;
     for signal in CHANGED_SIGNALS {
         sys::set_signal(signal, Disposition::Default);
+    }
+    if matches!(plan.place, Place::Joined { .. }) {
+        // The container's processes can see this one already, and it still holds what the spawner holds. Undone by exec.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .step(|| "hiding from the container's processes".to_owned())?;
     }
     plan.cgroup
         .enter_v1()
         .step(|| "entering the cgroup".to_owned())?;
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().step(|| "setsid".to_owned())?;
-    if let Some(netns) = plan.netns {
-        rustix::thread::move_into_link_name_space(
-            netns,
-            Some(rustix::thread::LinkNameSpaceType::Network),
-        )
-        .step(|| "entering the network namespace".to_owned())?;
-    }
-    if let Root::Overlay { lower, upper, work } = &spec.root {
-        sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
-        if let Some(users) = plan.users {
-            // The host's root has no id in the container's file system: nothing there could belong to it.
-            sys::make_files_as(users.root).step(|| "becoming the owner of new files".to_owned())?;
+    match plan.place {
+        Place::New { spec, netns } => enter_new(spec, netns, plan.cgroup, plan.users)?,
+        Place::Joined { container } => {
+            rustix::thread::move_into_thread_name_spaces(container, JOINED)
+                .step(|| "entering the container's namespaces".to_owned())?;
         }
-        let parts = mounts::Parts {
-            lower,
-            upper,
-            work,
-            disk: spec.disk.as_ref(),
-            extra: &spec.mounts,
-        };
-        mounts::enter_root(&parts, plan.cgroup, plan.users)?;
-    } else if !spec.mounts.is_empty() {
-        return Err(Failure {
-            exit_code: 125,
-            message: "mounts need a root of their own; this process has the host's".to_owned(),
-        });
-    }
-    if let Some(name) = &spec.hostname {
-        rustix::system::sethostname(name.as_bytes()).step(|| format!("hostname {name:?}"))?;
     }
 
+    let is_container = plan.place.is_container();
     let refuse = |message| Failure {
         exit_code: 125,
         message,
     };
-    let mut user = user::look_up(&spec.user).map_err(refuse)?;
+    let mut user = user::look_up(program.user).map_err(refuse)?;
     let root = match plan.users {
         Some(users) => {
             user.within(IDS).map_err(refuse)?;
@@ -190,14 +211,21 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
         user.groups.clear();
     }
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
-    enter_directory(&spec.cwd, (root + user.uid, root + user.gid))?;
+    match plan.place {
+        Place::New { .. } => enter_directory(program.cwd, (root + user.uid, root + user.gid))?,
+        Place::Joined { .. } => enter_existing_directory(program.cwd)?,
+    }
 
-    let env = environment(spec, &user)?;
-    let argv = strings(&spec.argv, "argument")?;
-    let candidates = programs(spec)?;
+    let env = environment(program, &user)?;
+    let argv = strings(program.argv, "argument")?;
+    let candidates = programs(program)?;
 
     report.set(place_descriptors(plan, root + user.uid)?);
-    limit_files(spec)?;
+    if plan.terminal {
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
+            .step(|| "taking the terminal".to_owned())?;
+    }
+    limit_files(program)?;
     if is_container {
         // Neither a file nor the host's handler, which would run outside (core(5)); the filter keeps it so.
         rustix::process::setrlimit(
@@ -210,16 +238,13 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
         .step(|| "limit on core dumps".to_owned())?;
     }
     if let Some(users) = plan.users {
-        rustix::thread::move_into_link_name_space(
-            users.as_fd(),
-            Some(rustix::thread::LinkNameSpaceType::User),
-        )
-        .step(|| "entering the user namespace".to_owned())?;
+        rustix::thread::move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))
+            .step(|| "entering the user namespace".to_owned())?;
     }
     sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
 
     let keep = if is_container {
-        CapabilitySet::from_bits_retain(spec.capabilities.bits())
+        CapabilitySet::from_bits_retain(program.capabilities.bits())
     } else {
         caps::NONE
     };
@@ -239,19 +264,61 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     if is_container {
         sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
     }
-    Err(execute(&spec.argv[0], &candidates, &argv, &env))
+    Err(execute(&program.argv[0], &candidates, &argv, &env))
+}
+
+/// The walls of a process's own.
+fn enter_new(
+    spec: &ProcessSpec,
+    netns: Option<BorrowedFd<'_>>,
+    cgroup: &Cgroup,
+    users: Option<&UserNamespace>,
+) -> Result<(), Failure> {
+    if let Some(netns) = netns {
+        rustix::thread::move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
+            .step(|| "entering the network namespace".to_owned())?;
+    }
+    if let Root::Overlay { lower, upper, work } = &spec.root {
+        sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
+        if let Some(users) = users {
+            // The host's root has no id in the container's file system: nothing there could belong to it.
+            sys::make_files_as(users.root).step(|| "becoming the owner of new files".to_owned())?;
+        }
+        let parts = mounts::Parts {
+            lower,
+            upper,
+            work,
+            disk: spec.disk.as_ref(),
+            extra: &spec.mounts,
+        };
+        mounts::enter_root(&parts, cgroup, users)?;
+    } else if !spec.mounts.is_empty() {
+        return Err(Failure {
+            exit_code: 125,
+            message: "mounts need a root of their own; this process has the host's".to_owned(),
+        });
+    }
+    if let Some(name) = &spec.hostname {
+        rustix::system::sethostname(name.as_bytes()).step(|| format!("hostname {name:?}"))?;
+    }
+    Ok(())
+}
+
+fn absolute(cwd: &str) -> Result<&Path, Failure> {
+    let path = Path::new(if cwd.is_empty() { "/" } else { cwd });
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(Failure {
+        exit_code: 125,
+        message: format!("working directory {cwd:?} is not absolute"),
+    })
 }
 
 /// The working directory is made if missing, and entered. Symbolic links count from the root, which is the process's own by now.
 /// `owner` is the host's ids.
 fn enter_directory(cwd: &str, owner: (u32, u32)) -> Result<(), Failure> {
-    let path = Path::new(if cwd.is_empty() { "/" } else { cwd });
-    if !path.is_absolute() {
-        return Err(Failure {
-            exit_code: 125,
-            message: format!("working directory {cwd:?} is not absolute"),
-        });
-    }
+    let path = absolute(cwd)?;
     let root = rustix::fs::open(
         "/",
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -261,6 +328,27 @@ fn enter_directory(cwd: &str, owner: (u32, u32)) -> Result<(), Failure> {
     let directory = rooted::ensure(root.as_fd(), path, rooted::Kind::Directory, Some(owner))
         .step(|| format!("working directory {cwd:?}"))?;
     rustix::process::fchdir(&directory).step(|| format!("working directory {cwd:?}"))
+}
+
+/// The working directory of a joined process is entered if it is there. Never through /proc/self/fd: the spawner's descriptors are
+/// still open, and lead out of the container.
+fn enter_existing_directory(cwd: &str) -> Result<(), Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let entered = rustix::fs::openat2(
+        CWD,
+        absolute(cwd)?,
+        flags,
+        Mode::empty(),
+        ResolveFlags::NO_MAGICLINKS,
+    )
+    .and_then(rustix::process::fchdir);
+    entered.map_err(|error| Failure {
+        exit_code: if error == Errno::NOENT { 127 } else { 126 },
+        message: format!(
+            "working directory {cwd:?}: {}",
+            rustix_text(error.raw_os_error())
+        ),
+    })
 }
 
 fn strings(texts: &[String], what: &str) -> Result<Vec<CString>, Failure> {
@@ -275,21 +363,21 @@ fn strings(texts: &[String], what: &str) -> Result<Vec<CString>, Failure> {
         .collect()
 }
 
-fn environment(spec: &ProcessSpec, user: &user::User) -> Result<Vec<CString>, Failure> {
-    let mut env = strings(&spec.env, "environment entry")?;
-    if !spec.env.iter().any(|e| e.starts_with("HOME=")) {
+fn environment(program: &Program<'_>, user: &user::User) -> Result<Vec<CString>, Failure> {
+    let mut env = strings(program.env, "environment entry")?;
+    if !program.env.iter().any(|e| e.starts_with("HOME=")) {
         env.extend(strings(&[format!("HOME={}", user.home)], "home directory")?);
     }
     Ok(env)
 }
 
 /// Paths to try, in order: the program itself, or its name in each directory of PATH.
-fn programs(spec: &ProcessSpec) -> Result<Vec<CString>, Failure> {
-    let name = &spec.argv[0];
+fn programs(program: &Program<'_>) -> Result<Vec<CString>, Failure> {
+    let name = &program.argv[0];
     if name.contains('/') {
         return strings(std::slice::from_ref(name), "program");
     }
-    let path = spec
+    let path = program
         .env
         .iter()
         .rev()
@@ -310,25 +398,16 @@ fn programs(spec: &ProcessSpec) -> Result<Vec<CString>, Failure> {
 
 /// Puts every descriptor at its number; all others close at exec. Returns where the report pipe is now. `uid` is the host's id of the user.
 fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<BorrowedFd<'static>, Failure> {
-    let null;
-    let stdin = match plan.stdin {
-        Some(pipe) => pipe,
-        None => {
-            // The process's own /dev/null: the host's node could be changed through /proc/self/fd/0.
-            null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .step(|| "opening /dev/null".to_owned())?;
-            null.as_fd()
-        }
-    };
+    // The process's own /dev/null: the host's node could be changed through /proc/self/fd.
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .step(|| "opening /dev/null".to_owned())?;
     // Programs open /dev/stdout anew, which asks the pipe's owner.
-    for pipe in [plan.stdin, Some(plan.stdout), Some(plan.stderr)]
-        .into_iter()
-        .flatten()
-    {
+    for pipe in plan.streams.into_iter().flatten() {
         rustix::fs::fchown(pipe, Some(Uid::from_raw(uid)), None)
             .step(|| "giving the pipes to the user".to_owned())?;
     }
-    let mut wanted = vec![(0, stdin), (1, plan.stdout), (2, plan.stderr)];
+    let streams = plan.streams.map(|pipe| pipe.unwrap_or(null.as_fd()));
+    let mut wanted: Vec<(i32, BorrowedFd<'_>)> = (0..).zip(streams).collect();
     wanted.extend(
         plan.inherit
             .iter()
@@ -358,8 +437,8 @@ fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<BorrowedFd<'static>, F
 }
 
 /// Raises or lowers the limit of open files, as far as the hard limit and capabilities allow.
-fn limit_files(spec: &ProcessSpec) -> Result<(), Failure> {
-    let Some(wanted) = spec.limits.nofile else {
+fn limit_files(program: &Program<'_>) -> Result<(), Failure> {
+    let Some(wanted) = program.nofile else {
         return Ok(());
     };
     let limit = |n: u64| Rlimit {

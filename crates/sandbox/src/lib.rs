@@ -24,6 +24,11 @@ mod userns;
 pub use cgroup::Usage;
 pub use disk::{Disk, DiskUsage};
 pub use process_end::process_end;
-pub use spawner::{Exit, Process, SpawnError, Spawner, SpawnerConfig, Survivor};
-pub use spec::{Capabilities, DiskMount, Limits, Mount, Network, ProcessSpec, Root, SpawnFds};
+pub use spawner::{
+    ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
+};
+pub use spec::{
+    Capabilities, DiskMount, ExecSpec, ExecStreams, Limits, Mount, Network, ProcessSpec, Root,
+    SpawnFds, TerminalSize,
+};
 pub use userns::IdRanges;

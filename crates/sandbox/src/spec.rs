@@ -174,6 +174,51 @@ pub struct Limits {
     pub disk_bytes: Option<u64>,
 }
 
+/// A process to start inside a running container: in its namespaces and its cgroup, with the capabilities, no_new_privs and filter of its
+/// main process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecSpec {
+    /// Unique among live processes. `[a-z0-9-]`, at most 64 bytes.
+    pub id: String,
+    /// [`ProcessSpec::id`] of the container's main process.
+    pub container: String,
+    /// As [`ProcessSpec::argv`].
+    pub argv: Vec<String>,
+    /// As [`ProcessSpec::env`].
+    pub env: Vec<String>,
+    /// Working directory inside the root; must be there. Empty is `/`.
+    pub cwd: String,
+    /// As [`ProcessSpec::user`].
+    pub user: String,
+    /// RLIMIT_NOFILE; `None` is the spawner's.
+    pub nofile: Option<u64>,
+    /// Its standard streams.
+    pub streams: ExecStreams,
+}
+
+/// The standard streams of a process inside a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecStreams {
+    /// /dev/null, all three.
+    Null,
+    /// Pipes for output and error, and for input if asked for (else /dev/null).
+    Pipes {
+        /// Whether standard input is a pipe.
+        stdin: bool,
+    },
+    /// A new terminal of the container (pty(7)), which is the process's controlling one.
+    Terminal(TerminalSize),
+}
+
+/// Rows and columns of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub cols: u16,
+}
+
 /// Descriptors that go with a request.
 #[derive(Debug, Default)]
 pub struct SpawnFds {

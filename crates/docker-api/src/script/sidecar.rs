@@ -101,9 +101,10 @@ impl Sidecars {
     }
 
     /// The container that it was made for does not come. The next start makes a sidecar of its own.
-    pub(crate) fn give_up(&self, name: &str) {
+    pub(crate) fn give_up(&self, name: &str, reason: &str) {
         if let Some(entry) = self.map().get(name) {
-            entry.sidecar.network.set_target(wharf_net::Target::Ended);
+            let network = &entry.sidecar.network;
+            network.set_target(wharf_net::Target::Ended(reason.into()));
         }
     }
 

@@ -13,6 +13,7 @@ async fn what_a_container_reaches_is_the_workers() {
     http_is_mapped_by_host_pattern_address_and_port(&node).await;
     https_is_mapped_under_a_certificate_that_the_container_was_given(&node).await;
     websockets_go_through_both(&node).await;
+    http2_is_translated_for_clients_that_speak_nothing_else(&node).await;
     tcp_is_mapped_also_for_servers_that_speak_first(&node).await;
     private_addresses_stay_out_of_reach_with_internet_and_any_mappings(&node).await;
     a_new_process_of_workerd_has_no_mappings_until_they_are_made_again(&mut node).await;
@@ -73,6 +74,7 @@ async fn http_is_mapped_by_host_pattern_address_and_port(node: &Node) {
             "http://192.0.2.9:8123/",
             "200 range GET http://192.0.2.9:8123/",
         ),
+        ("http://[2001:db8::7]/", "200 six GET http://[2001:db8::7]/"),
     ] {
         assert_eq!(app.run(&get(url)).await.trim(), answer, "{url}");
     }
@@ -173,6 +175,49 @@ async fn websockets_go_through_both(node: &Node) {
     app.map("Https", "ws.example", "tls").await;
     let answer = app.run(WEBSOCKET).await;
     assert_eq!(answer.trim(), "plain one\nplain two\ntls one\ntls two");
+}
+
+/// An HTTP/2 client by hand (RFC 9113): a request with a body, and the answer's DATA. Fields go as literals (RFC 7541, 6.2.2).
+const HTTP2: &str = r#"
+def frame(kind, flags, stream, payload=b""):
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+def http2(s, scheme):
+    fields = [(":method", "POST"), (":scheme", scheme), (":authority", "rpc.example"), (":path", "/call"), ("te", "trailers")]
+    block = b"".join(b"\0" + bytes([len(n)]) + n.encode() + bytes([len(v)]) + v.encode() for n, v in fields)
+    s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(1, 4, 1, block) + frame(0, 1, 1, b"payload"))
+    def read(n):
+        got = b""
+        while len(got) < n:
+            more = s.recv(n - len(got))
+            assert more, "cut"
+            got += more
+        return got
+    body = b""
+    while True:
+        head = read(9)
+        kind, flags, stream = head[3], head[4], int.from_bytes(head[5:], "big")
+        payload = read(int.from_bytes(head[:3], "big"))
+        if kind == 4 and not flags & 1: s.sendall(frame(4, 1, 0))
+        if kind in (3, 7): print("reset", payload)
+        if kind == 0: body += payload
+        if stream == 1 and (kind == 3 or flags & 1): break
+    print(body.decode())
+http2(socket.create_connection(("rpc.example", 80), timeout=20), "http")
+context = ssl.create_default_context(cafile=CA)
+context.set_alpn_protocols(["h2"])
+http2(context.wrap_socket(socket.create_connection(("rpc.example", 443), timeout=20), server_hostname="rpc.example"), "https")
+"#;
+
+async fn http2_is_translated_for_clients_that_speak_nothing_else(node: &Node) {
+    let app = node.object("http2");
+    app.start(false).await;
+    app.map("Http", "rpc.example", "plain").await;
+    app.map("Https", "rpc.example", "tls").await;
+    let answer = app.run(HTTP2).await;
+    assert_eq!(
+        answer.trim(),
+        "plain POST http://rpc.example/call payload\ntls POST https://rpc.example/call payload"
+    );
 }
 
 async fn tcp_is_mapped_also_for_servers_that_speak_first(node: &Node) {

@@ -10,6 +10,7 @@ mod upstream;
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -18,7 +19,7 @@ use tokio::time::timeout;
 
 use crate::Shared;
 use crate::egress::{FAKE_V4, FAKE_V6, Hosts};
-use packet::{Code, Query, is_failure, is_no_such_name};
+use packet::{Code, Query, is_failure, is_no_error, is_no_such_name};
 pub(crate) use upstream::Upstreams;
 
 /// How many queries of one network may be under way; more are dropped, and clients ask again.
@@ -118,6 +119,15 @@ async fn answer(shared: &Shared, packet: &[u8], by: By) -> Option<Vec<u8>> {
         // Also when nobody can be asked: the Worker is there.
         (Ok(answer), Mapped::ByName) if is_failure(&answer) => invented(shared, &query),
         (Err(_), Mapped::ByName) => invented(shared, &query),
+        // A network may have IPv6 for the sake of its mappings alone. What is outside is not reached by it.
+        (Ok(answer), _)
+            if query.is_for_ipv6()
+                && shared.ipv6.load(Ordering::Relaxed)
+                && !shared.config.ipv6
+                && is_no_error(&answer) =>
+        {
+            query.answer_with(&[])
+        }
         (Ok(answer), _) => answer,
         (Err(error), _) => {
             tracing::warn!(%error, "no DNS server answered a container's query");

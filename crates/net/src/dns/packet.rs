@@ -72,6 +72,14 @@ impl<'a> Query<'a> {
         }
     }
 
+    /// Whether it asks for IPv6 addresses.
+    pub(crate) fn is_for_ipv6(&self) -> bool {
+        let kind = self
+            .question_end
+            .and_then(|end| self.packet.get(end - 4..end - 2));
+        kind.is_some_and(|kind| *kind == TYPE_AAAA.to_be_bytes())
+    }
+
     /// An answer that says that the name exists and, if it is asked for addresses, has those of `addresses` that are of the right kind.
     pub(crate) fn answer_with(&self, addresses: &[IpAddr]) -> Vec<u8> {
         let Some(end) = self.question_end else {
@@ -144,9 +152,16 @@ pub(crate) fn is_failure(message: &[u8]) -> bool {
 
 /// Whether an answer says that the name does not exist.
 pub(crate) fn is_no_such_name(message: &[u8]) -> bool {
-    message
-        .get(3)
-        .is_some_and(|b| b & 0xf == Code::NoSuchName as u8)
+    has_code(message, Code::NoSuchName)
+}
+
+/// Whether an answer says that the name exists.
+pub(crate) fn is_no_error(message: &[u8]) -> bool {
+    has_code(message, Code::NoError)
+}
+
+fn has_code(message: &[u8], code: Code) -> bool {
+    message.get(3).is_some_and(|b| b & 0xf == code as u8)
 }
 
 /// Where the first question ends: labels, a zero, type and class.
@@ -251,6 +266,7 @@ mod tests {
                 prop_assert!(answer.len() <= packet.len());
                 query.is_answered_by(&other);
                 query.name();
+                query.is_for_ipv6();
                 query.answer_with(&[IpAddr::from([11, 0, 0, 1])]);
             }
             is_failure(&other);

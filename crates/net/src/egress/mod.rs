@@ -33,12 +33,16 @@ mod tunnel;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use wharf_sandbox::netns;
 
 use crate::Shared;
+use crate::pool::REDIRECT;
 use crate::relay::{Guarded, relay, reset};
 pub use config::Egress;
 pub(crate) use config::Update;
@@ -55,6 +59,30 @@ pub(crate) const FAKE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 /// Whether an address stands for names in a network, which has mappings.
 pub(crate) fn is_fake(shared: &Shared, address: IpAddr) -> bool {
     (address == FAKE_V4 || address == FAKE_V6) && !shared.egress.borrow().hosts().is_empty()
+}
+
+/// Takes over what `PUT /egress` says.
+pub(crate) async fn apply(shared: &Shared, update: Update) {
+    let internet = update.internet();
+    shared.egress.send_modify(|egress| egress.apply(update));
+    if let Some(internet) = internet {
+        shared
+            .policy
+            .send_modify(|policy| policy.internet = internet);
+    }
+    // A mapping by address may be of an IPv6 address, also on a host that has none itself.
+    if shared.egress.borrow().hosts().any() && !shared.ipv6.load(Ordering::Relaxed) {
+        let inside = shared.inside.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            netns::add_ipv6(inside.namespace().as_fd(), REDIRECT)
+        });
+        match opened.await.map_err(io::Error::other).flatten() {
+            Ok(()) => shared.ipv6.store(true, Ordering::Relaxed),
+            Err(error) => {
+                tracing::warn!(%error, "mappings of IPv6 addresses have no effect in a container");
+            }
+        }
+    }
 }
 
 /// Carries a connection of a network that has mappings.

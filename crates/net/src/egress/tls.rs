@@ -4,12 +4,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
@@ -25,6 +27,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// HTTP/1.1 first: workerd speaks nothing else, and only then bytes need no translation. Clients that offer h2 alone get it.
 const PROTOCOLS: [&[u8]; 2] = [b"http/1.1", b"h2"];
+
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(default_provider()));
 
 /// The certificates of one network.
 #[derive(Debug, Default)]
@@ -93,7 +97,7 @@ pub(super) fn chose_http2<S>(stream: &TlsStream<S>) -> Option<bool> {
 
 fn config(ca: &Ca, name: &str) -> io::Result<ServerConfig> {
     let leaf = ca.leaf(name).map_err(io::Error::other)?;
-    let provider: Arc<CryptoProvider> = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = PROVIDER.clone();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(leaf.key));
     let key = provider
         .key_provider
@@ -106,6 +110,9 @@ fn config(ca: &Ca, name: &str) -> io::Result<ServerConfig> {
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+    // A handshake on the same machine is cheap, and memory for sessions of every name is not.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(config)
 }
 
@@ -177,6 +184,15 @@ pub(super) mod tests {
         }
         let config = leaves.config(&ca, "a.example").unwrap();
         handshake(config, &ca, "b.example", &[]).unwrap_err();
+    }
+
+    #[test]
+    fn who_trusted_the_authority_trusts_it_after_an_adoption() {
+        let ca = Ca::generate().unwrap();
+        let adopted = Ca::restore(&ca.key()).unwrap();
+        let config = Leaves::default().config(&adopted, "a.example").unwrap();
+        handshake(config, &ca, "a.example", &[]).unwrap();
+        assert!(!format!("{:?}", ca.key()).contains("PRIVATE"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 
 use super::{Answer, text};
 use crate::Shared;
-use crate::egress::Update;
+use crate::egress::{self, Update};
 
 const MAX_BODY: usize = 256 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,13 +49,7 @@ pub(super) async fn put_egress(shared: &Shared, request: Request<Incoming>) -> A
             );
         }
     };
-    let internet = update.internet();
-    shared.egress.send_modify(|egress| egress.apply(update));
-    if let Some(internet) = internet {
-        shared
-            .policy
-            .send_modify(|policy| policy.internet = internet);
-    }
+    egress::apply(shared, update).await;
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = StatusCode::NO_CONTENT;
     answer

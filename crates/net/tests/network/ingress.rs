@@ -1,4 +1,5 @@
 use crate::*;
+use std::time::Instant;
 use wharf_net::Target;
 
 #[tokio::test]
@@ -9,7 +10,7 @@ async fn a_connection_is_held_until_the_app_listens() {
             let network = network.clone();
             async move { connect(&network, 8080).await }
         });
-        network.set_target(Target::Running);
+        network.set_target(Target::Running(Instant::now()));
         // Wherever in the hold this falls, the outcome is the same.
         tokio::time::sleep(Duration::from_millis(30)).await;
         assert!(!held.is_finished());
@@ -25,16 +26,22 @@ async fn a_connection_is_held_until_the_app_listens() {
 }
 
 #[tokio::test]
-async fn a_port_that_never_listens_is_refused_with_400_after_the_bound() {
+async fn a_port_that_never_listens_is_refused_after_the_bound() {
     let network = network(NetConfig {
         hold_ms: 60,
         ..config()
     })
     .await;
-    network.set_target(Target::Running);
+    network.set_target(Target::Running(Instant::now()));
     let (status, rest) = connect(&network, 4321).await;
-    assert_eq!(status, 400);
-    assert_eq!(body(rest).await, "Container is not listening to port 4321");
+    assert_eq!(status, 503);
+    let text = body(rest).await;
+    // As workerd says it, and as @cloudflare/containers understands it.
+    assert!(
+        text.starts_with("Container is not listening to port 4321"),
+        "{text}"
+    );
+    assert!(text.contains("the container is not listening"), "{text}");
     // The app may still come later.
     let app = listen_inside(&network, "127.0.0.1:4321");
     assert_eq!(connect(&network, 4321).await.0, 200);
@@ -54,11 +61,11 @@ async fn a_container_that_has_ended_is_refused_at_once_also_for_those_who_wait()
         async move { connect(&network, 8080).await }
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
-    network.set_target(Target::Ended);
+    network.set_target(Target::Ended("exit code 1".into()));
     for (status, rest) in [waiting.await.unwrap(), connect(&network, 8080).await] {
-        assert_eq!(status, 400);
+        assert_eq!(status, 503);
         let text = body(rest).await;
-        assert!(text.contains("the container has exited"), "{text}");
+        assert!(text.contains("it has ended: exit code 1"), "{text}");
     }
     // A new start in the same network.
     network.set_target(Target::Pending);

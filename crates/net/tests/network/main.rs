@@ -4,6 +4,7 @@
 
 mod dns;
 mod egress;
+mod http_ingress;
 mod ingress;
 mod lifetime;
 mod outbound;

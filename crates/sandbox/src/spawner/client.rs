@@ -3,6 +3,10 @@
 //! One task owns the socket: it sends what callers queue, and hands replies and exits to whoever waits. A connection that breaks
 //! is made anew by the next [`Spawner::spawn`]; what ran under the broken one is ended, as its callers have been told so.
 
+mod exec;
+
+pub use exec::{ExecProcess, Streams, Terminal};
+
 use super::process::READY;
 use super::protocol::{
     Frame, Inbox, Message, Outbox, ReplyBody, Request, RequestBody, VERSION, parse,
@@ -56,6 +60,8 @@ struct State {
     requests: u64,
     pending: HashMap<u64, oneshot::Sender<(ReplyBody, Vec<OwnedFd>)>>,
     exits: HashMap<String, watch::Sender<Option<Exit>>>,
+    /// Of processes inside containers, while the daemon has a handle to them.
+    exec_exits: HashMap<String, watch::Sender<Option<Exit>>>,
     /// Processes whose caller gave up before it learnt of them: forgotten when they have ended.
     unwanted: HashSet<String>,
     lost: Option<Lost>,
@@ -352,9 +358,12 @@ impl State {
     ) -> Result<Option<RequestBody>, Lost> {
         match message {
             Message::Reply { number, body } => {
+                // Known before its exit can arrive.
                 if let ReplyBody::Spawned { id, .. } = &body {
-                    // Known before its exit can arrive.
                     self.exits.insert(id.clone(), watch::Sender::new(None));
+                }
+                if let ReplyBody::ExecStarted { id, .. } = &body {
+                    self.exec_exits.insert(id.clone(), watch::Sender::new(None));
                 }
                 let unheard = self
                     .pending
@@ -362,6 +371,11 @@ impl State {
                     .and_then(|sender| sender.send((body, descriptors)).err());
                 Ok(match unheard {
                     Some((ReplyBody::Spawned { id, .. }, _)) => Some(self.discard(id)),
+                    Some((ReplyBody::ExecStarted { id, .. }, _)) => {
+                        self.exec_exits.remove(&id);
+                        let signal = libc::SIGKILL;
+                        Some(RequestBody::SignalExec { id, signal })
+                    }
                     _ => None,
                 })
             }
@@ -372,6 +386,12 @@ impl State {
                 if self.unwanted.remove(&id) {
                     self.exits.remove(&id);
                     return Ok(Some(RequestBody::Forget { id }));
+                }
+                Ok(None)
+            }
+            Message::ExecExited { id, exit } => {
+                if let Some(sender) = self.exec_exits.get(&id) {
+                    sender.send_replace(Some(exit));
                 }
                 Ok(None)
             }
@@ -502,6 +522,7 @@ async fn drive(
     // Dropping the senders wakes everybody who waits.
     state.pending.clear();
     state.exits.clear();
+    state.exec_exits.clear();
 }
 
 async fn connect_or_start(config: &SpawnerConfig) -> Result<(Link, Vec<Survivor>), SpawnError> {

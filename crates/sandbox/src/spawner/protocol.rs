@@ -5,7 +5,7 @@
 
 use super::Exit;
 use crate::cgroup::Usage;
-use crate::spec::ProcessSpec;
+use crate::spec::{ExecSpec, ProcessSpec};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -18,7 +18,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Changes whenever daemon and spawner of two builds could misunderstand each other.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 4;
 
 /// Arguments and environment may hold megabytes (execve(2)); this is above what exec takes.
 pub(super) const MAX_PAYLOAD: usize = 16 * 1024 * 1024;
@@ -44,7 +44,16 @@ pub(super) enum RequestBody {
         netns: bool,
         inherit: Vec<i32>,
     },
+    /// A process inside a container.
+    Exec {
+        spec: Box<ExecSpec>,
+    },
     Signal {
+        id: String,
+        signal: i32,
+    },
+    /// To one that [`RequestBody::Exec`] started. An unknown one has ended.
+    SignalExec {
         id: String,
         signal: i32,
     },
@@ -92,6 +101,11 @@ pub(super) enum Message {
         id: String,
         exit: Exit,
     },
+    /// A process inside a container has ended, and is forgotten.
+    ExecExited {
+        id: String,
+        exit: Exit,
+    },
     /// Another daemon took this one's place.
     Replaced,
 }
@@ -102,6 +116,16 @@ pub(super) enum ReplyBody {
     Spawned {
         id: String,
         pid: i32,
+    },
+    /// Descriptors: none for no streams; standard output, error and, if it is a pipe, input; or the terminal.
+    ExecStarted {
+        id: String,
+        pid: i32,
+        inside_pid: i32,
+    },
+    /// The container that a process was to run in does not.
+    NotRunning {
+        message: String,
     },
     Refused {
         message: String,

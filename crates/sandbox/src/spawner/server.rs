@@ -6,15 +6,19 @@
 //! the spawner: waiting (grace period) <--connection lost / Hello--> serving
 //!                 \--grace over, SIGTERM--> ending --no process left--> exit        serving --Shutdown--> ending
 //! ```
+//! What runs inside a container beside its main process: [`execs`].
+//!
 //! A process whose requester is gone before it learnt of it is *abandoned*: killed, and forgotten when it has ended.
 
 mod connections;
+mod execs;
 mod processes;
 
 use super::Exit;
 use super::launch::Walls;
 use super::protocol::{Inbox, Outbox, ReplyBody};
 use crate::cgroup::{Cgroup, Manager, Usage};
+use crate::spec::Capabilities;
 use crate::userns::{Pool, UserNamespace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -79,6 +83,9 @@ struct Entry {
     disk: Option<OwnedFd>,
     /// At the end, as its cgroup is gone by then.
     usage: Option<Usage>,
+    is_container: bool,
+    /// Of what joins it, too.
+    capabilities: Capabilities,
     state: State,
     abandoned: bool,
     frozen: bool,
@@ -99,6 +106,8 @@ pub(super) struct Server {
     walls: Walls,
     grace: Duration,
     entries: BTreeMap<String, Entry>,
+    /// Inside containers; see [`execs`].
+    execs: BTreeMap<String, execs::Exec>,
     daemon: Option<Connection>,
     /// Connected, has not said Hello yet.
     newcomer: Option<Connection>,
@@ -121,6 +130,7 @@ struct Ready {
     reports: Vec<String>,
     /// Nothing, for a while.
     quiet: bool,
+    exec_reports: Vec<String>,
 }
 
 impl Server {
@@ -138,6 +148,7 @@ impl Server {
             walls,
             grace,
             entries: BTreeMap::new(),
+            execs: BTreeMap::new(),
             daemon: None,
             newcomer: None,
             connections: 0,
@@ -157,6 +168,9 @@ impl Server {
             }
             for id in ready.reports {
                 self.read_report(&id);
+            }
+            for id in ready.exec_reports {
+                self.read_exec_report(&id);
             }
             if ready.newcomer {
                 self.hear_newcomer();
@@ -225,7 +239,7 @@ impl Server {
             tv_nsec: i64::from(t.subsec_nanos()),
         });
 
-        let mut ids = Vec::new();
+        let (mut ids, mut exec_ids) = (Vec::new(), Vec::new());
         let mut fds = vec![
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::new(&self.listener, PollFlags::IN),
@@ -241,6 +255,12 @@ impl Server {
         for (id, entry) in &self.entries {
             if let State::Starting { report, .. } = &entry.state {
                 ids.push(id);
+                fds.push(PollFd::new(report, PollFlags::IN));
+            }
+        }
+        for (id, exec) in &self.execs {
+            if let Some(report) = exec.report() {
+                exec_ids.push(id);
                 fds.push(PollFd::new(report, PollFlags::IN));
             }
         }
@@ -265,6 +285,7 @@ impl Server {
         ready.daemon = self.daemon.is_some() && next();
         ready.newcomer = self.newcomer.is_some() && next();
         ready.reports = ids.into_iter().filter(|_| next()).cloned().collect();
+        ready.exec_reports = exec_ids.into_iter().filter(|_| next()).cloned().collect();
         Ok(ready)
     }
 

@@ -95,3 +95,25 @@ async fn a_mapped_name_exists_also_when_no_server_answers() {
         "Server Failure"
     );
 }
+
+/// A host without IPv6, whose containers have it for their mappings' sake.
+#[tokio::test]
+async fn ipv6_addresses_are_mapped_without_ipv6_outside_and_nobody_is_sent_to_others() {
+    let workerd = Workerd::new(|_| Verdict::Http).await;
+    let config = NetConfig {
+        dns_servers: vec![upstream().await],
+        ..config()
+    };
+    let (network, world) = mapped_in(config, &workerd, &["*"], true, World::default()).await;
+    assert!(
+        get(&network, "[2001:db8::7]:80", "[2001:db8::7]")
+            .await
+            .contains("worker saw")
+    );
+    assert_eq!(look_up(&network, "www.example.com.", AAAA).await, "");
+    assert_eq!(
+        look_up(&network, "www.example.com.", A).await,
+        "203.0.113.5"
+    );
+    assert_eq!(dialled(&world), [""; 0]);
+}

@@ -174,17 +174,18 @@ impl Server {
         }
     }
 
+    /// Whether the one who asked is still there.
+    pub(super) fn is_connected(&self, requester: Requester) -> bool {
+        is_connected(&self.daemon, requester)
+    }
+
     pub(super) fn reply(
         &mut self,
         requester: Requester,
         body: ReplyBody,
         descriptors: Vec<OwnedFd>,
     ) {
-        if self
-            .daemon
-            .as_ref()
-            .is_some_and(|d| d.number == requester.connection)
-        {
+        if self.is_connected(requester) {
             self.send(
                 &Message::Reply {
                     number: requester.number,
@@ -222,8 +223,13 @@ impl Server {
                     Err(body) => body,
                 }
             }
+            RequestBody::Exec { spec } => match self.exec(&spec, requester) {
+                Ok(()) => return, // The report decides.
+                Err(body) => body,
+            },
             RequestBody::Signal { id, signal } => self.signal(&id, signal),
             RequestBody::Usage { id } => self.usage(&id),
+            RequestBody::SignalExec { id, signal } => self.signal_exec(&id, signal),
             RequestBody::Kill { id } => match self.entries.contains_key(&id) {
                 true => {
                     self.kill(&id);
@@ -256,6 +262,12 @@ impl Server {
         };
         self.reply(requester, body, Vec::new());
     }
+}
+
+pub(super) fn is_connected(daemon: &Option<Connection>, requester: Requester) -> bool {
+    daemon
+        .as_ref()
+        .is_some_and(|d| d.number == requester.connection)
 }
 
 /// Sends what waits, and reads all whole requests. UnexpectedEof when the other side is gone.

@@ -1,14 +1,16 @@
 //! Processes: from the request to the end of the last one in the cgroup.
 
+use super::connections::is_connected;
 use super::{DRAIN_TICK, Entry, Outcome, Requester, Server, State};
 use crate::spawner::Exit;
 use crate::spawner::launch::{self, Given};
 use crate::spawner::protocol::{Message, ReplyBody};
+use crate::spec::Root;
 use crate::sys;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 impl Server {
     pub(super) fn spawn(
@@ -27,7 +29,7 @@ impl Server {
             });
         }
         launch::check(spec, &given).map_err(refuse)?;
-        if self.entries.contains_key(&spec.id) {
+        if self.entries.contains_key(&spec.id) || self.execs.contains_key(&spec.id) {
             return Err(refuse(format!(
                 "a process with the id {} exists already",
                 spec.id
@@ -55,6 +57,8 @@ impl Server {
             users: launched.users,
             disk: given.disk.take(),
             usage: None,
+            is_container: matches!(spec.root, Root::Overlay { .. }),
+            capabilities: spec.capabilities,
             state,
             abandoned: false,
             frozen: false,
@@ -190,6 +194,9 @@ impl Server {
                 State::Starting { .. } | State::Running | State::Refused { .. }
             )
         };
+        if self.exec_reaped(pid, status) {
+            return;
+        }
         // Others are orphans that a process of ours left (this is their subreaper).
         let Some(id) = self
             .entries
@@ -213,17 +220,7 @@ impl Server {
                 message,
                 exit_code,
             },
-            _ => {
-                let signal = status.terminating_signal();
-                let code = status
-                    .exit_status()
-                    .unwrap_or_else(|| 128 + signal.unwrap_or_default());
-                Outcome::Exit(Exit {
-                    code,
-                    signal,
-                    oom_killed: false,
-                })
-            }
+            _ => Outcome::Exit(exit_of(status)),
         };
         entry.state = State::Draining(outcome);
         self.tick = DRAIN_TICK.0;
@@ -318,18 +315,8 @@ impl Server {
         let State::Starting { report, text, .. } = &mut entry.state else {
             return;
         };
-        let mut chunk = [0u8; 4096];
-        loop {
-            match rustix::io::read(&*report, &mut chunk) {
-                Ok(0) => break,
-                Ok(length) => text.extend_from_slice(&chunk[..length]),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
-                Err(error) => {
-                    eprintln!("spawner: reading the report of {id}: {error}");
-                    break;
-                }
-            }
+        if !read_to_end(report, text, id) {
+            return;
         }
         let State::Starting {
             text,
@@ -349,16 +336,12 @@ impl Server {
             };
             return;
         }
-        let known = self
-            .daemon
-            .as_ref()
-            .is_some_and(|d| d.number == requester.connection);
         let streams = entry
             .stdout
             .try_clone()
             .and_then(|out| Ok(vec![out, entry.stderr.try_clone()?]));
         match streams {
-            Ok(mut streams) if known => {
+            Ok(mut streams) if is_connected(&self.daemon, requester) => {
                 streams.extend(stdin);
                 let body = ReplyBody::Spawned {
                     id: id.to_owned(),
@@ -380,6 +363,33 @@ impl Server {
                 self.kill(id);
             }
         }
+    }
+}
+
+/// Reads what a starting process reports. `false`: there may be more.
+pub(super) fn read_to_end(report: &OwnedFd, text: &mut Vec<u8>, id: &str) -> bool {
+    let mut chunk = [0u8; 4096];
+    loop {
+        match rustix::io::read(report, &mut chunk) {
+            Ok(0) => return true,
+            Ok(length) => text.extend_from_slice(&chunk[..length]),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return false,
+            Err(error) => {
+                eprintln!("spawner: reading the report of {id}: {error}");
+                return true;
+            }
+        }
+    }
+}
+
+pub(super) fn exit_of(status: WaitStatus) -> Exit {
+    let signal = status.terminating_signal();
+    let code = status.exit_status();
+    Exit {
+        code: code.unwrap_or_else(|| 128 + signal.unwrap_or_default()),
+        signal,
+        oom_killed: false,
     }
 }
 

@@ -30,13 +30,13 @@ const MODULES: [&str; 8] = [
 const INIT: &str = "#!/bin/busybox sh
 export PATH=/bin
 /bin/busybox --install -s /bin
-mkdir -p /newroot /store /dev
-mount -t devtmpfs dev /dev
+mkdir -p /newroot /store /dev /proc
+mount -t devtmpfs dev /dev; mount -t proc proc /proc
 while read m; do insmod $m; done < /modules
 mount -t tmpfs -o size=3g tmpfs /store
-truncate -s 3G /store/root; mkfs.ext4 -q -F /store/root; mount -o loop /store/root /newroot
-for d in *; do case $d in newroot|store|dev) ;; *) cp -a /$d /newroot/ ;; esac; done
-umount /dev
+truncate -s 3G /store/root; mkfs.ext4 -q -F /store/root; mount -t ext4 -o loop /store/root /newroot
+for d in *; do case $d in newroot|store|dev|proc) ;; *) cp -a /$d /newroot/ ;; esac; done
+umount /dev /proc
 cd /newroot && mkdir -p proc sys dev tmp root run
 exec switch_root /newroot /second
 ";

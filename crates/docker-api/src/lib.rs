@@ -10,6 +10,7 @@ pub mod operator;
 mod peer;
 pub mod script;
 mod serve;
+mod storage;
 
 pub use json::time;
 pub use serve::serve_unix;

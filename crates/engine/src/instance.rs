@@ -1,8 +1,10 @@
 //! The task that owns one instance: it feeds the lifecycle machine with requests and with what happens, and carries out its effects.
 
-use crate::lifecycle::{Answer, Effect, Event, HardTimeout, Machine, State, Token, Until};
+use crate::lifecycle::{
+    Answer, Effect, EndedBy, Event, HardTimeout, Machine, State, Token, Until, describe,
+};
 use crate::record::{Fixed, Label, Progress, Record, process_id};
-use crate::{EngineError, Shared, Usage, log, now_ms};
+use crate::{EngineError, Shared, Usage, files, log, now_ms};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,6 +43,8 @@ pub(crate) struct Handle {
     pub(crate) network: Mutex<Option<wharf_net::Network>>,
     /// What it writes is here; without, in its directory.
     pub(crate) disk: Option<Arc<Disk>>,
+    /// Whoever needs the files to himself: a start, a writer from outside, a copy.
+    pub(crate) files: Arc<tokio::sync::Mutex<()>>,
     /// Counts what its owner asks for, and its being orphaned: who sees the same figure twice knows that nobody has asked in between.
     touches: AtomicU64,
     requests: mpsc::Sender<Request>,
@@ -53,9 +57,11 @@ pub(crate) enum Ask {
     Signal(i32),
     Stop {
         grace_ms: u64,
+        by: EndedBy,
     },
     Remove {
         force: bool,
+        by: EndedBy,
     },
     Wait(Until),
     /// Replaces the labels that its object has given it.
@@ -208,6 +214,7 @@ impl Instance {
                 view,
                 network: Mutex::new(network),
                 disk,
+                files: Arc::default(),
                 touches: AtomicU64::new(0),
                 requests: requests_sender,
             }),
@@ -302,8 +309,12 @@ impl Instance {
         Some(match ask {
             Ask::Start => Event::Start(token),
             Ask::Signal(signal) => Event::Signal { signal, token },
-            Ask::Stop { grace_ms } => Event::Stop { grace_ms, token },
-            Ask::Remove { force } => Event::Remove { force, token },
+            Ask::Stop { grace_ms, by } => Event::Stop {
+                grace_ms,
+                by,
+                token,
+            },
+            Ask::Remove { force, by } => Event::Remove { force, by, token },
             Ask::Wait(until) => {
                 self.drop_abandoned();
                 Event::Wait { until, token }
@@ -362,12 +373,17 @@ impl Instance {
                 result,
                 usage,
             } => {
+                let exit_seen = result.is_ok();
                 let exit = result.unwrap_or_else(|error| {
                     self.progress.error = Some(format!("its end was not seen: {error}"));
                     unseen_exit()
                 });
-                self.ended(exit);
                 self.account(exit, usage);
+                let by = match exit_seen {
+                    true => self.machine.cause(&exit),
+                    false => EndedBy::Unseen,
+                };
+                self.ended(exit, Some(by));
                 Some(Event::Exited { generation, exit })
             }
             Happening::GraceElapsed { generation } => Some(Event::GraceElapsed { generation }),
@@ -410,11 +426,12 @@ impl Instance {
                     self.shared.table().refused(application, &message);
                 }
                 self.progress.error = Some(message.clone());
-                self.ended(Exit {
+                let exit = Exit {
                     code,
                     signal: None,
                     oom_killed: false,
-                });
+                };
+                self.ended(exit, None);
                 Event::SpawnFailed {
                     generation,
                     code,
@@ -441,13 +458,19 @@ impl Instance {
         self.progress.usage = Some(usage);
     }
 
-    fn ended(&mut self, exit: Exit) {
+    /// `by`: `None` if there was no process.
+    fn ended(&mut self, exit: Exit, by: Option<EndedBy>) {
         self.pid = None;
         self.hard_timeout = None;
         self.progress.exit = Some(exit);
+        self.progress.ended_by = by;
         self.progress.finished_ms = Some(now_ms());
         if let Some(network) = self.handle.network() {
-            network.set_target(Target::Ended(format!("exit code {}", exit.code).into()));
+            let how = match &self.progress.error {
+                Some(error) => error.clone(),
+                None => describe(&exit, by),
+            };
+            network.set_target(Target::Ended(how.into()));
         }
         if self.own_network {
             self.handle.set_network(None);
@@ -488,6 +511,7 @@ impl Instance {
             self.progress.generation = self.machine.generation();
             if self.machine.state().is_live() {
                 self.progress.exit = None;
+                self.progress.ended_by = self.machine.ending();
             }
             self.publish();
             // Before the answers: who hears of an end may count on its place.
@@ -669,9 +693,9 @@ async fn start_process(
             .map_err(|e| failed("network", &e))?,
     };
     let fixed = &handle.fixed;
+    let _turn = handle.files.lock().await;
     if !first {
-        // overlayfs wants an empty work directory; the kernel leaves its own folder in a used one.
-        renew(&handle.writable().join("work")).map_err(|e| failed("work directory", &e))?;
+        files::renew_work(fixed, &handle.writable()).map_err(|e| failed("work directory", &e))?;
     }
     let label = Label {
         id: fixed.id.clone(),
@@ -687,6 +711,12 @@ async fn start_process(
     };
     let disk = handle.disk_mount();
     let at = disk.as_ref().map_or(handle.dir.as_path(), |disk| &disk.at);
+    let mut mounts = files::volume_mounts(fixed, at);
+    mounts.extend([
+        file("/etc/resolv.conf", network.resolv_conf()),
+        file("/etc/hosts", hosts(&hostname)),
+        file("/etc/hostname", format!("{hostname}\n")),
+    ]);
     let spec = ProcessSpec {
         id: process_id(&fixed.id, generation),
         label: label.encode().map_err(|e| failed("label", &e))?,
@@ -700,11 +730,7 @@ async fn start_process(
             work: at.join("work"),
         },
         network: wharf_sandbox::Network::Namespace,
-        mounts: vec![
-            file("/etc/resolv.conf", network.resolv_conf()),
-            file("/etc/hosts", hosts(&hostname)),
-            file("/etc/hostname", format!("{hostname}\n")),
-        ],
+        mounts,
         hostname: Some(hostname),
         limits: fixed.limits.clone(),
         stdin_pipe: false,
@@ -728,14 +754,6 @@ fn hosts(hostname: &str) -> String {
     format!(
         "127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
     )
-}
-
-fn renew(dir: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    std::fs::create_dir(dir)
 }
 
 /// Takes a directory out of the way at once and removes it in the background. A daemon that dies meanwhile leaves `.gone-*`, which the next one removes.

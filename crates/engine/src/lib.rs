@@ -6,6 +6,7 @@
 mod adopt;
 mod disks;
 mod exec;
+mod files;
 mod instance;
 pub mod lifecycle;
 mod log;
@@ -15,13 +16,14 @@ mod table;
 mod usage;
 
 pub use exec::{Exec, ExecError};
+pub use files::{Files, FromSnapshot, Held, Volume, VolumeMount};
 pub use merge::parse_signal;
 pub use record::owns;
 pub use usage::Usage;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
 use crate::instance::{Ask, Handle, Instance};
-use crate::lifecycle::{Answer, State, Until};
+use crate::lifecycle::{Answer, EndedBy, State, Until};
 use crate::record::{Fixed, Progress, Record};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::Permissions;
@@ -40,6 +42,16 @@ pub enum Owner {
     Script(String),
     /// The operator's own containers.
     Operator,
+}
+
+/// As it is written in records and messages: `script hello`, `operator`.
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Owner::Script(name) => write!(f, "script {name}"),
+            Owner::Operator => f.write_str("operator"),
+        }
+    }
 }
 
 /// The application that an instance counts against.
@@ -93,6 +105,10 @@ pub struct Create {
     pub network: Option<wharf_net::Network>,
     /// Application it counts against.
     pub application: Option<Application>,
+    /// Directories of its own that are mounted, in this order.
+    pub volumes: Vec<VolumeMount>,
+    /// What to start from instead of the bare image.
+    pub snapshot: Option<FromSnapshot>,
     /// What a Durable Object said with its start.
     pub start: StartOptions,
 }
@@ -145,6 +161,8 @@ pub struct Inspect {
     pub labels: BTreeMap<String, String>,
     /// Of these, those that the Durable Object has given.
     pub object_labels: BTreeMap<String, String>,
+    /// Who or what ended its last process, or is about to end the one that runs.
+    pub ended_by: Option<EndedBy>,
     /// Why it did not start, or what else is to be known of its end.
     pub error: Option<String>,
 }
@@ -271,7 +289,8 @@ impl Engine {
         grace_ms: Option<u64>,
     ) -> Result<(), EngineError> {
         let grace_ms = grace_ms.unwrap_or(self.shared.config.stop_grace_ms);
-        self.act(owner, reference, Ask::Stop { grace_ms }).await
+        let by = EndedBy::Stop;
+        self.act(owner, reference, Ask::Stop { grace_ms, by }).await
     }
 
     /// Removes; running only with `force` (SIGKILL).
@@ -281,7 +300,8 @@ impl Engine {
         reference: &str,
         force: bool,
     ) -> Result<(), EngineError> {
-        self.act(owner, reference, Ask::Remove { force }).await
+        let by = EndedBy::Destroy;
+        self.act(owner, reference, Ask::Remove { force, by }).await
     }
 
     /// Waits for the exit (of the running or last process), or, with `removed`, for the removal.
@@ -437,6 +457,14 @@ impl Engine {
         })
     }
 
+    /// The TCP ports that an instance (by its whole id) listens on; `None` if it does not run or the kernel cannot say. The look does not count as
+    /// its owner's.
+    pub fn listening(&self, id: &str) -> Option<Vec<u16>> {
+        let handle = self.shared.table().by_id(id)?;
+        let runs = handle.view.borrow().pid.is_some();
+        handle.network().filter(|_| runs)?.listening()
+    }
+
     /// Stops (with grace) all running instances of an application whose image id is not `image_id`. Returns how many, after their end.
     pub async fn roll(&self, application: &str, image_id: &str) -> usize {
         let mut handles = self.shared.table().all(None);
@@ -451,9 +479,10 @@ impl Engine {
                 && handle.view.borrow().state.is_live()
         });
         let grace_ms = self.shared.config.stop_grace_ms;
+        let by = EndedBy::Rollout;
         let mut stops = JoinSet::new();
         for handle in handles {
-            stops.spawn(async move { handle.ask(Ask::Stop { grace_ms }).await });
+            stops.spawn(async move { handle.ask(Ask::Stop { grace_ms, by }).await });
         }
         let stopped = stops.join_all().await;
         stopped
@@ -465,12 +494,16 @@ impl Engine {
     /// Stops and removes everything of an owner, or of all owners.
     pub async fn remove_all(&self, owner: Option<&Owner>) {
         let grace_ms = self.shared.config.stop_grace_ms;
+        let by = match owner {
+            Some(_) => EndedBy::Deletion,
+            None => EndedBy::Daemon,
+        };
         let mut removals = JoinSet::new();
         for handle in self.shared.table().all(owner) {
             removals.spawn(async move {
                 // Any answer will do: what is not stopped now is killed by the removal.
-                let _ = handle.ask(Ask::Stop { grace_ms }).await;
-                if let Err(error) = handle.ask(Ask::Remove { force: true }).await {
+                let _ = handle.ask(Ask::Stop { grace_ms, by }).await;
+                if let Err(error) = handle.ask(Ask::Remove { force: true, by }).await {
                     tracing::debug!(instance = handle.fixed.id, %error, "removed by somebody else");
                 }
             });
@@ -566,6 +599,11 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         wharf_image::ImageError::NotFound(message) => EngineError::NotFound(message),
         other => EngineError::Internal(other.to_string()),
     })?;
+    let mut lower = lower;
+    if let Some(snapshot) = &request.snapshot {
+        check_snapshot(shared, &request, snapshot, image.id.as_str())?;
+        lower.insert(0, snapshot.files.clone());
+    }
     let id = format!(
         "{}{}",
         uuid::Uuid::new_v4().simple(),
@@ -603,6 +641,8 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
                 .map(|layer| layer.diff_id.as_str().to_owned())
                 .collect(),
             lower,
+            snapshot: request.snapshot.map(|snapshot| snapshot.files),
+            volumes: request.volumes,
             application: request.application,
             argv: merged.argv,
             env: merged.env,
@@ -633,6 +673,10 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
             Some(_) => std::fs::create_dir(dir.join(instance::DISK)),
             None => Ok(()),
         })
+        .and_then(|()| {
+            let writable = disk.as_ref().map_or(dir.clone(), |disk| disk.path());
+            files::make_volumes(&record.fixed.volumes, &writable)
+        })
         .and_then(|()| record.write(&dir));
     if let Err(error) = prepared {
         instance::discard(&dir);
@@ -653,6 +697,31 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         return Err(error);
     }
     Ok(id)
+}
+
+/// A snapshot is a layer over one image; on another it would show a mixture of both.
+fn check_snapshot(
+    shared: &Shared,
+    request: &Create,
+    snapshot: &FromSnapshot,
+    image_id: &str,
+) -> Result<(), EngineError> {
+    if snapshot.image_id == image_id {
+        return Ok(());
+    }
+    let short = |id: &str| id.get(..19).unwrap_or(id).to_owned();
+    let text = format!(
+        "the container snapshot {} was taken of the image {}, but {} is {} now; a snapshot fits only the image that it was taken of: go back to that image (wrangler rollback), or start without the snapshot",
+        snapshot.name,
+        short(&snapshot.image_id),
+        request.image,
+        short(image_id)
+    );
+    tracing::warn!(reason = text, "instance refused");
+    if let Some(application) = &request.application {
+        shared.table().refused(application, &text);
+    }
+    Err(EngineError::Invalid(text))
 }
 
 /// Puts an instance into the table and starts its task.
@@ -684,7 +753,12 @@ pub(crate) fn drop_excess(excess: Vec<Arc<Handle>>) {
                 "one of too many without a process: removed"
             );
             // It may have been started or removed meanwhile: then it stays, or is gone.
-            let _ = handle.ask(Ask::Remove { force: false }).await;
+            let _ = handle
+                .ask(Ask::Remove {
+                    force: false,
+                    by: EndedBy::Destroy,
+                })
+                .await;
         });
     }
 }
@@ -710,6 +784,7 @@ fn inspect(handle: &Handle) -> Inspect {
         env: fixed.env.clone(),
         labels: labels(fixed, &view.progress),
         object_labels: view.progress.object_labels,
+        ended_by: view.progress.ended_by,
         error: view.progress.error,
     }
 }

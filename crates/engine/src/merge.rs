@@ -215,6 +215,8 @@ mod tests {
             limits: wharf_sandbox::Limits::default(),
             network: None,
             application: None,
+            volumes: Vec::new(),
+            snapshot: None,
             start: crate::StartOptions::default(),
         }
     }

@@ -1,5 +1,7 @@
 //! Processes beside the main one.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::io::Read;
 use wharf_engine::{EngineError, Exec, ExecError, ExecStreams, Streams};
 use wharf_testkit::engine::{Daemon, World, script_owner, shell};

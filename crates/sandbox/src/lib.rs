@@ -31,4 +31,4 @@ pub use spec::{
     Capabilities, DiskMount, ExecSpec, ExecStreams, Limits, Mount, Network, ProcessSpec, Root,
     SpawnFds, TerminalSize,
 };
-pub use userns::IdRanges;
+pub use userns::{IdRanges, files_as, root_of_process};

@@ -83,6 +83,33 @@ impl IdRanges {
     }
 }
 
+/// The host's id of root inside, for a running container; 0 without a user namespace.
+///
+/// # Errors
+/// No such process.
+pub fn root_of_process(pid: i32) -> io::Result<u32> {
+    let map = std::fs::read_to_string(format!("/proc/{pid}/uid_map"))?;
+    let words = map.split_whitespace().nth(1).and_then(|w| w.parse().ok());
+    words.ok_or_else(|| io::Error::other(format!("the id map of process {pid}: {map:?}")))
+}
+
+/// Runs `job` on a thread of its own whose files belong to the host's id `owner`, as on the mounts of a container they must belong to one of
+/// its own.
+///
+/// # Errors
+/// The thread could not be started, or may not do that; or the job panicked.
+pub fn files_as<T: Send>(owner: u32, job: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let worker = std::thread::Builder::new().spawn_scoped(scope, || {
+            sys::make_files_as(owner)?;
+            Ok(job())
+        })?;
+        worker
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a thread that makes files panicked")))
+    })
+}
+
 /// One namespace with its range.
 #[derive(Debug)]
 pub(crate) struct UserNamespace {

@@ -19,6 +19,7 @@ pub(crate) struct Config {
     pub(crate) control: Control,
     pub(crate) workerd: Workerd,
     pub(crate) containers: Containers,
+    pub(crate) snapshots: Snapshots,
     pub(crate) network: Network,
     pub(crate) node: Node,
 }
@@ -62,6 +63,14 @@ pub(crate) struct Containers {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(crate) struct Snapshots {
+    pub(crate) ttl_hours: u64,
+    pub(crate) max_mib: u64,
+    pub(crate) script_mib: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(crate) struct Network {
     pub(crate) pool_size: usize,
     pub(crate) hold_ms: u64,
@@ -85,6 +94,7 @@ impl Default for Config {
             control: Control::default(),
             workerd: Workerd::default(),
             containers: Containers::default(),
+            snapshots: Snapshots::default(),
             network: Network::default(),
             node: Node::default(),
         }
@@ -132,6 +142,16 @@ impl Default for Containers {
             user_namespaces: true,
             id_first: IdRanges::default().first,
             id_ranges: IdRanges::default().count,
+        }
+    }
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Snapshots {
+            ttl_hours: 720,
+            max_mib: 10_240,
+            script_mib: 51_200,
         }
     }
 }
@@ -203,6 +223,14 @@ user_namespaces = true
 # where systemd, /etc/subuid and LXD have nothing. Two nodes on one machine should have ranges of their own.
 id_first = 1879048192
 id_ranges = 4094
+
+[snapshots]
+# A snapshot that has not been restored for so long is removed, hours (720: thirty days, as on Cloudflare).
+ttl_hours = 720
+# Most of one snapshot, MiB. What it shares with its image does not count.
+max_mib = 10240
+# Most of all snapshots of one Worker, MiB.
+script_mib = 51200
 
 [network]
 # Network namespaces kept ready.

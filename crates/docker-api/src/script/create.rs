@@ -5,6 +5,7 @@ use super::start_options::Carried;
 use super::{ASKED_IMAGE_LABEL, Answer, ApplicationInfo, Context, Shared};
 use crate::errors::ApiError;
 use crate::peer::Peer;
+use crate::storage::{HelperBody, is_snapshot};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Query, State};
 use axum::response::IntoResponse;
@@ -53,6 +54,17 @@ pub(crate) struct HostConfig {
     privileged: Option<bool>,
 }
 
+impl Body {
+    fn as_helper(&self) -> HelperBody<'_> {
+        let host = self.host_config.as_ref();
+        HelperBody {
+            entrypoint: self.entrypoint.as_deref().unwrap_or_default(),
+            cmd: self.cmd.as_deref().unwrap_or_default(),
+            binds: host.and_then(|h| h.binds.as_deref()).unwrap_or_default(),
+        }
+    }
+}
+
 pub(crate) async fn create(
     State(shared): Context,
     Query(query): Query<CreateQuery>,
@@ -62,11 +74,15 @@ pub(crate) async fn create(
     let mut body: Body = super::parse(body)?;
     let name = match query.name.filter(|name| !name.is_empty()) {
         Some(name) => name,
-        // workerd's nameless helper containers copy volumes for it.
-        None if matches!(shared.admission, Admission::Script { .. }) => {
-            return Err(ApiError::unsupported("snapshotDirectory()"));
+        None => {
+            if let Some(helper) = shared.storage.create_helper(body.as_helper()) {
+                return Ok(helper);
+            }
+            if matches!(shared.admission, Admission::Script { .. }) {
+                return Err(ApiError::unsupported("a container without a name"));
+            }
+            format!("c-{}", &uuid::Uuid::new_v4().simple().to_string()[..12])
         }
-        None => format!("c-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]),
     };
     if shared.admission.is_sidecar(&name, &body) {
         let created = shared.create_sidecar(&name).await?;
@@ -104,7 +120,25 @@ async fn create_container(
         .admission
         .admit(&shared.engine, &name, &body, carried)
         .await?;
+    let mut image = image;
+    let mut snapshot = None;
+    if let Some(asked) = body.image.as_deref().filter(|asked| is_snapshot(asked)) {
+        let (found, base) = shared.storage.to_start(asked).await?;
+        if let Admission::Operator = shared.admission {
+            image = base;
+        }
+        snapshot = Some(found);
+    }
     let host = body.host_config.unwrap_or_default();
+    let mounts = host.mounts.as_deref().unwrap_or_default();
+    let volumes = shared.storage.mounts(mounts).await.inspect_err(|error| {
+        // workerd tells the Worker no more than that its container failed to start.
+        tracing::warn!(
+            name,
+            reason = error.message,
+            "a container's mounts are refused"
+        );
+    })?;
     let mode = host.network_mode.as_deref().unwrap_or_default();
     let (network, of_workerd) = network(shared, &name, mode).await?;
     let asked = body.image.unwrap_or_default();
@@ -131,6 +165,8 @@ async fn create_container(
         limits,
         network: Some(network),
         application,
+        volumes,
+        snapshot,
         start,
     };
     match shared.engine.create(request.clone()).await {
@@ -207,10 +243,7 @@ fn refuse_unsupported(host: &HostConfig) -> Result<(), ApiError> {
         list.is_some_and(|list| !list.is_empty())
     }
     let refused = [
-        (
-            any(host.mounts.as_ref()) || any(host.binds.as_ref()),
-            "start({directorySnapshots}) (volumes)",
-        ),
+        (any(host.binds.as_ref()), "binding directories (-v)"),
         (any(host.cap_add.as_ref()), "adding capabilities"),
         (any(host.devices.as_ref()), "passing devices"),
         (any(host.security_opt.as_ref()), "SecurityOpt"),

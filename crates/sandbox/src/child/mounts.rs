@@ -179,22 +179,16 @@ fn mount_root(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedF
 }
 
 /// Only the files: the root with its volumes, in a mount namespace that the caller has made for it. Other mounts are left out.
-pub(crate) fn files_only(
-    lower: &[PathBuf],
-    upper: &Path,
-    work: &Path,
-    disk: Option<&DiskMount>,
-    volumes: &[Mount],
-) -> io::Result<OwnedFd> {
+pub(crate) fn files_only(parts: &overlay::Parts<'_>) -> io::Result<OwnedFd> {
     mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )?;
-    if let Some(disk) = disk {
+    if let Some(disk) = parts.disk {
         mount_disk(disk, None)?;
     }
-    let root = mount_root(lower, upper, work)?;
-    for volume in volumes {
+    let root = mount_root(parts.lower, parts.upper, parts.work)?;
+    for volume in parts.mounts {
         if let Mount::Overlay {
             lower,
             upper,

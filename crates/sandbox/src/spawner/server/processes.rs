@@ -114,8 +114,9 @@ impl Server {
     }
 
     pub(super) fn thaw(&mut self, id: &str) -> ReplyBody {
+        // One that was forgotten while it was frozen needs no more.
         let Some(entry) = self.entries.get_mut(id) else {
-            return no_such(id);
+            return ReplyBody::Done;
         };
         if !std::mem::take(&mut entry.frozen) {
             return ReplyBody::Done;

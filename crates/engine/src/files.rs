@@ -98,7 +98,8 @@ impl Held {
             let thawed = self.shared.spawner.thaw(&id).await;
             thawed.map_err(|error| EngineError::Internal(error.to_string()))?;
         }
-        match self.files.upper.exists() {
+        // Its files stay while they are held, on a disk; its directory does not.
+        match self.handle.dir.exists() {
             true => Ok(()),
             false => Err(missing(&self.handle.fixed.name)),
         }

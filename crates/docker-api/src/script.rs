@@ -39,7 +39,7 @@ mod start_options;
 
 use admission::Admission;
 use sidecar::Sidecars;
-pub use start_options::{START_VARIABLE, cpu_millis};
+pub use start_options::{START_VARIABLE, cpu_millis, disk_bytes};
 
 /// The `imageName` that workerd's configuration names for each container class: the application's present image.
 pub const APPLICATION_IMAGE: &str = "wharf:application";
@@ -62,8 +62,6 @@ pub struct ApplicationInfo {
     pub image: String,
     /// Limits.
     pub limits: wharf_engine::Limits,
-    /// Limit of the disk, MB (10^6 bytes).
-    pub disk_mb: Option<u64>,
     /// Most instances at a time.
     pub max_instances: u32,
     /// Values of the CLOUDFLARE_* variables (`CLOUDFLARE_APPLICATION_ID`, ...), to replace workerd's placeholders.

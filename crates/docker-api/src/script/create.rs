@@ -363,6 +363,7 @@ pub(crate) fn limits(application: &Limits, host: Option<&HostConfig>) -> Limits 
         cpu_millis: lower(application.cpu_millis, asked(|h| h.nano_cpus), 1_000_000),
         pids: lower(application.pids, asked(|h| h.pids_limit), 1),
         nofile: application.nofile,
+        disk_bytes: application.disk_bytes,
     }
 }
 
@@ -380,7 +381,6 @@ mod tests {
                 memory_bytes: Some(1 << 28),
                 ..Limits::default()
             },
-            disk_mb: None,
             max_instances: 3,
             variables: variables.iter().map(owned).collect(),
         }

@@ -165,6 +165,8 @@ pub fn shell(owner: &Owner, name: &str, script: &str) -> Create {
         labels: BTreeMap::new(),
         limits: Limits::default(),
         network: None,
+        own_network: wharf_engine::OwnNetwork::default(),
+        auto_remove: false,
         application: None,
         volumes: Vec::new(),
         snapshot: None,

@@ -41,7 +41,7 @@ export class Hello extends Container {
           } catch (error) {
             failed.push(`${i}: ${error}`);
           }
-          await scheduler.wait(keepAlive - 1 + (i % 3));
+          await scheduler.wait(keepAlive + 20);
         }
         const count = await (await port.fetch("http://x/")).text();
         return Response.json({ failed, count });

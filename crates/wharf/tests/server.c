@@ -1,5 +1,6 @@
-/* A server that begins to listen when it is told to and closes idle connections to the millisecond.
-   LISTEN_AFTER: milliseconds, negative: never. EXIT_AFTER: milliseconds, with code 3. KEEP_ALIVE: milliseconds. */
+/* A server that begins to listen when it is told to, and whose timer for idle connections always fires at the worst moment: after KEEP_ALIVE
+   milliseconds, just when a request has come, which it then does not read.
+   LISTEN_AFTER: milliseconds, negative: never. EXIT_AFTER: milliseconds, with code 3. */
 #define _GNU_SOURCE
 #include <netinet/in.h>
 #include <poll.h>
@@ -27,7 +28,10 @@ static void *serve(void *argument) {
     char *end;
     while (buffer[length] = 0, !(end = strstr(buffer, "\r\n\r\n"))) {
       struct pollfd ready = {.fd = connection, .events = POLLIN};
-      if (length == 0 && poll(&ready, 1, keep_alive) == 0) goto done;
+      if (length == 0 && poll(&ready, 1, keep_alive) == 0) {
+        poll(&ready, 1, -1);
+        goto done;
+      }
       ssize_t n = read(connection, buffer + length, sizeof buffer - 1 - length);
       if (n <= 0) goto done;
       length += (size_t)n;

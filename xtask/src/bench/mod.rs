@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: figures, each beside the same work done without Wharf in the same run.
 //!
+//! `cargo xtask bench ingress` measures that hop alone ([`ingress`]).
+//!
 //! Cold start: first byte of a request whose Worker and Durable Object start a container, against fork and exec of the same server.
 //! Throughput: Worker -> Durable Object -> container, against plain workerd (Worker -> Durable Object -> the server as a plain process),
 //! and against the server alone. Machines are noisy: read the ratios.
@@ -14,9 +16,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+mod ingress;
+
 /// What the bench can be told.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
+    /// Only this part
+    part: Option<Part>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -26,6 +32,13 @@ pub(crate) struct Options {
     /// Seconds of load per throughput row
     #[arg(long, default_value_t = 5)]
     seconds: u64,
+}
+
+/// A part that can be measured alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// The hop through the ingress, beside a direct connection to the same app
+    Ingress,
 }
 
 #[derive(Debug, Serialize)]
@@ -72,6 +85,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bail!("the bench must run as root: it starts a node");
     }
     interrupt::install()?;
+    if options.part == Some(Part::Ingress) {
+        let report = ingress::run(options.seconds)?;
+        match options.json {
+            true => println!("{}", serde_json::to_string_pretty(&report)?),
+            false => ingress::print(&report),
+        }
+        return Ok(());
+    }
     let example = hello::prepare()?;
     let binary = build(Profile::Release)?;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));

@@ -236,8 +236,8 @@ script_mib = 51200
 [network]
 # Network namespaces kept ready.
 pool_size = 8
-# How long a connection to a container waits for the port to listen, milliseconds. @cloudflare/containers asks some 27 times before it gives
-# up, so a container has about a minute to begin to listen. Keep it below the 5000 after which the package itself gives up one try.
+# For how long after the start of a container connections wait for a port to listen, milliseconds. Within the first minute, later ones wait for
+# 0.7 s each: with @cloudflare/containers' 67 tries a slow container has that minute. Keep it below the 5000 after which the package gives up a try.
 hold_ms = 2000
 # DNS servers for containers, "1.2.3.4:53"; empty: those of /etc/resolv.conf.
 dns_servers = []

@@ -5,12 +5,17 @@
 
 mod errors;
 mod exec;
+mod frames;
 mod json;
 pub mod operator;
 mod peer;
+mod ports;
 pub mod script;
 mod serve;
 mod storage;
+mod upgrade;
+mod version;
 
 pub use json::time;
 pub use serve::serve_unix;
+pub use version::API_VERSION;

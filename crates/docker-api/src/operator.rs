@@ -7,24 +7,22 @@ mod build;
 mod containers;
 mod filters;
 mod images;
+mod output;
 
 use crate::errors::ApiError;
 use crate::storage::Storage;
-use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{StatusCode, Uri};
+use crate::version::{API_VERSION, OLDEST, versioned};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use tower::ServiceExt;
 use wharf_build::Builder;
 use wharf_engine::{Engine, Owner};
 use wharf_image::{ImageError, ImageStore};
-
-/// The Docker API version this dialect follows.
-pub const API_VERSION: &str = "1.43";
 
 /// Largest JSON body, bytes; a Dockerfile travels in one.
 const MAX_JSON: usize = 8 << 20;
@@ -51,7 +49,7 @@ pub struct Operator {
     pub registry_host: String,
 }
 
-/// The routes of the operator socket. A leading `/v1.NN` is accepted and ignored.
+/// The routes of the operator socket.
 pub fn router(operator: Operator) -> Router {
     let storage = Arc::new(Storage::new(
         Owner::Operator,
@@ -64,7 +62,7 @@ pub fn router(operator: Operator) -> Router {
         storage.clone(),
     );
     let inner = Router::new()
-        .route("/_ping", get(async || "OK").head(async || ()))
+        .route("/_ping", get(ping))
         .route("/version", get(version))
         .route("/info", get(info))
         .route("/auth", post(auth))
@@ -75,7 +73,8 @@ pub fn router(operator: Operator) -> Router {
             get(images::get).post(images::post).delete(images::delete),
         )
         .route("/containers/json", get(containers::list))
-        .route("/containers/{name}/logs", get(containers::logs))
+        .route("/containers/{name}/logs", get(output::logs))
+        .route("/containers/{name}/attach", post(output::attach))
         .route("/build", post(build::with_uploaded_context))
         .route("/wharf/build", post(build::build))
         .route("/wharf/manifest", get(images::manifest))
@@ -85,25 +84,7 @@ pub fn router(operator: Operator) -> Router {
         .layer(axum::Extension(storage))
         .with_state(operator)
         .merge(containers);
-    Router::new().fallback(async move |request: Request| match strip_version(request) {
-        Ok(request) => inner.oneshot(request).await.into_response(),
-        Err(e) => e.into_response(),
-    })
-}
-
-/// `/v1.43/info` -> `/info`.
-fn strip_version(mut request: Request) -> Result<Request, ApiError> {
-    let target = request.uri().path_and_query().map_or("/", |p| p.as_str());
-    let Some((version, rest)) = target.strip_prefix("/v1.").and_then(|t| t.split_once('/')) else {
-        return Ok(request);
-    };
-    if version.is_empty() || !version.bytes().all(|b| b.is_ascii_digit()) {
-        return Ok(request);
-    }
-    let uri =
-        Uri::try_from(format!("/{rest}")).map_err(|e| ApiError::bad_request(e.to_string()))?;
-    *request.uri_mut() = uri;
-    Ok(request)
+    versioned(inner)
 }
 
 /// Runs store work, which blocks, off the async threads.
@@ -116,11 +97,21 @@ async fn blocking<T: Send + 'static>(
         .map_err(ApiError::from)
 }
 
+/// A client that is not told the version here speaks one so old that `docker exec` has no `--workdir`.
+async fn ping() -> impl IntoResponse {
+    let headers = [
+        ("api-version", API_VERSION),
+        ("ostype", "linux"),
+        ("docker-experimental", "false"),
+    ];
+    (headers, "OK")
+}
+
 async fn version() -> Json<Value> {
     Json(json!({
         "Version": env!("CARGO_PKG_VERSION"),
         "ApiVersion": API_VERSION,
-        "MinAPIVersion": "1.24",
+        "MinAPIVersion": OLDEST,
         "Os": "linux",
         "Arch": "amd64",
         "Platform": {"Name": "Wharf"},

@@ -18,6 +18,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use wharf_sandbox::{Exit, Process, Survivor};
 
 /// Begins the names of directories that are being removed.
@@ -112,7 +113,7 @@ async fn adopt_ended(
     process: Process,
     exit: Exit,
 ) -> Result<Arc<Handle>, EngineError> {
-    let writer = log::Writer::new(dir, shared.config.log_bytes);
+    let writer = log::Writer::new(dir, shared.config.log_bytes, watch::Sender::default());
     let rest = log::pump(writer, process.stdout, process.stderr);
     // Also without the end of the pipes what they hold has been read by then.
     let _ = tokio::time::timeout(LEFT_OUTPUT, rest).await;
@@ -155,6 +156,13 @@ async fn adopt_running(
     network.set_target(wharf_net::Target::Running(
         now.checked_sub(age).unwrap_or(now),
     ));
+    let published = match record.fixed.own_network.apply(&network).await {
+        Ok(published) => published,
+        Err(error) => {
+            tracing::warn!(name = record.fixed.name, %error, "a port of an adopted container is not published");
+            Vec::new()
+        }
+    };
     let mut instance = Instance::new(
         shared.clone(),
         record,
@@ -163,7 +171,7 @@ async fn adopt_running(
         Some(network),
         true,
     );
-    instance.adopt(process);
+    instance.adopt(process, published);
     insert(shared, instance)
 }
 

@@ -3,6 +3,8 @@
 use crate::lifecycle::{
     Answer, Effect, EndedBy, Event, HardTimeout, Machine, State, Token, Until, describe,
 };
+use crate::log::Grown;
+use crate::own_network::Published;
 use crate::record::{Fixed, Label, Progress, Record, process_id};
 use crate::{EngineError, Shared, files, log, now_ms};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -18,6 +20,8 @@ use wharf_sandbox::{Exit, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFd
 
 /// How long an exit waits for the rest of the output. Its processes are dead, so the pipes end as soon as they are read empty.
 const DRAIN: Duration = Duration::from_secs(1);
+/// How long the removal of an instance that ended waits for readers of its output.
+const LAST_READ: Duration = Duration::from_secs(5);
 /// Requests that may wait for one instance.
 const QUEUE: usize = 64;
 
@@ -27,6 +31,15 @@ pub(crate) struct View {
     pub(crate) state: State,
     pub(crate) pid: Option<i32>,
     pub(crate) progress: Progress,
+    /// Its ports that the host shows now.
+    pub(crate) published: Vec<Published>,
+}
+
+impl View {
+    /// Whether no output will come: its process has ended. One that was not started yet may write.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.state, State::Exited(_) | State::Removed)
+    }
 }
 
 /// The way to an instance's task.
@@ -40,6 +53,8 @@ pub(crate) struct Handle {
     pub(crate) files: Arc<tokio::sync::Mutex<()>>,
     /// Counts what its owner asks for, and its being orphaned: who sees the same figure twice knows that nobody has asked in between.
     touches: AtomicU64,
+    /// How far its output has grown. Who reads it along holds a receiver.
+    pub(crate) grown: watch::Sender<Grown>,
     requests: mpsc::Sender<Request>,
 }
 
@@ -102,7 +117,7 @@ impl Handle {
 enum Happening {
     Spawned {
         generation: u64,
-        result: Result<(Process, wharf_net::Network), SpawnError>,
+        result: Result<Started, SpawnError>,
     },
     Exited {
         generation: u64,
@@ -114,6 +129,14 @@ enum Happening {
     HardTimeout {
         generation: u64,
     },
+}
+
+/// A start that succeeded.
+#[derive(Debug)]
+struct Started {
+    process: Process,
+    network: wharf_net::Network,
+    published: Vec<Published>,
 }
 
 /// An instance about to get its task.
@@ -128,6 +151,7 @@ pub(crate) struct Instance {
     adopted: bool,
     /// Whether the network was made for it alone and goes with its process.
     own_network: bool,
+    published: Vec<Published>,
     view: watch::Sender<View>,
     requests: mpsc::Receiver<Request>,
     happenings: mpsc::UnboundedReceiver<Happening>,
@@ -153,6 +177,7 @@ impl Instance {
             state: state.clone(),
             pid: None,
             progress: progress.clone(),
+            published: Vec::new(),
         });
         let (requests_sender, requests) = mpsc::channel(QUEUE);
         let (happens, happenings) = mpsc::unbounded_channel();
@@ -171,6 +196,7 @@ impl Instance {
                 network: Mutex::new(network),
                 files: Arc::default(),
                 touches: AtomicU64::new(0),
+                grown: watch::Sender::default(),
                 requests: requests_sender,
             }),
             shared,
@@ -178,6 +204,7 @@ impl Instance {
             pid: None,
             adopted: false,
             own_network,
+            published: Vec::new(),
             view: view_sender,
             requests,
             happenings,
@@ -198,7 +225,8 @@ impl Instance {
     }
 
     /// Takes over a process that runs already.
-    pub(crate) fn adopt(&mut self, process: Process) {
+    pub(crate) fn adopt(&mut self, process: Process, published: Vec<Published>) {
+        self.published = published;
         self.pid = Some(process.pid);
         self.watch_process(self.machine.generation(), process);
         self.adopted = true;
@@ -207,6 +235,9 @@ impl Instance {
     /// Runs until the instance is removed.
     pub(crate) async fn run(mut self) {
         self.publish();
+        if matches!(self.machine.state(), State::Exited(_)) {
+            self.remove_if_asked();
+        }
         if self.adopted {
             let started_ms = self.progress.started_ms.unwrap_or_else(now_ms);
             let ran_ms = u64::try_from(now_ms() - started_ms).unwrap_or(0);
@@ -344,13 +375,14 @@ impl Instance {
         }
     }
 
-    fn spawned(
-        &mut self,
-        generation: u64,
-        result: Result<(Process, wharf_net::Network), SpawnError>,
-    ) -> Event {
+    fn spawned(&mut self, generation: u64, result: Result<Started, SpawnError>) -> Event {
         match result {
-            Ok((process, network)) => {
+            Ok(Started {
+                process,
+                network,
+                published,
+            }) => {
+                self.published = published;
                 network.set_target(Target::Running(Instant::now()));
                 self.handle.set_network(Some(network));
                 self.pid = Some(process.pid);
@@ -409,6 +441,26 @@ impl Instance {
         if self.own_network {
             self.handle.set_network(None);
         }
+        self.published.clear();
+        self.remove_if_asked();
+    }
+
+    /// `AutoRemove`: whoever reads its output along may read the rest first.
+    fn remove_if_asked(&self) {
+        if !self.fixed().auto_remove {
+            return;
+        }
+        let handle = self.handle.clone();
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(LAST_READ, handle.grown.closed()).await;
+            // Gone already is as good.
+            let _ = handle
+                .ask(Ask::Remove {
+                    force: false,
+                    by: EndedBy::Destroy,
+                })
+                .await;
+        });
     }
 
     /// Keeps its output and reports its end.
@@ -416,7 +468,11 @@ impl Instance {
         let Process {
             id, stdout, stderr, ..
         } = process;
-        let writer = log::Writer::new(&self.handle.dir, self.shared.config.log_bytes);
+        let writer = log::Writer::new(
+            &self.handle.dir,
+            self.shared.config.log_bytes,
+            self.handle.grown.clone(),
+        );
         let output: JoinHandle<()> = tokio::spawn(log::pump(writer, stdout, stderr));
         let spawner = self.shared.spawner.clone();
         let happens = self.happens.clone();
@@ -453,6 +509,7 @@ impl Instance {
             state: self.machine.state().clone(),
             pid: self.pid,
             progress: self.progress.clone(),
+            published: self.published.clone(),
         });
     }
 
@@ -597,19 +654,18 @@ async fn start_process(
     generation: u64,
     first: bool,
     network: Option<wharf_net::Network>,
-) -> Result<(Process, wharf_net::Network), SpawnError> {
+) -> Result<Started, SpawnError> {
     let failed =
         |what: &str, error: &dyn std::fmt::Display| SpawnError::Spawner(format!("{what}: {error}"));
-    let network = match network {
-        Some(network) => network,
-        None => shared
-            .networks
-            .create()
-            .await
-            .map_err(|e| failed("network", &e))?,
-    };
     let fixed = &handle.fixed;
     let _turn = handle.files.lock().await;
+    let (network, published) = match network {
+        Some(network) => (network, Vec::new()),
+        None => {
+            let made = fixed.own_network.make(&shared.networks).await;
+            made.map_err(|e| failed("network", &e))?
+        }
+    };
     if !first {
         files::renew_work(fixed, &handle.dir).map_err(|e| failed("work directory", &e))?;
     }
@@ -655,7 +711,11 @@ async fn start_process(
         inherit: Vec::new(),
     };
     let process = shared.spawner.spawn(&spec, fds).await?;
-    Ok((process, network))
+    Ok(Started {
+        process,
+        network,
+        published,
+    })
 }
 
 /// /etc/hosts. The container has no address of its own but loopback.

@@ -6,16 +6,23 @@
 mod adopt;
 mod exec;
 mod files;
+mod follow;
 mod instance;
 pub mod lifecycle;
 mod log;
 mod merge;
+mod object;
+mod own_network;
 mod record;
 mod table;
 
 pub use exec::{Exec, ExecError};
 pub use files::{Files, FromSnapshot, Held, Volume, VolumeMount};
+pub use follow::Follower;
+pub use log::Entry;
 pub use merge::parse_signal;
+pub use object::StartOptions;
+pub use own_network::{OwnNetwork, Published};
 pub use record::owns;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
@@ -98,8 +105,12 @@ pub struct Create {
     pub labels: BTreeMap<String, String>,
     /// Limits.
     pub limits: wharf_sandbox::Limits,
-    /// Network to join; `None` makes one.
+    /// Network to join; `None` makes one with each start, which is like `own_network`.
     pub network: Option<wharf_net::Network>,
+    /// What its own network is like.
+    pub own_network: OwnNetwork,
+    /// Whether it is removed when it ends.
+    pub auto_remove: bool,
     /// Application it counts against.
     pub application: Option<Application>,
     /// Directories of its own that are mounted, in this order.
@@ -108,17 +119,6 @@ pub struct Create {
     pub snapshot: Option<FromSnapshot>,
     /// What a Durable Object said with its start.
     pub start: StartOptions,
-}
-
-/// Options of `ctx.container.start()` that Docker has no word for (contract: workerd, 1.4).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StartOptions {
-    /// Distinguishes this start from others of the same name; later calls may name it.
-    pub token: Option<String>,
-    /// The object's own labels; [`Engine::set_labels`] replaces them.
-    pub labels: BTreeMap<String, String>,
-    /// The process is stopped so long after its start, milliseconds.
-    pub hard_timeout_ms: Option<u64>,
 }
 
 /// Where the state is in an instance's life, with what a caller may want to know.
@@ -160,6 +160,8 @@ pub struct Inspect {
     pub object_labels: BTreeMap<String, String>,
     /// Who or what ended its last process, or is about to end the one that runs.
     pub ended_by: Option<EndedBy>,
+    /// Its ports that the host shows while it runs.
+    pub published: Vec<Published>,
     /// Why it did not start, or what else is to be known of its end.
     pub error: Option<String>,
 }
@@ -321,40 +323,6 @@ impl Engine {
         }
     }
 
-    /// Replaces the labels that a running instance's object has given it. With a token, only of the start that has this token.
-    pub async fn set_labels(
-        &self,
-        owner: &Owner,
-        reference: &str,
-        token: Option<&str>,
-        labels: BTreeMap<String, String>,
-    ) -> Result<(), EngineError> {
-        self.pinned(owner, reference, token)?;
-        self.act(owner, reference, Ask::SetLabels(labels)).await
-    }
-
-    /// How long a running instance is kept while nobody asks for it once its owner's process has gone, milliseconds. Token as above.
-    pub async fn set_inactivity(
-        &self,
-        owner: &Owner,
-        reference: &str,
-        token: Option<&str>,
-        ms: u64,
-    ) -> Result<(), EngineError> {
-        self.pinned(owner, reference, token)?;
-        self.act(owner, reference, Ask::SetInactivity(ms)).await
-    }
-
-    /// The process that asks for an owner's instances has gone. They run on; those that nobody asks for within the bound are removed.
-    /// To be called within a tokio runtime.
-    pub fn orphan(&self, owner: &Owner) {
-        for handle in self.shared.table().all(Some(owner)) {
-            if handle.view.borrow().state.is_live() {
-                adopt::reap_if_forgotten(handle, self.shared.config.adopt_idle_ms);
-            }
-        }
-    }
-
     /// Looks at one.
     pub async fn inspect(&self, owner: &Owner, reference: &str) -> Result<Inspect, EngineError> {
         Ok(inspect(&*self.find(owner, reference)?))
@@ -366,44 +334,36 @@ impl Engine {
         handles.iter().map(|handle| inspect(handle)).collect()
     }
 
-    /// Remembers that an application was not given an instance, and why, for [`Engine::refusals`].
-    pub fn refuse(&self, application: &Application, reason: &str) {
-        if !self.shared.table().refused(application, reason) {
-            tracing::warn!(application = application.name, reason, "instance refused");
-        }
-    }
-
-    /// Remembers why a start (a create, or the start of what was created) failed, for [`Engine::failure`]: workerd does not tell the Worker.
-    pub fn note_failure(&self, owner: &Owner, name: &str, token: Option<String>, reason: String) {
-        let mut table = self.shared.table();
-        let token = token.or_else(|| {
-            let handle = table.find(owner, name).ok()?;
-            handle.fixed.start_token.clone()
-        });
-        table.failed(owner, name, token, reason);
-    }
-
-    /// Why the start of this name with this token failed, if it did a short while ago.
-    pub fn failure(&self, owner: &Owner, name: &str, token: &str) -> Option<String> {
-        self.shared.table().failure(owner, name, token)
-    }
-
     /// The last refusal of each application since the daemon's start, oldest first.
     pub fn refusals(&self) -> Vec<Refusal> {
         self.shared.table().refusals()
     }
 
     /// The kept output: `(is_stderr, unix_ms, bytes)` in order.
-    pub async fn logs(
-        &self,
-        owner: &Owner,
-        reference: &str,
-    ) -> Result<Vec<(bool, i64, Vec<u8>)>, EngineError> {
+    pub async fn logs(&self, owner: &Owner, reference: &str) -> Result<Vec<Entry>, EngineError> {
         // Not the owner, but somebody who looks at its instance.
         let dir = self.shared.table().find(owner, reference)?.dir.clone();
         blocking(move || log::read(&dir))
             .await?
             .map_err(|error| EngineError::Internal(format!("output log: {error}")))
+    }
+
+    /// Its output as it is written: from the oldest that is kept, or from now on. It ends with the process; an instance that was not started yet
+    /// is waited for.
+    pub async fn follow(
+        &self,
+        owner: &Owner,
+        reference: &str,
+        from_now: bool,
+    ) -> Result<Follower, EngineError> {
+        let handle = self.shared.table().find(owner, reference)?;
+        Follower::new(
+            handle.dir.clone(),
+            handle.grown.subscribe(),
+            handle.view.clone(),
+            from_now,
+        )
+        .map_err(|error| EngineError::Internal(format!("output log: {error}")))
     }
 
     /// Its network: the one it was created with, or its own while it runs.
@@ -487,24 +447,10 @@ impl Engine {
 
     fn find(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
         let handle = self.shared.table().find(owner, reference)?;
-        handle.touch();
-        Ok(handle)
-    }
-
-    /// That the name is still (or already) that of the start with this token.
-    fn pinned(
-        &self,
-        owner: &Owner,
-        reference: &str,
-        token: Option<&str>,
-    ) -> Result<(), EngineError> {
-        let handle = self.find(owner, reference)?;
-        match token {
-            Some(token) if handle.fixed.start_token.as_deref() != Some(token) => {
-                Err(missing(&handle.fixed.name))
-            }
-            _ => Ok(()),
+        if handle.fixed.owner == *owner {
+            handle.touch();
         }
+        Ok(handle)
     }
 
     async fn act(&self, owner: &Owner, reference: &str, ask: Ask) -> Result<(), EngineError> {
@@ -603,6 +549,8 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
             limits: request.limits,
             start_token: request.start.token,
             hard_timeout_ms: request.start.hard_timeout_ms,
+            own_network: request.own_network,
+            auto_remove: request.auto_remove,
             created_ms: now_ms(),
         }),
         progress: Progress {
@@ -726,6 +674,7 @@ fn inspect(handle: &Handle) -> Inspect {
         labels: labels(fixed, &view.progress),
         object_labels: view.progress.object_labels,
         ended_by: view.progress.ended_by,
+        published: view.published,
         error: view.progress.error,
     }
 }

@@ -41,6 +41,10 @@ pub(crate) struct Fixed {
     pub(crate) start_token: Option<String>,
     #[serde(default)]
     pub(crate) hard_timeout_ms: Option<u64>,
+    #[serde(default)]
+    pub(crate) own_network: crate::OwnNetwork,
+    #[serde(default)]
+    pub(crate) auto_remove: bool,
     pub(crate) created_ms: i64,
 }
 

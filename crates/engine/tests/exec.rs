@@ -1,5 +1,4 @@
 //! Processes beside the main one.
-
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io::Read;
@@ -106,7 +105,12 @@ async fn nothing_gets_into_another_start() {
     assert!(conflict(run(&daemon, 1, sh("true")).await).contains("anew"));
     assert_eq!(run(&daemon, 2, sh("true")).await.unwrap().1, 0);
     let other = engine
-        .exec(&wharf_engine::Owner::Operator, "a", 2, sh("true"))
+        .exec(
+            &wharf_engine::Owner::Script("other".into()),
+            "a",
+            2,
+            sh("true"),
+        )
         .await;
     assert!(matches!(
         other,

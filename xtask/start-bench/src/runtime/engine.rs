@@ -87,6 +87,8 @@ impl World {
                 nofile: None,
             },
             network: Some(network.clone()),
+            own_network: Default::default(),
+            auto_remove: false,
             application: None,
             volumes: Vec::new(),
             snapshot: None,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use wharf_docker_api::script::{ApplicationInfo, Applications, router};
-use wharf_engine::{Limits, Owner};
+use wharf_engine::Limits;
 use wharf_testkit::engine::{Daemon, World};
 use wharf_testkit::{ask, eventually};
 

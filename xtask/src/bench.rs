@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 
 /// What the bench can be told.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Options {
+    #[command(subcommand)]
+    what: Option<What>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -26,6 +29,13 @@ pub(crate) struct Options {
     /// Seconds of load per throughput row
     #[arg(long, default_value_t = 5)]
     seconds: u64,
+}
+
+/// Benches of one thing.
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Container starts beside dockerd, podman, runc and crun: five kinds of images, three levels (see BENCHMARKS.md)
+    Start(crate::bench_start::Options),
 }
 
 #[derive(Debug, Serialize)]
@@ -68,6 +78,9 @@ struct Throughput {
 
 /// Runs the bench and prints its report.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if let Some(What::Start(options)) = &options.what {
+        return crate::bench_start::run(options);
+    }
     if !debian::is_root() {
         bail!("the bench must run as root: it starts a node");
     }

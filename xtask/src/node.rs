@@ -105,6 +105,11 @@ impl Node {
         std::fs::read_to_string(self.data_dir.join("log")).unwrap_or_default()
     }
 
+    /// Its data directory.
+    pub(crate) fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
     /// The operator's socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.data_dir.join("run/wharf.sock")

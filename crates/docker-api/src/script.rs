@@ -119,8 +119,8 @@ pub fn router(
     applications: Arc<dyn Applications>,
 ) -> Router {
     let owner = Owner::Script(script.clone());
-    let storage = Arc::new(Storage::new(owner.clone(), engine.clone(), snapshots));
     let execs = exec::routes(engine.clone(), owner.clone());
+    let storage = Arc::new(Storage::new(owner.clone(), engine.clone(), snapshots));
     let shared = Shared {
         owner,
         engine,

@@ -426,6 +426,16 @@ async fn refusals_say_why() {
     stream.read_exact(&mut status).await.unwrap();
     assert_eq!(&status, b"HTTP/1.1 413");
 
+    // What is not there yet names itself.
+    let path = format!("/containers/{}/resize?h=1&w=1", container(1));
+    let answer = socket.call("POST", &path, None).await;
+    assert_eq!(
+        (answer.0, message(&answer)),
+        (
+            501,
+            "resize of a terminal is not supported yet by this Wharf".into()
+        )
+    );
     socket.close().await;
     world.end(daemon).await;
 }

@@ -1,6 +1,8 @@
 //! The task that owns one instance: it feeds the lifecycle machine with requests and with what happens, and carries out its effects.
 
-use crate::lifecycle::{Answer, Effect, Event, HardTimeout, Machine, State, Token, Until};
+use crate::lifecycle::{
+    Answer, Effect, EndedBy, Event, HardTimeout, Machine, State, Token, Until, describe,
+};
 use crate::record::{Fixed, Label, Progress, Record, process_id};
 use crate::{EngineError, Shared, files, log, now_ms};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -48,9 +50,11 @@ pub(crate) enum Ask {
     Signal(i32),
     Stop {
         grace_ms: u64,
+        by: EndedBy,
     },
     Remove {
         force: bool,
+        by: EndedBy,
     },
     Wait(Until),
     /// Replaces the labels that its object has given it.
@@ -260,8 +264,12 @@ impl Instance {
         Some(match ask {
             Ask::Start => Event::Start(token),
             Ask::Signal(signal) => Event::Signal { signal, token },
-            Ask::Stop { grace_ms } => Event::Stop { grace_ms, token },
-            Ask::Remove { force } => Event::Remove { force, token },
+            Ask::Stop { grace_ms, by } => Event::Stop {
+                grace_ms,
+                by,
+                token,
+            },
+            Ask::Remove { force, by } => Event::Remove { force, by, token },
             Ask::Wait(until) => {
                 self.drop_abandoned();
                 Event::Wait { until, token }
@@ -316,11 +324,16 @@ impl Instance {
         match happening {
             Happening::Spawned { generation, result } => Some(self.spawned(generation, result)),
             Happening::Exited { generation, result } => {
+                let exit_seen = result.is_ok();
                 let exit = result.unwrap_or_else(|error| {
                     self.progress.error = Some(format!("its end was not seen: {error}"));
                     unseen_exit()
                 });
-                self.ended(exit);
+                let by = match exit_seen {
+                    true => self.machine.cause(&exit),
+                    false => EndedBy::Unseen,
+                };
+                self.ended(exit, Some(by));
                 Some(Event::Exited { generation, exit })
             }
             Happening::GraceElapsed { generation } => Some(Event::GraceElapsed { generation }),
@@ -363,11 +376,12 @@ impl Instance {
                     self.shared.table().refused(application, &message);
                 }
                 self.progress.error = Some(message.clone());
-                self.ended(Exit {
+                let exit = Exit {
                     code,
                     signal: None,
                     oom_killed: false,
-                });
+                };
+                self.ended(exit, None);
                 Event::SpawnFailed {
                     generation,
                     code,
@@ -378,13 +392,19 @@ impl Instance {
         }
     }
 
-    fn ended(&mut self, exit: Exit) {
+    /// `by`: `None` if there was no process.
+    fn ended(&mut self, exit: Exit, by: Option<EndedBy>) {
         self.pid = None;
         self.hard_timeout = None;
         self.progress.exit = Some(exit);
+        self.progress.ended_by = by;
         self.progress.finished_ms = Some(now_ms());
         if let Some(network) = self.handle.network() {
-            network.set_target(Target::Ended(format!("exit code {}", exit.code).into()));
+            let how = match &self.progress.error {
+                Some(error) => error.clone(),
+                None => describe(&exit, by),
+            };
+            network.set_target(Target::Ended(how.into()));
         }
         if self.own_network {
             self.handle.set_network(None);
@@ -415,6 +435,7 @@ impl Instance {
             self.progress.generation = self.machine.generation();
             if self.machine.state().is_live() {
                 self.progress.exit = None;
+                self.progress.ended_by = self.machine.ending();
             }
             self.publish();
             // Before the answers: who hears of an end may count on its place.

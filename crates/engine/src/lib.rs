@@ -10,17 +10,19 @@ mod instance;
 pub mod lifecycle;
 mod log;
 mod merge;
+mod object;
 mod record;
 mod table;
 
 pub use exec::{Exec, ExecError};
 pub use files::{Files, FromSnapshot, Held, Volume, VolumeMount};
 pub use merge::parse_signal;
+pub use object::StartOptions;
 pub use record::owns;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
 use crate::instance::{Ask, Handle, Instance};
-use crate::lifecycle::{Answer, State, Until};
+use crate::lifecycle::{Answer, EndedBy, State, Until};
 use crate::record::{Fixed, Progress, Record};
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -110,17 +112,6 @@ pub struct Create {
     pub start: StartOptions,
 }
 
-/// Options of `ctx.container.start()` that Docker has no word for (contract: workerd, 1.4).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StartOptions {
-    /// Distinguishes this start from others of the same name; later calls may name it.
-    pub token: Option<String>,
-    /// The object's own labels; [`Engine::set_labels`] replaces them.
-    pub labels: BTreeMap<String, String>,
-    /// The process is stopped so long after its start, milliseconds.
-    pub hard_timeout_ms: Option<u64>,
-}
-
 /// Where the state is in an instance's life, with what a caller may want to know.
 #[derive(Debug, Clone)]
 pub struct Inspect {
@@ -158,6 +149,8 @@ pub struct Inspect {
     pub labels: BTreeMap<String, String>,
     /// Of these, those that the Durable Object has given.
     pub object_labels: BTreeMap<String, String>,
+    /// Who or what ended its last process, or is about to end the one that runs.
+    pub ended_by: Option<EndedBy>,
     /// Why it did not start, or what else is to be known of its end.
     pub error: Option<String>,
 }
@@ -275,7 +268,8 @@ impl Engine {
         grace_ms: Option<u64>,
     ) -> Result<(), EngineError> {
         let grace_ms = grace_ms.unwrap_or(self.shared.config.stop_grace_ms);
-        self.act(owner, reference, Ask::Stop { grace_ms }).await
+        let by = EndedBy::Stop;
+        self.act(owner, reference, Ask::Stop { grace_ms, by }).await
     }
 
     /// Removes; running only with `force` (SIGKILL).
@@ -285,7 +279,8 @@ impl Engine {
         reference: &str,
         force: bool,
     ) -> Result<(), EngineError> {
-        self.act(owner, reference, Ask::Remove { force }).await
+        let by = EndedBy::Destroy;
+        self.act(owner, reference, Ask::Remove { force, by }).await
     }
 
     /// Waits for the exit (of the running or last process), or, with `removed`, for the removal.
@@ -317,40 +312,6 @@ impl Engine {
         }
     }
 
-    /// Replaces the labels that a running instance's object has given it. With a token, only of the start that has this token.
-    pub async fn set_labels(
-        &self,
-        owner: &Owner,
-        reference: &str,
-        token: Option<&str>,
-        labels: BTreeMap<String, String>,
-    ) -> Result<(), EngineError> {
-        self.pinned(owner, reference, token)?;
-        self.act(owner, reference, Ask::SetLabels(labels)).await
-    }
-
-    /// How long a running instance is kept while nobody asks for it once its owner's process has gone, milliseconds. Token as above.
-    pub async fn set_inactivity(
-        &self,
-        owner: &Owner,
-        reference: &str,
-        token: Option<&str>,
-        ms: u64,
-    ) -> Result<(), EngineError> {
-        self.pinned(owner, reference, token)?;
-        self.act(owner, reference, Ask::SetInactivity(ms)).await
-    }
-
-    /// The process that asks for an owner's instances has gone. They run on; those that nobody asks for within the bound are removed.
-    /// To be called within a tokio runtime.
-    pub fn orphan(&self, owner: &Owner) {
-        for handle in self.shared.table().all(Some(owner)) {
-            if handle.view.borrow().state.is_live() {
-                adopt::reap_if_forgotten(handle, self.shared.config.adopt_idle_ms);
-            }
-        }
-    }
-
     /// Looks at one.
     pub async fn inspect(&self, owner: &Owner, reference: &str) -> Result<Inspect, EngineError> {
         Ok(inspect(&*self.find(owner, reference)?))
@@ -360,28 +321,6 @@ impl Engine {
     pub async fn list(&self, owner: Option<&Owner>) -> Vec<Inspect> {
         let handles = self.shared.table().all(owner);
         handles.iter().map(|handle| inspect(handle)).collect()
-    }
-
-    /// Remembers that an application was not given an instance, and why, for [`Engine::refusals`].
-    pub fn refuse(&self, application: &Application, reason: &str) {
-        if !self.shared.table().refused(application, reason) {
-            tracing::warn!(application = application.name, reason, "instance refused");
-        }
-    }
-
-    /// Remembers why a start (a create, or the start of what was created) failed, for [`Engine::failure`]: workerd does not tell the Worker.
-    pub fn note_failure(&self, owner: &Owner, name: &str, token: Option<String>, reason: String) {
-        let mut table = self.shared.table();
-        let token = token.or_else(|| {
-            let handle = table.find(owner, name).ok()?;
-            handle.fixed.start_token.clone()
-        });
-        table.failed(owner, name, token, reason);
-    }
-
-    /// Why the start of this name with this token failed, if it did a short while ago.
-    pub fn failure(&self, owner: &Owner, name: &str, token: &str) -> Option<String> {
-        self.shared.table().failure(owner, name, token)
     }
 
     /// The last refusal of each application since the daemon's start, oldest first.
@@ -414,6 +353,14 @@ impl Engine {
         })
     }
 
+    /// The TCP ports that an instance (by its whole id) listens on; `None` if it does not run or the kernel cannot say. The look does not count as
+    /// its owner's.
+    pub fn listening(&self, id: &str) -> Option<Vec<u16>> {
+        let handle = self.shared.table().by_id(id)?;
+        let runs = handle.view.borrow().pid.is_some();
+        handle.network().filter(|_| runs)?.listening()
+    }
+
     /// Stops (with grace) all running instances of an application whose image id is not `image_id`. Returns how many, after their end.
     pub async fn roll(&self, application: &str, image_id: &str) -> usize {
         let mut handles = self.shared.table().all(None);
@@ -428,9 +375,10 @@ impl Engine {
                 && handle.view.borrow().state.is_live()
         });
         let grace_ms = self.shared.config.stop_grace_ms;
+        let by = EndedBy::Rollout;
         let mut stops = JoinSet::new();
         for handle in handles {
-            stops.spawn(async move { handle.ask(Ask::Stop { grace_ms }).await });
+            stops.spawn(async move { handle.ask(Ask::Stop { grace_ms, by }).await });
         }
         let stopped = stops.join_all().await;
         stopped
@@ -442,12 +390,16 @@ impl Engine {
     /// Stops and removes everything of an owner, or of all owners.
     pub async fn remove_all(&self, owner: Option<&Owner>) {
         let grace_ms = self.shared.config.stop_grace_ms;
+        let by = match owner {
+            Some(_) => EndedBy::Deletion,
+            None => EndedBy::Daemon,
+        };
         let mut removals = JoinSet::new();
         for handle in self.shared.table().all(owner) {
             removals.spawn(async move {
                 // Any answer will do: what is not stopped now is killed by the removal.
-                let _ = handle.ask(Ask::Stop { grace_ms }).await;
-                if let Err(error) = handle.ask(Ask::Remove { force: true }).await {
+                let _ = handle.ask(Ask::Stop { grace_ms, by }).await;
+                if let Err(error) = handle.ask(Ask::Remove { force: true, by }).await {
                     tracing::debug!(instance = handle.fixed.id, %error, "removed by somebody else");
                 }
             });
@@ -472,22 +424,6 @@ impl Engine {
         let handle = self.shared.table().find(owner, reference)?;
         handle.touch();
         Ok(handle)
-    }
-
-    /// That the name is still (or already) that of the start with this token.
-    fn pinned(
-        &self,
-        owner: &Owner,
-        reference: &str,
-        token: Option<&str>,
-    ) -> Result<(), EngineError> {
-        let handle = self.find(owner, reference)?;
-        match token {
-            Some(token) if handle.fixed.start_token.as_deref() != Some(token) => {
-                Err(missing(&handle.fixed.name))
-            }
-            _ => Ok(()),
-        }
     }
 
     async fn act(&self, owner: &Owner, reference: &str, ask: Ask) -> Result<(), EngineError> {
@@ -677,7 +613,12 @@ pub(crate) fn drop_excess(excess: Vec<Arc<Handle>>) {
                 "one of too many without a process: removed"
             );
             // It may have been started or removed meanwhile: then it stays, or is gone.
-            let _ = handle.ask(Ask::Remove { force: false }).await;
+            let _ = handle
+                .ask(Ask::Remove {
+                    force: false,
+                    by: EndedBy::Destroy,
+                })
+                .await;
         });
     }
 }
@@ -703,6 +644,7 @@ fn inspect(handle: &Handle) -> Inspect {
         env: fixed.env.clone(),
         labels: labels(fixed, &view.progress),
         object_labels: view.progress.object_labels,
+        ended_by: view.progress.ended_by,
         error: view.progress.error,
     }
 }

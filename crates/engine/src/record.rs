@@ -1,6 +1,7 @@
 //! What outlives the daemon: `instance.json` in the instance's directory, and the label that the spawner keeps with the process.
 
 use crate::Owner;
+use crate::lifecycle::EndedBy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -59,6 +60,9 @@ pub(crate) struct Progress {
     pub(crate) finished_ms: Option<i64>,
     /// How the last process ended; `None` while one runs or before the first.
     pub(crate) exit: Option<Exit>,
+    /// Who or what ended the last process, or is about to end the one that runs.
+    #[serde(default)]
+    pub(crate) ended_by: Option<EndedBy>,
     /// Why it did not start, or what else is to be known of its end.
     pub(crate) error: Option<String>,
     /// Labels that its object has given it; they can change.

@@ -1,4 +1,5 @@
 //! Processes beside the main one.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io::Read;
 use wharf_engine::{EngineError, Exec, ExecError, ExecStreams, Owner, Streams};

@@ -16,10 +16,12 @@ pub mod spec;
 
 mod child;
 mod process_end;
+mod received;
 mod seccomp;
 mod sys;
 
 pub use process_end::process_end;
+pub use received::received;
 pub use spawner::{
     ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
 };

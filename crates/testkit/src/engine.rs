@@ -13,7 +13,8 @@ use wharf_snapshot::{SnapshotConfig, Snapshots};
 pub struct World {
     /// The node's directory and its spawner.
     pub place: Place,
-    images: ImageStore,
+    /// The node's images.
+    pub images: ImageStore,
 }
 
 /// One daemon's life.
@@ -22,7 +23,8 @@ pub struct Daemon {
     pub engine: Engine,
     /// The engine's.
     pub networks: Networks,
-    spawner: Spawner,
+    /// The engine's.
+    pub spawner: Spawner,
 }
 
 impl World {
@@ -36,6 +38,12 @@ impl World {
         World { place, images }
     }
 
+    /// Another image, of a root file system's tar.
+    pub fn import(&self, name: &str, tar: &Path) {
+        let tar = std::fs::File::open(tar).unwrap();
+        self.images.import_rootfs(name, tar).unwrap();
+    }
+
     /// An empty store of snapshots, or what an earlier one left; of at most 64 MiB an owner, for an hour.
     pub fn snapshots(&self) -> Snapshots {
         let config = SnapshotConfig {
@@ -45,12 +53,6 @@ impl World {
             offer_ms: 60_000,
         };
         Snapshots::open(&self.place.path("snapshots"), config).unwrap()
-    }
-
-    /// Another image, of a root file system's tar.
-    pub fn import(&self, name: &str, tar: &Path) {
-        let tar = std::fs::File::open(tar).unwrap();
-        self.images.import_rootfs(name, tar).unwrap();
     }
 
     /// Where the engine keeps its instances.

@@ -60,7 +60,7 @@ impl wharf_workerd::Sockets for ScriptSockets {
         let docker = wharf_docker_api::script::router(
             script.to_owned(),
             self.engine.clone(),
-            self.networks.clone(),
+            self.networks.of_user(uid),
             self.snapshots.clone(),
             self.applications.clone(),
         );

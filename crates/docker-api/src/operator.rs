@@ -64,7 +64,7 @@ pub fn router(operator: Operator) -> Router {
         storage.clone(),
     );
     let inner = Router::new()
-        .route("/_ping", get(async || "OK").head(async || ()))
+        .route("/_ping", get(ping))
         .route("/version", get(version))
         .route("/info", get(info))
         .route("/auth", post(auth))
@@ -114,6 +114,16 @@ async fn blocking<T: Send + 'static>(
         .await
         .map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?
         .map_err(ApiError::from)
+}
+
+/// A client that is not told the version here speaks one so old that `docker exec` has no `--workdir`.
+async fn ping() -> impl IntoResponse {
+    let headers = [
+        ("api-version", API_VERSION),
+        ("ostype", "linux"),
+        ("docker-experimental", "false"),
+    ];
+    (headers, "OK")
 }
 
 async fn version() -> Json<Value> {

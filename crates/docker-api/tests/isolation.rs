@@ -62,7 +62,8 @@ impl Script {
             snapshots.clone(),
             Arc::new(OwnApplications),
         );
-        let prelude = script::prelude::router(name.into(), daemon.engine.clone());
+        let prelude =
+            script::prelude::router(name.into(), daemon.engine.clone(), snapshots.clone());
         for (path, router) in [(&script.docker, docker), (&script.prelude, prelude)] {
             let listener = UnixListener::bind(path).unwrap();
             let never = std::future::pending::<()>();

@@ -11,6 +11,7 @@ mod instance;
 pub mod lifecycle;
 mod log;
 mod merge;
+mod object;
 mod record;
 mod table;
 mod usage;
@@ -18,6 +19,7 @@ mod usage;
 pub use exec::{Exec, ExecError};
 pub use files::{Files, FromSnapshot, Held, Volume, VolumeMount};
 pub use merge::parse_signal;
+pub use object::StartOptions;
 pub use record::owns;
 pub use usage::Usage;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
@@ -111,17 +113,6 @@ pub struct Create {
     pub snapshot: Option<FromSnapshot>,
     /// What a Durable Object said with its start.
     pub start: StartOptions,
-}
-
-/// Options of `ctx.container.start()` that Docker has no word for (contract: workerd, 1.4).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StartOptions {
-    /// Distinguishes this start from others of the same name; later calls may name it.
-    pub token: Option<String>,
-    /// The object's own labels; [`Engine::set_labels`] replaces them.
-    pub labels: BTreeMap<String, String>,
-    /// The process is stopped so long after its start, milliseconds.
-    pub hard_timeout_ms: Option<u64>,
 }
 
 /// Where the state is in an instance's life, with what a caller may want to know.
@@ -333,40 +324,6 @@ impl Engine {
         }
     }
 
-    /// Replaces the labels that a running instance's object has given it. With a token, only of the start that has this token.
-    pub async fn set_labels(
-        &self,
-        owner: &Owner,
-        reference: &str,
-        token: Option<&str>,
-        labels: BTreeMap<String, String>,
-    ) -> Result<(), EngineError> {
-        self.pinned(owner, reference, token)?;
-        self.act(owner, reference, Ask::SetLabels(labels)).await
-    }
-
-    /// How long a running instance is kept while nobody asks for it once its owner's process has gone, milliseconds. Token as above.
-    pub async fn set_inactivity(
-        &self,
-        owner: &Owner,
-        reference: &str,
-        token: Option<&str>,
-        ms: u64,
-    ) -> Result<(), EngineError> {
-        self.pinned(owner, reference, token)?;
-        self.act(owner, reference, Ask::SetInactivity(ms)).await
-    }
-
-    /// The process that asks for an owner's instances has gone. They run on; those that nobody asks for within the bound are removed.
-    /// To be called within a tokio runtime.
-    pub fn orphan(&self, owner: &Owner) {
-        for handle in self.shared.table().all(Some(owner)) {
-            if handle.view.borrow().state.is_live() {
-                adopt::reap_if_forgotten(handle, self.shared.config.adopt_idle_ms);
-            }
-        }
-    }
-
     /// Looks at one.
     pub async fn inspect(&self, owner: &Owner, reference: &str) -> Result<Inspect, EngineError> {
         Ok(inspect(&*self.find(owner, reference)?))
@@ -403,28 +360,6 @@ impl Engine {
                 tracing::warn!(%error, "no disk could be made ahead");
             }
         });
-    }
-
-    /// Remembers that an application was not given an instance, and why, for [`Engine::refusals`].
-    pub fn refuse(&self, application: &Application, reason: &str) {
-        if !self.shared.table().refused(application, reason) {
-            tracing::warn!(application = application.name, reason, "instance refused");
-        }
-    }
-
-    /// Remembers why a start (a create, or the start of what was created) failed, for [`Engine::failure`]: workerd does not tell the Worker.
-    pub fn note_failure(&self, owner: &Owner, name: &str, token: Option<String>, reason: String) {
-        let mut table = self.shared.table();
-        let token = token.or_else(|| {
-            let handle = table.find(owner, name).ok()?;
-            handle.fixed.start_token.clone()
-        });
-        table.failed(owner, name, token, reason);
-    }
-
-    /// Why the start of this name with this token failed, if it did a short while ago.
-    pub fn failure(&self, owner: &Owner, name: &str, token: &str) -> Option<String> {
-        self.shared.table().failure(owner, name, token)
     }
 
     /// The last refusal of each application since the daemon's start, oldest first.
@@ -528,22 +463,6 @@ impl Engine {
         let handle = self.shared.table().find(owner, reference)?;
         handle.touch();
         Ok(handle)
-    }
-
-    /// That the name is still (or already) that of the start with this token.
-    fn pinned(
-        &self,
-        owner: &Owner,
-        reference: &str,
-        token: Option<&str>,
-    ) -> Result<(), EngineError> {
-        let handle = self.find(owner, reference)?;
-        match token {
-            Some(token) if handle.fixed.start_token.as_deref() != Some(token) => {
-                Err(missing(&handle.fixed.name))
-            }
-            _ => Ok(()),
-        }
     }
 
     async fn act(&self, owner: &Owner, reference: &str, ask: Ask) -> Result<(), EngineError> {

@@ -1,5 +1,4 @@
 //! Processes beside the main one.
-
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io::Read;

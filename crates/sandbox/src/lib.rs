@@ -17,6 +17,7 @@ pub mod spec;
 
 mod child;
 mod process_end;
+mod received;
 mod seccomp;
 mod sys;
 mod userns;
@@ -24,6 +25,7 @@ mod userns;
 pub use cgroup::Usage;
 pub use disk::{Disk, DiskUsage};
 pub use process_end::process_end;
+pub use received::received;
 pub use spawner::{
     ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
 };

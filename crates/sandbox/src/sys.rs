@@ -333,6 +333,16 @@ pub(crate) fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<b
     }
 }
 
+/// Bytes that were sent on a socket and that its peer has not received yet (SIOCOUTQ, the same number as tty_ioctl(2)'s TIOCOUTQ).
+pub(crate) fn unreceived(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int to a live variable.
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes)
+    }))?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
 /// mount_setattr(2) on what `mount` refers to.
 pub(crate) fn set_mount_attributes(
     mount: BorrowedFd<'_>,

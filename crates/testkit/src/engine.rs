@@ -13,7 +13,8 @@ use wharf_snapshot::{SnapshotConfig, Snapshots};
 pub struct World {
     /// The node's directory and its spawner.
     pub place: Place,
-    images: ImageStore,
+    /// The node's images.
+    pub images: ImageStore,
 }
 
 /// One daemon's life.
@@ -22,7 +23,8 @@ pub struct Daemon {
     pub engine: Engine,
     /// The engine's.
     pub networks: Networks,
-    spawner: Spawner,
+    /// The engine's.
+    pub spawner: Spawner,
 }
 
 impl World {

@@ -214,7 +214,8 @@ memory_mib = 1024
 stop_grace_ms = 10000
 # Output kept per instance, bytes.
 log_bytes = 1048576
-# After the daemon died: how long containers live on without it, and how long an adopted one is kept when its object does not wake, milliseconds.
+# How long containers live on without the daemon after it died; and how long, once their workerd or the daemon has ended, they are kept when their
+# object does not wake, milliseconds. setInactivityTimeout() of an object goes before the latter.
 orphan_grace_ms = 60000
 # Whether root in a container is nobody outside. Needs Linux 5.19 and a data directory on ext4, xfs or btrfs; without them a node does not
 # start, unless this is false: then root in a container is the host's root, held by nothing but the other walls.
@@ -244,7 +245,8 @@ dns_servers = []
 allow_private = false
 
 [node]
-# What CLOUDFLARE_LOCATION, CLOUDFLARE_REGION and CLOUDFLARE_COUNTRY_A2 say inside containers.
+# What CLOUDFLARE_LOCATION, CLOUDFLARE_REGION and CLOUDFLARE_COUNTRY_A2 say inside containers. The defaults claim no place: XX is the code for an
+# unknown country.
 location = "loc01"
 region = "LOCAL"
 country = "XX"

@@ -96,33 +96,6 @@ fn attempt(node: &Node, script: &str, name: &str, argument: Value) -> Value {
     answer.json()
 }
 
-/// Ports of 127.0.0.1 on which the daemon listens, the gateway's and the control API's aside: ingresses.
-fn ingresses(node: &Node) -> Vec<u16> {
-    let fds = format!("/proc/{}/fd", node.pid());
-    let inodes: Vec<String> = std::fs::read_dir(fds)
-        .unwrap()
-        .flatten()
-        .filter_map(|e| std::fs::read_link(e.path()).ok())
-        .filter_map(|l| {
-            Some(
-                l.to_str()?
-                    .strip_prefix("socket:[")?
-                    .trim_end_matches(']')
-                    .to_owned(),
-            )
-        })
-        .collect();
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let listening = table.lines().skip(1).filter_map(|line| {
-        let columns: Vec<&str> = line.split_ascii_whitespace().collect();
-        let listens = columns[3] == "0A" && inodes.iter().any(|i| i == columns[9]);
-        let port = columns[1].strip_prefix("0100007F:")?;
-        listens.then(|| u16::from_str_radix(port, 16).unwrap())
-    });
-    let own = [node.gateway.port(), node.control.port()];
-    listening.filter(|port| !own.contains(port)).collect()
-}
-
 const CONNECT: &str =
     "CONNECT 127.0.0.1:8080 HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nX-Dst-Addr: 127.0.0.1:8080\r\n\r\n";
 
@@ -167,7 +140,7 @@ fn siege(node: &Node) {
     assert!(answer["error"].is_string(), "{answer}");
 
     // The ingress of the victim's container, which root reaches.
-    let ports = ingresses(node);
+    let ports = node.ingresses();
     assert!(!ports.is_empty());
     let reachable: Vec<u16> = ports
         .iter()

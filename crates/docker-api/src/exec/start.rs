@@ -11,17 +11,22 @@ use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use tokio::io::{AsyncRead, AsyncWrite};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio_util::io::ReaderStream;
 use wharf_engine::{Exec, ExecError, ExecProcess, ExecStreams, Streams};
 
 /// Bytes between a process and a client whose connection cannot be taken over.
 const BUFFER: usize = 64 * 1024;
+/// How long a client may take to receive the answer's head before output follows all the same.
+const HEAD_LIMIT: Duration = Duration::from_secs(1);
 /// Exit code of workerd's kill helper when there is no file with a number.
 const NO_SUCH_TOKEN: i32 = 3;
 /// Exit code of a process that could not be started through no fault of its own, as Docker has it.
@@ -86,6 +91,7 @@ pub(super) async fn start(
     let (told, started) = oneshot::channel();
     let (client, connected) = oneshot::channel();
     let tty = facts.tty;
+    let by_workerd = !matches!(&waiting, Waiting::Process(process) if !process.by_workerd);
     let start = Start {
         id,
         container,
@@ -112,7 +118,7 @@ pub(super) async fn start(
     started.await.map_err(|_| gone())??;
     Ok(match (detach, upgrade) {
         (true, _) => StatusCode::OK.into_response(),
-        (false, Some(upgrade)) => take_over(upgrade, client, tty),
+        (false, Some(upgrade)) => take_over(upgrade, client, by_workerd, tty),
         (false, None) => stream_in_body(client, tty),
     })
 }
@@ -139,11 +145,19 @@ fn content_type(tty: bool) -> &'static str {
 }
 
 /// The connection itself becomes the stream.
-fn take_over(upgrade: OnUpgrade, client: oneshot::Sender<Box<dyn Client>>, tty: bool) -> Response {
+fn take_over(
+    upgrade: OnUpgrade,
+    client: oneshot::Sender<Box<dyn Client>>,
+    by_workerd: bool,
+    tty: bool,
+) -> Response {
     tokio::spawn(async move {
         match upgrade.await {
-            // A start whose task has gone has ended.
-            Ok(connection) => drop(client.send(Box::new(TokioIo::new(connection)))),
+            Ok(connection) => {
+                let connection = after_head(connection, by_workerd).await;
+                // A start whose task has gone has ended.
+                drop(client.send(connection));
+            }
             Err(error) => tracing::debug!(%error, "the client of an exec has gone"),
         }
     });
@@ -155,11 +169,29 @@ fn take_over(upgrade: OnUpgrade, client: oneshot::Sender<Box<dyn Client>>, tty: 
     (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
+/// The connection, when the client has received the answer's head. docker-py reads the head through a buffer, and loses whatever of the
+/// output comes with it; Docker never is that fast. workerd loses nothing.
+async fn after_head(connection: Upgraded, by_workerd: bool) -> Box<dyn Client> {
+    match connection.downcast::<TokioIo<UnixStream>>() {
+        Ok(parts) => {
+            let stream = parts.io.into_inner();
+            if !by_workerd
+                && let Err(error) = wharf_sandbox::received(stream.as_fd(), HEAD_LIMIT).await
+            {
+                tracing::debug!(%error, "not known whether a client has read the head");
+            }
+            let (read, write) = stream.into_split();
+            let already = std::io::Cursor::new(parts.read_buf);
+            Box::new(tokio::io::join(already.chain(read), write))
+        }
+        Err(connection) => Box::new(TokioIo::new(connection)),
+    }
+}
+
 /// A client that did not ask for it gets the output as the answer's body, and can give no input.
 fn stream_in_body(client: oneshot::Sender<Box<dyn Client>>, tty: bool) -> Response {
-    let (ours, theirs) = tokio::io::duplex(BUFFER);
-    let (output, _) = tokio::io::split(ours);
-    drop(client.send(Box::new(theirs)));
+    let (output, ours) = tokio::io::duplex(BUFFER);
+    drop(client.send(Box::new(tokio::io::join(tokio::io::empty(), ours))));
     let body = Body::from_stream(ReaderStream::new(output));
     ([(header::CONTENT_TYPE, content_type(tty))], body).into_response()
 }

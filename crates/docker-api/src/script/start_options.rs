@@ -207,7 +207,7 @@ mod tests {
                 memory_bytes: Some(1 << 30),
                 cpu_millis: Some(250),
                 pids: Some(9),
-                nofile: None,
+                ..Limits::default()
             },
             disk_mb: Some(4000),
             max_instances: 3,

@@ -135,6 +135,7 @@ mod tests {
             ("PROPFIND /x HTTP/1.1\r\nA: b\r\nHOST:\ta\r\n", Some("a")),
             ("GET / HTTP/1.0\r\nA: b\r\n\r\n", None),
             ("GET / HTTP/1.1\r\nHost:\r\n\r\n", None),
+            ("GET\t/  HTTP/1.1\r\nHost : a\r\n", Some("a")),
             // Empty lines in front are ignored (RFC 9112, 2.2).
             ("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Some("a")),
         ] {
@@ -152,6 +153,8 @@ mod tests {
             b"\x00\x00\x00\x08\x04\xd2\x16\x2f",
             b"GET /\r\n",
             b"get / HTTP/2.0\r\n",
+            // Found by fuzzing.
+            b" GET / HTTP/1.1\r\nHost: a\r\n",
             b"\x16\x03\x01\x00\x05\x02\x00\x00\x01\x00",
         ] {
             assert_eq!(in_pieces(other), Sniffed::Other, "{other:?}");

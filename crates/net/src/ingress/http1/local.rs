@@ -100,6 +100,6 @@ mod tests {
             () = busy => {}
             () = tokio::task::yield_now() => {}
         }
-        assert!(turns >= TURNS && turns <= 3 * TURNS, "{turns}");
+        assert!((TURNS..=3 * TURNS).contains(&turns), "{turns}");
     }
 }

@@ -6,6 +6,7 @@ mod bench_start;
 mod conformance;
 mod debian;
 mod demo;
+mod fuzz;
 mod guest;
 mod hello;
 mod interrupt;
@@ -45,6 +46,8 @@ enum Verb {
     Conformance(conformance::Suite),
     /// Print figures, each beside the same work done without Wharf
     Bench(bench::Options),
+    /// Run a fuzz target of fuzz/ for a while
+    Fuzz(fuzz::Options),
     /// Install what the other tasks need into target/tools: workerd, wrangler, what the examples import, Debian packages
     Setup,
     /// Make a root filesystem from Debian packages and print its path: a tar for `wharf image import`
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Guest => guest::run_tests(),
         Verb::Conformance(suite) => conformance::run(&suite),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Setup => setup::everything(),
         Verb::BaseImage { kind } => {
             base_image::base_image(kind).map(|path| println!("{}", path.display()))

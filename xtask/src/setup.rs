@@ -3,6 +3,7 @@
 //! ```text
 //! target/tools/workerd                 the pinned runtime
 //! target/tools/wrangler-<version>/     node_modules with wrangler and the Node it needs
+//! target/tools/containers-<version>/   node_modules with @cloudflare/containers, for the tests
 //! target/tools/*.stamp                 what is installed there; a thing without its stamp is installed again
 //! target/tools/images/                 base images (see `base_image`)
 //! ```
@@ -26,6 +27,8 @@ use crate::progress::{run, step};
 const WORKERD_PACKAGE: &str = "@cloudflare/workerd-linux-64@1.20261117.1";
 /// SHA-512 of that package's archive, as npm writes it.
 const WORKERD_INTEGRITY: &str = "sha512-gZLA8X11m/luZwn+YA3+mDu61vdxNJzpksP/QZqjydKTQ+VUCulsK5gtn9Bqst1p3KJu2kafQpJ1nDQv4B23jA==";
+/// The published packages that the tests run: one that older apps pin, and a current one.
+const CONTAINERS: [&str; 2] = ["0.0.13", "0.3.7"];
 /// What `npm ci` always gets: packages' install scripts are not run, the lock file says what is installed.
 const NPM_CI: &[&str] = &[
     "ci",
@@ -119,6 +122,9 @@ pub(crate) fn everything() -> anyhow::Result<()> {
         debian::MMDEBSTRAP,
     ])?;
     let tools = tools()?;
+    for version in CONTAINERS {
+        containers(&tools_dir(), version)?;
+    }
     example("hello")?;
     example("python")?;
     eprintln!(
@@ -222,19 +228,44 @@ fn workerd(dir: &Path) -> anyhow::Result<PathBuf> {
 
 /// Both from the lock file in `xtask/tools/wrangler-<version>`, which carries every package's hash.
 fn wrangler(dir: &Path, version: &'static str) -> anyhow::Result<Wrangler> {
-    let name = format!("wrangler-{version}");
-    let source = root().join("xtask/tools").join(&name);
-    let target = dir.join(&name);
-    let stamp = dir.join(format!("{name}.stamp"));
     let wrangler = Wrangler {
         version,
-        bin: target.join("node_modules/.bin"),
+        bin: dir.join(format!("wrangler-{version}/node_modules/.bin")),
     };
+    let what = format!("wrangler {version} and its Node");
+    packages(dir, &format!("wrangler-{version}"), &what, || {
+        let answer = run(wrangler.command().arg("--version").current_dir(dir))?;
+        ensure!(
+            answer.contains(version),
+            "wrangler --version says {:?} instead of {version}",
+            answer.trim()
+        );
+        Ok(())
+    })?;
+    Ok(wrangler)
+}
+
+fn containers(dir: &Path, version: &str) -> anyhow::Result<()> {
+    let _lock = lock(dir)?;
+    let what = format!("@cloudflare/containers {version}");
+    packages(dir, &format!("containers-{version}"), &what, || Ok(()))
+}
+
+/// Installs what the lock file in `xtask/tools/<name>` says into `dir/<name>`, unless it is there.
+fn packages(
+    dir: &Path,
+    name: &str,
+    what: &str,
+    check: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let source = root().join("xtask/tools").join(name);
+    let target = dir.join(name);
+    let stamp = dir.join(format!("{name}.stamp"));
     let wanted = digest_of(&source.join("package-lock.json"))?;
-    if wrangler.bin.join("wrangler").exists() && is_stamped(&stamp, &wanted) {
-        return Ok(wrangler);
+    if target.join("node_modules").exists() && is_stamped(&stamp, &wanted) {
+        return Ok(());
     }
-    step(&format!("wrangler {version} and its Node"), || {
+    step(what, || {
         // Made aside and renamed: npm's links inside are relative, so nothing notices.
         let temporary = tempfile::tempdir_in(dir)?;
         for file in ["package.json", "package-lock.json", ".npmrc"] {
@@ -246,16 +277,10 @@ fn wrangler(dir: &Path, version: &'static str) -> anyhow::Result<Wrangler> {
             fs::remove_dir_all(&target)?;
         }
         fs::rename(temporary.path(), &target)?;
-        let answer = run(wrangler.command().arg("--version").current_dir(dir))?;
-        ensure!(
-            answer.contains(version),
-            "wrangler --version says {:?} instead of {version}",
-            answer.trim()
-        );
+        check()?;
         fs::write(&stamp, &wanted)?;
         Ok(())
-    })?;
-    Ok(wrangler)
+    })
 }
 
 fn npm() -> anyhow::Result<Command> {

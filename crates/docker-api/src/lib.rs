@@ -4,10 +4,13 @@
 //! Must not: keep instances; those are the engine's.
 
 mod errors;
+mod exec;
 mod json;
 pub mod operator;
+mod peer;
 pub mod script;
 mod serve;
+mod storage;
 
 pub use json::time;
 pub use serve::serve_unix;

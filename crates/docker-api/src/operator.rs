@@ -5,9 +5,11 @@
 
 mod build;
 mod containers;
+mod filters;
 mod images;
 
 use crate::errors::ApiError;
+use crate::storage::Storage;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::IntoResponse;
@@ -18,7 +20,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use tower::ServiceExt;
 use wharf_build::Builder;
-use wharf_engine::Engine;
+use wharf_engine::{Engine, Owner};
 use wharf_image::{ImageError, ImageStore};
 
 /// The Docker API version this dialect follows.
@@ -39,6 +41,8 @@ pub struct Operator {
     pub networks: wharf_net::Networks,
     /// Images.
     pub images: ImageStore,
+    /// Snapshots of the operator's own containers.
+    pub snapshots: wharf_snapshot::Snapshots,
     /// Builds.
     pub builder: Builder,
     /// `docker login`.
@@ -49,8 +53,16 @@ pub struct Operator {
 
 /// The routes of the operator socket. A leading `/v1.NN` is accepted and ignored.
 pub fn router(operator: Operator) -> Router {
-    let containers =
-        crate::script::operator_routes(operator.engine.clone(), operator.networks.clone());
+    let storage = Arc::new(Storage::new(
+        Owner::Operator,
+        operator.engine.clone(),
+        operator.snapshots.clone(),
+    ));
+    let containers = crate::script::operator_routes(
+        operator.engine.clone(),
+        operator.networks.clone(),
+        storage.clone(),
+    );
     let inner = Router::new()
         .route("/_ping", get(async || "OK").head(async || ()))
         .route("/version", get(version))
@@ -70,6 +82,7 @@ pub fn router(operator: Operator) -> Router {
         .fallback(async || ApiError::page_not_found())
         .method_not_allowed_fallback(async || ApiError::page_not_found())
         .layer(DefaultBodyLimit::max(MAX_JSON))
+        .layer(axum::Extension(storage))
         .with_state(operator)
         .merge(containers);
     Router::new().fallback(async move |request: Request| match strip_version(request) {

@@ -7,13 +7,16 @@
 //! they are gone with it, except those that a container uses: the engine holds their network.
 
 use crate::errors::ApiError;
+use crate::exec;
 use crate::json;
+use crate::peer::Peer;
+use crate::storage::{self, Storage};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
-use axum::{Json, Router};
+use axum::routing::{delete, get, post};
+use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
@@ -24,18 +27,25 @@ use std::pin::Pin;
 use std::sync::Arc;
 use wharf_engine::lifecycle::Until;
 use wharf_engine::{Engine, Owner};
+use wharf_snapshot::Snapshots;
 
 mod admission;
 mod create;
+pub mod prelude;
 mod sidecar;
+mod start_options;
 
 use admission::Admission;
 use sidecar::Sidecars;
+pub use start_options::{START_VARIABLE, cpu_millis};
 
 /// The `imageName` that workerd's configuration names for each container class: the application's present image.
 pub const APPLICATION_IMAGE: &str = "wharf:application";
-/// The label that keeps the image name which workerd asked for.
-const ASKED_IMAGE_LABEL: &str = "wharf.image";
+/// The label that keeps the image name which workerd asked for. Longer than an object's own label can be.
+const ASKED_IMAGE_LABEL: &str = "dev.wharf.asked-image";
+/// What the platform says to an object that it has no container for.
+const NO_INSTANCE: &str =
+    "there is no container instance that can be provided to this durable object";
 /// Largest request body.
 const MAX_BODY: usize = 4 << 20;
 
@@ -50,6 +60,8 @@ pub struct ApplicationInfo {
     pub image: String,
     /// Limits.
     pub limits: wharf_engine::Limits,
+    /// Limit of the disk, MB (10^6 bytes).
+    pub disk_mb: Option<u64>,
     /// Most instances at a time.
     pub max_instances: u32,
     /// Values of the CLOUDFLARE_* variables (`CLOUDFLARE_APPLICATION_ID`, ...), to replace workerd's placeholders.
@@ -74,53 +86,85 @@ pub(crate) struct Shared {
     engine: Engine,
     networks: wharf_net::Networks,
     admission: Admission,
-    sidecars: Sidecars,
+    sidecars: Arc<Sidecars>,
+    storage: Arc<Storage>,
 }
 
 type Context = State<Arc<Shared>>;
 type Answer = Result<Response, ApiError>;
+
+impl Shared {
+    /// What a start's failure is to the Worker.
+    fn note_failure(&self, name: &str, token: Option<String>, error: &ApiError) {
+        if error.status == StatusCode::NOT_MODIFIED {
+            return;
+        }
+        let reason = match error.status {
+            // @cloudflare/containers knows this sentence: it waits for its turn, and then answers 503.
+            StatusCode::SERVICE_UNAVAILABLE => format!("{NO_INSTANCE}: {}", error.message),
+            _ => error.message.clone(),
+        };
+        // Nothing will ever listen in it: whoever asks is not to wait.
+        self.sidecars.give_up(&format!("{name}-proxy"), &reason);
+        self.engine.note_failure(&self.owner, name, token, reason);
+    }
+}
 
 /// The routes for one script.
 pub fn router(
     script: String,
     engine: Engine,
     networks: wharf_net::Networks,
+    snapshots: Snapshots,
     applications: Arc<dyn Applications>,
 ) -> Router {
+    let owner = Owner::Script(script.clone());
+    let execs = exec::routes(engine.clone(), owner.clone());
+    let storage = Arc::new(Storage::new(owner.clone(), engine.clone(), snapshots));
     let shared = Shared {
-        owner: Owner::Script(script.clone()),
+        owner,
         engine,
         networks,
         admission: Admission::Script {
             script,
             applications,
         },
-        sidecars: Sidecars::default(),
+        sidecars: Arc::default(),
+        storage: storage.clone(),
     };
     routes()
-        .merge(snapshot_images())
-        .fallback(page_not_found)
-        .method_not_allowed_fallback(page_not_found)
+        .merge(execs)
         .layer(axum::middleware::from_fn(refuse_long_bodies))
         .with_state(Arc::new(shared))
+        .merge(storage::routes(storage))
+        .fallback(page_not_found)
+        .method_not_allowed_fallback(page_not_found)
 }
 
 /// The same routes for the operator, who may have what it asks for; without those of images, which are the operator's own.
-pub(crate) fn operator_routes(engine: Engine, networks: wharf_net::Networks) -> Router {
+pub(crate) fn operator_routes(
+    engine: Engine,
+    networks: wharf_net::Networks,
+    storage: Arc<Storage>,
+) -> Router {
+    let execs = exec::routes(engine.clone(), Owner::Operator);
     let shared = Shared {
         owner: Owner::Operator,
         engine,
         networks,
         admission: Admission::Operator,
-        sidecars: Sidecars::default(),
+        sidecars: Arc::default(),
+        storage: storage.clone(),
     };
-    routes().with_state(Arc::new(shared))
+    routes()
+        .merge(execs)
+        .with_state(Arc::new(shared))
+        .merge(storage::routes(storage))
 }
 
 /// The routes that every caller has.
 fn routes() -> Router<Arc<Shared>> {
     Router::new()
-        .route("/volumes", get(volumes))
         .route("/networks/bridge", get(bridge))
         .route("/containers/create", post(create::create))
         .route("/containers/{name}", delete(remove))
@@ -136,44 +180,10 @@ fn routes() -> Router<Arc<Shared>> {
 /// What workerd can call and this Wharf cannot do: each names the feature as the Worker's author knows it.
 fn unsupported() -> Router<Arc<Shared>> {
     // The body is read although nobody needs it: a client that is still sending would see a broken connection instead of the answer.
-    async fn exec(_: Bytes) -> ApiError {
-        ApiError::unsupported("exec")
-    }
     async fn resize(_: Bytes) -> ApiError {
         ApiError::unsupported("resize of a terminal")
     }
-    async fn directory_snapshots(_: Bytes) -> ApiError {
-        ApiError::unsupported("snapshotDirectory()")
-    }
-    async fn container_snapshots(_: Bytes) -> ApiError {
-        ApiError::unsupported("snapshotContainer()")
-    }
-    async fn put_archive(_: Bytes) -> ApiError {
-        ApiError::unsupported("interception of outbound HTTPS (upload of its CA certificate)")
-    }
-    Router::new()
-        .route("/containers/{name}/exec", post(exec))
-        .route("/exec/{id}/start", post(exec))
-        .route("/exec/{id}/json", get(exec))
-        .route("/exec/{id}/resize", post(resize))
-        .route("/containers/{name}/resize", post(resize))
-        .route(
-            "/containers/{name}/archive",
-            put(put_archive).get(directory_snapshots),
-        )
-        .route("/volumes/create", post(directory_snapshots))
-        .route("/volumes/{name}", get(directory_snapshots))
-        .route("/commit", post(container_snapshots))
-}
-
-/// A script sees no images but its snapshots.
-fn snapshot_images() -> Router<Arc<Shared>> {
-    async fn container_snapshots(_: Bytes) -> ApiError {
-        ApiError::unsupported("snapshotContainer()")
-    }
-    Router::new()
-        .route("/images/{name}/json", get(container_snapshots))
-        .route("/images/{name}", delete(container_snapshots))
+    Router::new().route("/containers/{name}/resize", post(resize))
 }
 
 /// A body that says it is too long is not even read.
@@ -190,11 +200,6 @@ async fn page_not_found() -> ApiError {
     ApiError::page_not_found()
 }
 
-/// Asked once, for snapshots that are older than thirty days. There are none.
-async fn volumes() -> Response {
-    Json(json!({ "Volumes": [], "Warnings": [] })).into_response()
-}
-
 /// workerd binds its egress listener to the gateway's address. Loopback will do: whoever connects is this daemon.
 async fn bridge() -> Response {
     Json(json!({
@@ -207,10 +212,18 @@ async fn bridge() -> Response {
     .into_response()
 }
 
-async fn inspect(State(shared): Context, Path(name): Path<String>) -> Answer {
+async fn inspect(
+    State(shared): Context,
+    Path(name): Path<String>,
+    peer: Option<Extension<Peer>>,
+) -> Answer {
     if shared.is_sidecar(&name).await {
         let sidecar = shared.sidecar(&name).await?;
+        shared.tie_sidecar(&name, peer.map(|Extension(peer)| peer));
         return Ok(Json(sidecar.json(&name)).into_response());
+    }
+    if let Some(helper) = shared.storage.inspect_helper(&name) {
+        return Ok(helper);
     }
     let container = shared.engine.inspect(&shared.owner, &name).await?;
     let image = container.labels.get(ASKED_IMAGE_LABEL);
@@ -225,7 +238,13 @@ async fn start(State(shared): Context, Path(name): Path<String>) -> Answer {
             .start(&name)
             .map(IntoResponse::into_response);
     }
-    shared.engine.start_instance(&shared.owner, &name).await?;
+    if let Some(started) = shared.storage.start_helper(&name) {
+        return started;
+    }
+    let started = shared.engine.start_instance(&shared.owner, &name).await;
+    started
+        .map_err(ApiError::from)
+        .inspect_err(|error| shared.note_failure(&name, None, error))?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -282,6 +301,9 @@ async fn remove(
         shared.sidecars.remove(&name)?;
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
+    if shared.storage.remove_helper(&name) {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     let force = is_true(query.force.as_deref());
     shared.engine.remove(&shared.owner, &name, force).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -307,6 +329,9 @@ async fn wait(
             )));
         }
     };
+    if let Some(ended) = shared.storage.wait_for_helper(&name) {
+        return Ok(ended);
+    }
     let code = if shared.is_sidecar(&name).await {
         // It ends only by its removal.
         shared.sidecars.removed(&name)?.await;
@@ -325,7 +350,9 @@ pub(crate) fn is_true(text: Option<&str>) -> bool {
 }
 
 /// A JSON body, whatever its Content-Type (workerd sends none with an empty one).
-fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, ApiError> {
+pub(crate) fn parse<T: DeserializeOwned>(
+    body: Result<Bytes, BytesRejection>,
+) -> Result<T, ApiError> {
     serde_json::from_slice(&body?)
         .map_err(|error| ApiError::bad_request(format!("the request body is not valid: {error}")))
 }

@@ -1,5 +1,7 @@
 //! Serves a router on a Unix socket.
 
+use crate::peer::Peer;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::future::Future;
@@ -8,6 +10,7 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tower::ServiceExt;
 
 /// How long a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -43,6 +46,13 @@ pub async fn serve_unix(
 }
 
 async fn connection(stream: UnixStream, router: axum::Router, mut closed: watch::Receiver<()>) {
+    let peer = Peer::of(&stream);
+    let router = router.map_request(move |mut request: http::Request<Incoming>| {
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
+        request
+    });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
         .timer(TokioTimer::new())

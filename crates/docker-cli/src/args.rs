@@ -56,10 +56,21 @@ pub(crate) enum Command {
     /// List containers
     Ps(Ps),
     /// Show a container's output
-    Logs {
-        /// Name or id
-        container: String,
-    },
+    Logs(Logs),
+    /// Create a container, start it and show its output
+    Run(Run),
+    /// Create a container
+    Create(Create),
+    /// Start containers
+    Start(Names),
+    /// Stop containers: a signal, and SIGKILL after a time
+    Stop(Stop),
+    /// Send a signal to containers
+    Kill(Kill),
+    /// Remove containers
+    Rm(RemoveContainers),
+    /// Wait until containers end, and print their exit codes
+    Wait(Names),
 }
 
 #[derive(Debug, Args)]
@@ -227,7 +238,103 @@ pub(crate) struct Ps {
     /// Only ids
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    /// Only those for which this holds: ancestor=IMAGE, label=KEY[=VALUE], name=NAME, id=ID, status=STATUS, exited=CODE
+    #[arg(short, long)]
+    pub(crate) filter: Vec<String>,
     /// Go template per container, or `json`
     #[arg(long)]
     pub(crate) format: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// Go on until the container ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only so many of the last lines
+    #[arg(short = 'n', long)]
+    pub(crate) tail: Option<String>,
+    /// Name or id
+    pub(crate) container: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Names {
+    /// Names or ids
+    #[arg(required = true)]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Do not wait for its end; print its id
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    #[command(flatten)]
+    pub(crate) create: Create,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// Its name; made up if absent
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Remove it when it ends
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// KEY=VALUE, or KEY to take it from the environment
+    #[arg(short, long)]
+    pub(crate) env: Vec<String>,
+    /// KEY=VALUE
+    #[arg(short, long)]
+    pub(crate) label: Vec<String>,
+    /// [[ADDRESS:]PORT:]CONTAINER-PORT; on 127.0.0.1 if no address is given
+    #[arg(short, long)]
+    pub(crate) publish: Vec<String>,
+    /// bridge, none or container:NAME
+    #[arg(long)]
+    pub(crate) network: Option<String>,
+    /// Instead of the image's entrypoint
+    #[arg(long)]
+    pub(crate) entrypoint: Option<String>,
+    /// Instead of the image's user
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Instead of the image's working directory
+    #[arg(short, long)]
+    pub(crate) workdir: Option<String>,
+    pub(crate) image: String,
+    /// Instead of the image's command
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    /// Seconds until SIGKILL
+    #[arg(short = 't', long = "timeout", alias = "time")]
+    pub(crate) timeout: Option<u32>,
+    #[arg(required = true)]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Kill {
+    /// Name or number
+    #[arg(short, long, default_value = "KILL")]
+    pub(crate) signal: String,
+    #[arg(required = true)]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RemoveContainers {
+    /// Also those that run
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Accepted: a container has no volumes of its own
+    #[arg(short, long)]
+    pub(crate) volumes: bool,
+    #[arg(required = true)]
+    pub(crate) names: Vec<String>,
 }

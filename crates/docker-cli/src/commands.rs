@@ -1,4 +1,6 @@
-//! What each command does: one function a command.
+//! What each command does: one function a command. Those of containers are in [`containers`].
+
+mod containers;
 
 use crate::args::{self, Command};
 use crate::client::{Client, ClientError, empty, escape, json_body};
@@ -52,8 +54,15 @@ pub(crate) async fn run(client: &Client, command: Command) -> Outcome {
         Command::Manifest(args::Manifest::Inspect { verbose, name, .. }) => {
             manifest(client, &name, verbose).await
         }
-        Command::Ps(p) => ps(client, p).await,
-        Command::Logs { container } => logs(client, &container).await,
+        Command::Ps(p) => containers::ps(client, p).await,
+        Command::Logs(l) => containers::logs(client, l).await,
+        Command::Run(r) => containers::run(client, r).await,
+        Command::Create(c) => containers::create(client, c).await,
+        Command::Start(c) => containers::start(client, c).await,
+        Command::Stop(s) => containers::stop(client, s).await,
+        Command::Kill(k) => containers::kill(client, k).await,
+        Command::Rm(r) => containers::remove(client, r).await,
+        Command::Wait(c) => containers::wait(client, c).await,
     }
 }
 
@@ -420,65 +429,6 @@ async fn manifest(client: &Client, name: &str, verbose: bool) -> Outcome {
         &answer["SchemaV2Manifest"]
     };
     print_line(&serde_json::to_string_pretty(shown).map_err(|e| local(e.to_string()))?);
-    Ok(0)
-}
-
-async fn ps(client: &Client, p: args::Ps) -> Outcome {
-    let path = format!("/containers/json?all={}", p.all);
-    let list = client.json(Method::GET, &path, empty()).await?;
-    if p.format.is_none() && !p.quiet {
-        print_line(&format!(
-            "{:<14} {:<40} {:<24} NAMES",
-            "CONTAINER ID", "IMAGE", "STATUS"
-        ));
-    }
-    for c in list.as_array().into_iter().flatten() {
-        let id = text(c, "Id").get(..12).unwrap_or_default();
-        let name = c
-            .pointer("/Names/0")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .trim_start_matches('/');
-        match &p.format {
-            _ if p.quiet => print_line(id),
-            Some(f) => {
-                let row = json!({
-                    "ID": id, "Image": c["Image"], "Names": name, "Status": c["Status"], "State": c["State"],
-                });
-                print_line(&render(f, &row)?);
-            }
-            None => print_line(&format!(
-                "{id:<14} {:<40} {:<24} {name}",
-                text(c, "Image"),
-                text(c, "Status")
-            )),
-        }
-    }
-    Ok(0)
-}
-
-async fn logs(client: &Client, container: &str) -> Outcome {
-    use http_body_util::BodyExt;
-    let path = format!("/containers/{}/logs?stdout=1&stderr=1", escape(container));
-    let body = client.send(Method::GET, &path, empty()).await?.into_body();
-    let bytes = body
-        .collect()
-        .await
-        .map_err(|e| ClientError::Transport(e.to_string()))?
-        .to_bytes();
-    // Docker's multiplexed stream: 8-byte frame headers (stream, 0, 0, 0, length big-endian).
-    let mut rest = &bytes[..];
-    while rest.len() >= 8 {
-        let length = u32::from_be_bytes([rest[4], rest[5], rest[6], rest[7]]) as usize;
-        let end = (8 + length).min(rest.len());
-        let chunk = &rest[8..end];
-        let _ = if rest[0] == 2 {
-            std::io::stderr().write_all(chunk)
-        } else {
-            std::io::stdout().write_all(chunk)
-        };
-        rest = &rest[end..];
-    }
     Ok(0)
 }
 

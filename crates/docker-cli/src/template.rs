@@ -1,8 +1,9 @@
-//! The part of Go's `text/template` that `docker ... --format` users write: field paths, `json`, `len`, `index`-free pipelines.
+//! The part of Go's `text/template` that `docker ... --format` users write: field paths, `json`, `len`, `range`, `index`-free pipelines.
 //!
 //! Owns: evaluation of a template over JSON. Must not: guess; what it does not know is an error that names it.
 //!
-//! Grammar: text with actions `{{ [json|len|upper|lower] .Path.To.Field }}` or `{{ .Path | json }}`; `{{.}}` is the whole value.
+//! Grammar: text with actions `{{ [json|len|upper|lower] .Path.To.Field }}` or `{{ .Path | json }}`; `{{.}}` is the whole value;
+//! `{{ range .Path }} ... {{ end }}` is its text once for each item, with `{{.}}` as the item.
 
 use serde_json::Value;
 
@@ -18,7 +19,24 @@ pub fn render(template: &str, value: &Value) -> Result<String, TemplateError> {
     }
     let template = template.replace("\\t", "\t").replace("\\n", "\n");
     let mut out = String::new();
-    let mut rest = template.as_str();
+    match block(&template, value, &mut out)? {
+        (Stop::Text, _) => Ok(out),
+        (Stop::End, _) => Err(TemplateError("{{end}} without a {{range}}".into())),
+    }
+}
+
+/// What ended a block.
+enum Stop {
+    Text,
+    End,
+}
+
+/// Evaluates up to the end of the text or to `{{end}}`; returns what follows.
+fn block<'t>(
+    mut rest: &'t str,
+    value: &Value,
+    out: &mut String,
+) -> Result<(Stop, &'t str), TemplateError> {
     while let Some(start) = rest.find("{{") {
         out.push_str(&rest[..start]);
         let after = &rest[start + 2..];
@@ -26,11 +44,58 @@ pub fn render(template: &str, value: &Value) -> Result<String, TemplateError> {
             .find("}}")
             .ok_or_else(|| TemplateError("an action is not closed with }}".into()))?;
         let action = after[..end].trim_matches(|c: char| c.is_whitespace() || c == '-');
-        out.push_str(&print(&evaluate(action, value)?));
         rest = &after[end + 2..];
+        if action == "end" {
+            return Ok((Stop::End, rest));
+        }
+        match action.strip_prefix("range ") {
+            Some(list) => rest = range(&evaluate(list.trim(), value)?, rest, out)?,
+            None => out.push_str(&print(&evaluate(action, value)?)),
+        }
     }
     out.push_str(rest);
-    Ok(out)
+    Ok((Stop::Text, ""))
+}
+
+/// The block of a `{{range}}`, once for each item; returns what follows its `{{end}}`.
+fn range<'t>(list: &Value, body: &'t str, out: &mut String) -> Result<&'t str, TemplateError> {
+    let items: Vec<&Value> = match list {
+        Value::Array(items) => items.iter().collect(),
+        Value::Object(map) => map.values().collect(),
+        Value::Null => Vec::new(),
+        _ => return Err(TemplateError("range over a value that is no list".into())),
+    };
+    let once = |item: &Value, out: &mut String| match block(body, item, out)? {
+        (Stop::End, after) => Ok(after),
+        (Stop::Text, _) => Err(TemplateError("a {{range}} without its {{end}}".into())),
+    };
+    if items.is_empty() {
+        return skip(body);
+    }
+    let mut after = body;
+    for item in items {
+        after = once(item, out)?;
+    }
+    Ok(after)
+}
+
+/// What follows the `{{end}}` that belongs to a block.
+fn skip(mut rest: &str) -> Result<&str, TemplateError> {
+    let mut depth = 0usize;
+    while let Some((_, after)) = rest.split_once("{{") {
+        let Some((action, after)) = after.split_once("}}") else {
+            break;
+        };
+        let action = action.trim_matches(|c: char| c.is_whitespace() || c == '-');
+        rest = after;
+        match action {
+            "end" if depth == 0 => return Ok(rest),
+            "end" => depth -= 1,
+            _ if action.starts_with("range ") => depth += 1,
+            _ => {}
+        }
+    }
+    Err(TemplateError("a {{range}} without its {{end}}".into()))
 }
 
 /// One action: a pipeline whose first command is a path or a function with a path.
@@ -53,7 +118,7 @@ fn evaluate(action: &str, root: &Value) -> Result<Value, TemplateError> {
 
 fn unsupported(action: &str) -> TemplateError {
     TemplateError(format!(
-        "{{{{{action}}}}} is not supported; use a field path (.Config.Env), json, len, upper or lower"
+        "{{{{{action}}}}} is not supported; use a field path (.Config.Env), json, len, range, upper or lower"
     ))
 }
 
@@ -136,6 +201,15 @@ mod tests {
             "linux/amd64"
         );
         assert_eq!(render("{{.RootFS.Layers | len}}", &image).unwrap(), "2");
+        let tags = json!({"RepoTags": ["a:1", "b:2"], "None": null});
+        assert_eq!(
+            render("{{ range .RepoTags }}{{ . }}\n{{ end }}!", &tags).unwrap(),
+            "a:1\nb:2\n!"
+        );
+        assert_eq!(
+            render("{{range .None}}x{{range .Y}}{{end}}{{end}}-", &tags).unwrap(),
+            "-"
+        );
         assert_eq!(render("json", &json!([1])).unwrap(), "[1]");
     }
 
@@ -146,6 +220,8 @@ mod tests {
             "{{ .B }}",
             "{{ .A",
             "{{ range .A }}",
+            "{{ range .A }}{{ end }}",
+            "{{ end }}",
             "{{ len .A }}",
             "{{ .A.B }}",
         ] {

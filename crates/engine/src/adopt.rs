@@ -9,7 +9,7 @@
 //! | none | the operator's | kept; one that ran when the spawner died has exit code 255, as with Docker |
 
 use crate::instance::{Ask, Handle, Instance, discard, unseen_exit};
-use crate::lifecycle::State;
+use crate::lifecycle::{EndedBy, State};
 use crate::record::{Label, Record};
 use crate::{EngineError, Owner, Shared, insert, log, now_ms};
 use std::collections::HashSet;
@@ -17,8 +17,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wharf_sandbox::{Exit, Process, Survivor};
 
 /// Begins the names of directories that are being removed.
@@ -118,6 +117,11 @@ async fn adopt_ended(
     // Also without the end of the pipes what they hold has been read by then.
     let _ = tokio::time::timeout(LEFT_OUTPUT, rest).await;
     record.progress.exit = Some(exit);
+    // Nobody else could reach it, except for what was begun before.
+    record.progress.ended_by = match exit.oom_killed {
+        true => Some(EndedBy::OutOfMemory),
+        false => record.progress.ended_by.or(Some(EndedBy::Itself)),
+    };
     record.progress.finished_ms.get_or_insert_with(now_ms);
     record
         .write(dir)
@@ -138,10 +142,19 @@ async fn adopt_running(
     label: &Label,
 ) -> Result<Arc<Handle>, EngineError> {
     record.progress.exit = None;
+    record.progress.ended_by = None;
     record.progress.finished_ms = None;
-    let adopted = shared.networks.adopt(process.pid, label.ingress).await;
+    let networks = &shared.networks;
+    let adopted = networks
+        .adopt(process.pid, label.ingress, label.ca.clone())
+        .await;
     let network = adopted.map_err(|error| EngineError::Internal(error.to_string()))?;
-    network.set_target(wharf_net::Target::Running);
+    let age_ms = now_ms().saturating_sub(label.started_ms);
+    let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+    let now = Instant::now();
+    network.set_target(wharf_net::Target::Running(
+        now.checked_sub(age).unwrap_or(now),
+    ));
     let mut instance = Instance::new(
         shared.clone(),
         record,
@@ -167,20 +180,34 @@ async fn end(shared: &Shared, process_id: &str) {
     }
 }
 
-/// Removes an adopted instance whose owner has not asked for it within the bound.
-fn reap_if_forgotten(handle: Arc<Handle>, idle_ms: u64) {
+/// Removes an instance of a Durable Object for which nobody asks from now on within the bound: what its object has said
+/// (`setInactivityTimeout()`), or else the engine's.
+pub(crate) fn reap_if_forgotten(handle: Arc<Handle>, idle_ms: u64) {
+    let seen = handle.touch();
+    let idle_ms = handle
+        .view
+        .borrow()
+        .progress
+        .inactivity_ms
+        .unwrap_or(idle_ms);
     tokio::spawn(async move {
         tokio::time::sleep(Duration::from_millis(idle_ms)).await;
-        if handle.touched.load(Ordering::Relaxed) {
+        if handle.touches() != seen {
             return;
         }
         tracing::info!(
             instance = handle.fixed.id,
             name = handle.fixed.name,
-            "its owner has not come back: removed"
+            idle_ms,
+            "its object has not woken: removed"
         );
         // Gone already is as good.
-        let _ = handle.ask(Ask::Remove { force: true }).await;
+        let _ = handle
+            .ask(Ask::Remove {
+                force: true,
+                by: EndedBy::Reaper,
+            })
+            .await;
     });
 }
 
@@ -198,6 +225,7 @@ fn adopt_directory(shared: &Arc<Shared>, dir: &Path) {
     let progress = &mut record.progress;
     if progress.started_ms.is_some() && progress.exit.is_none() {
         progress.exit = Some(unseen_exit());
+        progress.ended_by = Some(EndedBy::Unseen);
         progress.finished_ms = Some(now_ms());
         progress.error = Some("the machine or the spawner ended while it ran".to_owned());
         if let Err(error) = record.write(dir) {

@@ -1,14 +1,16 @@
 //! The task that owns one instance: it feeds the lifecycle machine with requests and with what happens, and carries out its effects.
 
-use crate::lifecycle::{Answer, Effect, Event, Machine, State, Token, Until};
+use crate::lifecycle::{
+    Answer, Effect, EndedBy, Event, HardTimeout, Machine, State, Token, Until, describe,
+};
 use crate::record::{Fixed, Label, Progress, Record, process_id};
-use crate::{EngineError, Shared, log, now_ms};
-use std::collections::{HashMap, VecDeque};
+use crate::{EngineError, Shared, files, log, now_ms};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use wharf_net::Target;
@@ -34,19 +36,31 @@ pub(crate) struct Handle {
     pub(crate) dir: PathBuf,
     pub(crate) view: watch::Receiver<View>,
     pub(crate) network: Mutex<Option<wharf_net::Network>>,
-    /// Whether its owner has asked for it since this daemon has it.
-    pub(crate) touched: AtomicBool,
+    /// Whoever needs the files to himself: a start, a writer from outside, a copy.
+    pub(crate) files: Arc<tokio::sync::Mutex<()>>,
+    /// Counts what its owner asks for, and its being orphaned: who sees the same figure twice knows that nobody has asked in between.
+    touches: AtomicU64,
     requests: mpsc::Sender<Request>,
 }
 
 /// A request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) enum Ask {
     Start,
     Signal(i32),
-    Stop { grace_ms: u64 },
-    Remove { force: bool },
+    Stop {
+        grace_ms: u64,
+        by: EndedBy,
+    },
+    Remove {
+        force: bool,
+        by: EndedBy,
+    },
     Wait(Until),
+    /// Replaces the labels that its object has given it.
+    SetLabels(BTreeMap<String, String>),
+    /// How long it may run on while nobody asks for it, milliseconds.
+    SetInactivity(u64),
 }
 
 #[derive(Debug)]
@@ -62,6 +76,15 @@ impl Handle {
         let request = Request { ask, reply };
         self.requests.send(request).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
+    }
+
+    /// Takes note that its owner asks for it; a figure for [`Handle::touches`].
+    pub(crate) fn touch(&self) -> u64 {
+        self.touches.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn touches(&self) -> u64 {
+        self.touches.load(Ordering::Relaxed)
     }
 
     pub(crate) fn network(&self) -> Option<wharf_net::Network> {
@@ -88,6 +111,9 @@ enum Happening {
     GraceElapsed {
         generation: u64,
     },
+    HardTimeout {
+        generation: u64,
+    },
 }
 
 /// An instance about to get its task.
@@ -98,12 +124,16 @@ pub(crate) struct Instance {
     machine: Machine,
     progress: Progress,
     pid: Option<i32>,
+    /// Whether its process was another daemon's.
+    adopted: bool,
     /// Whether the network was made for it alone and goes with its process.
     own_network: bool,
     view: watch::Sender<View>,
     requests: mpsc::Receiver<Request>,
     happenings: mpsc::UnboundedReceiver<Happening>,
     happens: mpsc::UnboundedSender<Happening>,
+    /// When which start's time is over.
+    hard_timeout: Option<(u64, Instant)>,
     waiting: HashMap<Token, oneshot::Sender<Result<Answer, EngineError>>>,
     last_token: Token,
     was_live: bool,
@@ -127,24 +157,32 @@ impl Instance {
         let (requests_sender, requests) = mpsc::channel(QUEUE);
         let (happens, happenings) = mpsc::unbounded_channel();
         let was_live = state.is_live();
+        let hard_timeout = fixed.hard_timeout_ms.map(|ms| HardTimeout {
+            ms,
+            grace_ms: shared.config.stop_grace_ms,
+        });
         Instance {
-            machine: Machine::new(state, progress.generation, fixed.stop_signal),
+            machine: Machine::new(state, progress.generation, fixed.stop_signal)
+                .with_hard_timeout(hard_timeout),
             handle: Arc::new(Handle {
                 fixed,
                 dir,
                 view,
                 network: Mutex::new(network),
-                touched: AtomicBool::new(false),
+                files: Arc::default(),
+                touches: AtomicU64::new(0),
                 requests: requests_sender,
             }),
             shared,
             progress,
             pid: None,
+            adopted: false,
             own_network,
             view: view_sender,
             requests,
             happenings,
             happens,
+            hard_timeout: None,
             waiting: HashMap::new(),
             last_token: 0,
             was_live,
@@ -163,14 +201,20 @@ impl Instance {
     pub(crate) fn adopt(&mut self, process: Process) {
         self.pid = Some(process.pid);
         self.watch_process(self.machine.generation(), process);
+        self.adopted = true;
     }
 
     /// Runs until the instance is removed.
     pub(crate) async fn run(mut self) {
         self.publish();
+        if self.adopted {
+            let started_ms = self.progress.started_ms.unwrap_or_else(now_ms);
+            let ran_ms = u64::try_from(now_ms() - started_ms).unwrap_or(0);
+            self.feed(Event::Adopted { ran_ms }).await;
+        }
         while *self.machine.state() != State::Removed {
             let event = tokio::select! {
-                Some(happening) = self.happenings.recv() => self.event_of(happening),
+                happening = next_happening(&mut self.happenings, self.hard_timeout) => self.event_of(happening),
                 request = self.requests.recv() => match request {
                     Some(request) => self.event_of_request(request),
                     // The engine is gone.
@@ -188,6 +232,17 @@ impl Instance {
     }
 
     fn event_of_request(&mut self, Request { ask, reply }: Request) -> Option<Event> {
+        let ask = match ask {
+            Ask::SetLabels(labels) => {
+                self.note(reply, |progress| progress.object_labels = labels);
+                return None;
+            }
+            Ask::SetInactivity(ms) => {
+                self.note(reply, |progress| progress.inactivity_ms = Some(ms));
+                return None;
+            }
+            ask => ask,
+        };
         if matches!(ask, Ask::Start)
             && !self.machine.state().is_live()
             && !self.machine.is_removing()
@@ -209,13 +264,46 @@ impl Instance {
         Some(match ask {
             Ask::Start => Event::Start(token),
             Ask::Signal(signal) => Event::Signal { signal, token },
-            Ask::Stop { grace_ms } => Event::Stop { grace_ms, token },
-            Ask::Remove { force } => Event::Remove { force, token },
+            Ask::Stop { grace_ms, by } => Event::Stop {
+                grace_ms,
+                by,
+                token,
+            },
+            Ask::Remove { force, by } => Event::Remove { force, by, token },
             Ask::Wait(until) => {
                 self.drop_abandoned();
                 Event::Wait { until, token }
             }
+            Ask::SetLabels(_) | Ask::SetInactivity(_) => return None,
         })
+    }
+
+    /// Records what its object says of it while it lives; what is acknowledged a new daemon knows too.
+    fn note(
+        &mut self,
+        reply: oneshot::Sender<Result<Answer, EngineError>>,
+        change: impl FnOnce(&mut Progress),
+    ) {
+        let answer = if self.machine.is_removing() || !self.machine.state().is_live() {
+            Ok(Answer::NotRunning)
+        } else {
+            change(&mut self.progress);
+            self.publish();
+            let dir = self.handle.dir.display();
+            match self.record().write(&self.handle.dir) {
+                Ok(()) => Ok(Answer::Done),
+                Err(error) => Err(EngineError::Internal(format!("{dir}: {error}"))),
+            }
+        };
+        // The caller may have gone.
+        let _ = reply.send(answer);
+    }
+
+    fn record(&self) -> Record {
+        Record {
+            fixed: self.handle.fixed.clone(),
+            progress: self.progress.clone(),
+        }
     }
 
     /// Forgets waiters whose caller has gone, so that a long-lived instance does not collect them.
@@ -236,14 +324,23 @@ impl Instance {
         match happening {
             Happening::Spawned { generation, result } => Some(self.spawned(generation, result)),
             Happening::Exited { generation, result } => {
+                let exit_seen = result.is_ok();
                 let exit = result.unwrap_or_else(|error| {
                     self.progress.error = Some(format!("its end was not seen: {error}"));
                     unseen_exit()
                 });
-                self.ended(exit);
+                let by = match exit_seen {
+                    true => self.machine.cause(&exit),
+                    false => EndedBy::Unseen,
+                };
+                self.ended(exit, Some(by));
                 Some(Event::Exited { generation, exit })
             }
             Happening::GraceElapsed { generation } => Some(Event::GraceElapsed { generation }),
+            Happening::HardTimeout { generation } => {
+                self.hard_timeout = None;
+                Some(Event::HardTimeout { generation })
+            }
         }
     }
 
@@ -254,7 +351,7 @@ impl Instance {
     ) -> Event {
         match result {
             Ok((process, network)) => {
-                network.set_target(Target::Running);
+                network.set_target(Target::Running(Instant::now()));
                 self.handle.set_network(Some(network));
                 self.pid = Some(process.pid);
                 self.progress.started_ms = Some(now_ms());
@@ -264,7 +361,7 @@ impl Instance {
             Err(error) => {
                 let (code, refused) = match &error {
                     SpawnError::Refused { exit_code, .. } => (*exit_code, true),
-                    SpawnError::Spawner(_) => (125, false),
+                    SpawnError::NotRunning(_) | SpawnError::Spawner(_) => (125, false),
                 };
                 let message = error.to_string();
                 // workerd tells the Worker no more than that its container failed to start.
@@ -279,11 +376,12 @@ impl Instance {
                     self.shared.table().refused(application, &message);
                 }
                 self.progress.error = Some(message.clone());
-                self.ended(Exit {
+                let exit = Exit {
                     code,
                     signal: None,
                     oom_killed: false,
-                });
+                };
+                self.ended(exit, None);
                 Event::SpawnFailed {
                     generation,
                     code,
@@ -294,12 +392,19 @@ impl Instance {
         }
     }
 
-    fn ended(&mut self, exit: Exit) {
+    /// `by`: `None` if there was no process.
+    fn ended(&mut self, exit: Exit, by: Option<EndedBy>) {
         self.pid = None;
+        self.hard_timeout = None;
         self.progress.exit = Some(exit);
+        self.progress.ended_by = by;
         self.progress.finished_ms = Some(now_ms());
         if let Some(network) = self.handle.network() {
-            network.set_target(Target::Ended);
+            let how = match &self.progress.error {
+                Some(error) => error.clone(),
+                None => describe(&exit, by),
+            };
+            network.set_target(Target::Ended(how.into()));
         }
         if self.own_network {
             self.handle.set_network(None);
@@ -330,6 +435,7 @@ impl Instance {
             self.progress.generation = self.machine.generation();
             if self.machine.state().is_live() {
                 self.progress.exit = None;
+                self.progress.ended_by = self.machine.ending();
             }
             self.publish();
             // Before the answers: who hears of an end may count on its place.
@@ -397,6 +503,20 @@ impl Instance {
                     let _ = happens.send(Happening::GraceElapsed { generation });
                 });
             }
+            Effect::ArmHardTimeout { generation, ms } => {
+                // A time beyond what the clock can say never comes.
+                let at = Instant::now().checked_add(Duration::from_millis(ms));
+                self.hard_timeout = at.map(|at| (generation, at));
+            }
+            Effect::NoteHardTimeout { ms } => {
+                tracing::info!(
+                    name = self.fixed().name,
+                    hard_timeout_ms = ms,
+                    "hard timeout: stopped"
+                );
+                self.progress.error = Some(format!("stopped: its hardTimeout of {ms} ms is over"));
+                self.publish();
+            }
             Effect::KillAll { generation } => {
                 let id = process_id(&self.fixed().id, generation);
                 if let Err(error) = self.shared.spawner.kill(&id).await {
@@ -404,11 +524,7 @@ impl Instance {
                 }
             }
             Effect::Persist => {
-                let record = Record {
-                    fixed: self.handle.fixed.clone(),
-                    progress: self.progress.clone(),
-                };
-                if let Err(error) = record.write(&self.handle.dir) {
+                if let Err(error) = self.record().write(&self.handle.dir) {
                     tracing::warn!(dir = %self.handle.dir.display(), %error, "instance.json not written");
                 }
             }
@@ -454,6 +570,26 @@ impl Instance {
     }
 }
 
+/// What happens next. Cancel safe.
+async fn next_happening(
+    happenings: &mut mpsc::UnboundedReceiver<Happening>,
+    hard_timeout: Option<(u64, Instant)>,
+) -> Happening {
+    let timeout = async {
+        match hard_timeout {
+            Some((generation, at)) => {
+                tokio::time::sleep_until(at.into()).await;
+                Happening::HardTimeout { generation }
+            }
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        Some(happening) = happenings.recv() => happening,
+        happening = timeout => happening,
+    }
+}
+
 /// The whole way from a created instance to its process.
 async fn start_process(
     shared: &Shared,
@@ -473,14 +609,15 @@ async fn start_process(
             .map_err(|e| failed("network", &e))?,
     };
     let fixed = &handle.fixed;
+    let _turn = handle.files.lock().await;
     if !first {
-        // overlayfs wants an empty work directory; the kernel leaves its own folder in a used one.
-        renew(&handle.dir.join("work")).map_err(|e| failed("work directory", &e))?;
+        files::renew_work(fixed, &handle.dir).map_err(|e| failed("work directory", &e))?;
     }
     let label = Label {
         id: fixed.id.clone(),
         generation,
         ingress: network.ingress(),
+        ca: Some(network.ca().key()),
         started_ms: now_ms(),
     };
     let hostname = fixed.hostname().to_owned();
@@ -488,6 +625,12 @@ async fn start_process(
         target: target.into(),
         content,
     };
+    let mut mounts = files::volume_mounts(fixed, &handle.dir);
+    mounts.extend([
+        file("/etc/resolv.conf", network.resolv_conf()),
+        file("/etc/hosts", hosts(&hostname)),
+        file("/etc/hostname", format!("{hostname}\n")),
+    ]);
     let spec = ProcessSpec {
         id: process_id(&fixed.id, generation),
         label: label.encode().map_err(|e| failed("label", &e))?,
@@ -501,11 +644,7 @@ async fn start_process(
             work: handle.dir.join("work"),
         },
         network: wharf_sandbox::Network::Namespace,
-        mounts: vec![
-            file("/etc/resolv.conf", network.resolv_conf()),
-            file("/etc/hosts", hosts(&hostname)),
-            file("/etc/hostname", format!("{hostname}\n")),
-        ],
+        mounts,
         hostname: Some(hostname),
         limits: fixed.limits.clone(),
         stdin_pipe: false,
@@ -524,14 +663,6 @@ fn hosts(hostname: &str) -> String {
     format!(
         "127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
     )
-}
-
-fn renew(dir: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    std::fs::create_dir(dir)
 }
 
 /// Takes a directory out of the way at once and removes it in the background. A daemon that dies meanwhile leaves `.gone-*`, which the next one removes.

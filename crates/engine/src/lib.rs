@@ -4,6 +4,8 @@
 //! Must not: speak HTTP or know of scripts; the caller's identity is an opaque [`Owner`].
 
 mod adopt;
+mod exec;
+mod files;
 mod instance;
 pub mod lifecycle;
 mod log;
@@ -11,18 +13,19 @@ mod merge;
 mod record;
 mod table;
 
+pub use exec::{Exec, ExecError};
+pub use files::{Files, FromSnapshot, Held, Volume, VolumeMount};
 pub use merge::parse_signal;
 pub use record::owns;
-pub use wharf_sandbox::Limits;
+pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
 use crate::instance::{Ask, Handle, Instance};
-use crate::lifecycle::{Answer, State, Until};
+use crate::lifecycle::{Answer, EndedBy, State, Until};
 use crate::record::{Fixed, Progress, Record};
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinSet;
@@ -36,6 +39,16 @@ pub enum Owner {
     Script(String),
     /// The operator's own containers.
     Operator,
+}
+
+/// As it is written in records and messages: `script hello`, `operator`.
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Owner::Script(name) => write!(f, "script {name}"),
+            Owner::Operator => f.write_str("operator"),
+        }
+    }
 }
 
 /// The application that an instance counts against.
@@ -89,6 +102,23 @@ pub struct Create {
     pub network: Option<wharf_net::Network>,
     /// Application it counts against.
     pub application: Option<Application>,
+    /// Directories of its own that are mounted, in this order.
+    pub volumes: Vec<VolumeMount>,
+    /// What to start from instead of the bare image.
+    pub snapshot: Option<FromSnapshot>,
+    /// What a Durable Object said with its start.
+    pub start: StartOptions,
+}
+
+/// Options of `ctx.container.start()` that Docker has no word for (contract: workerd, 1.4).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StartOptions {
+    /// Distinguishes this start from others of the same name; later calls may name it.
+    pub token: Option<String>,
+    /// The object's own labels; [`Engine::set_labels`] replaces them.
+    pub labels: BTreeMap<String, String>,
+    /// The process is stopped so long after its start, milliseconds.
+    pub hard_timeout_ms: Option<u64>,
 }
 
 /// Where the state is in an instance's life, with what a caller may want to know.
@@ -124,8 +154,12 @@ pub struct Inspect {
     pub argv: Vec<String>,
     /// As merged.
     pub env: Vec<String>,
-    /// Labels.
+    /// Labels of the image and of the create, and the object's over them.
     pub labels: BTreeMap<String, String>,
+    /// Of these, those that the Durable Object has given.
+    pub object_labels: BTreeMap<String, String>,
+    /// Who or what ended its last process, or is about to end the one that runs.
+    pub ended_by: Option<EndedBy>,
     /// Why it did not start, or what else is to be known of its end.
     pub error: Option<String>,
 }
@@ -162,8 +196,8 @@ pub struct EngineConfig {
     pub log_bytes: u64,
     /// SIGTERM to SIGKILL, milliseconds.
     pub stop_grace_ms: u64,
-    /// How long a script's instance that was adopted runs on while its owner does not ask for it, milliseconds. Then it is removed:
-    /// the Durable Object that it belongs to has not woken.
+    /// How long a script's instance runs on while its owner does not ask for it, after the daemon or the owner's process has gone,
+    /// milliseconds. Then it is removed: the Durable Object that it belongs to has not woken.
     pub adopt_idle_ms: u64,
 }
 
@@ -243,7 +277,8 @@ impl Engine {
         grace_ms: Option<u64>,
     ) -> Result<(), EngineError> {
         let grace_ms = grace_ms.unwrap_or(self.shared.config.stop_grace_ms);
-        self.act(owner, reference, Ask::Stop { grace_ms }).await
+        let by = EndedBy::Stop;
+        self.act(owner, reference, Ask::Stop { grace_ms, by }).await
     }
 
     /// Removes; running only with `force` (SIGKILL).
@@ -253,7 +288,8 @@ impl Engine {
         reference: &str,
         force: bool,
     ) -> Result<(), EngineError> {
-        self.act(owner, reference, Ask::Remove { force }).await
+        let by = EndedBy::Destroy;
+        self.act(owner, reference, Ask::Remove { force, by }).await
     }
 
     /// Waits for the exit (of the running or last process), or, with `removed`, for the removal.
@@ -285,6 +321,40 @@ impl Engine {
         }
     }
 
+    /// Replaces the labels that a running instance's object has given it. With a token, only of the start that has this token.
+    pub async fn set_labels(
+        &self,
+        owner: &Owner,
+        reference: &str,
+        token: Option<&str>,
+        labels: BTreeMap<String, String>,
+    ) -> Result<(), EngineError> {
+        self.pinned(owner, reference, token)?;
+        self.act(owner, reference, Ask::SetLabels(labels)).await
+    }
+
+    /// How long a running instance is kept while nobody asks for it once its owner's process has gone, milliseconds. Token as above.
+    pub async fn set_inactivity(
+        &self,
+        owner: &Owner,
+        reference: &str,
+        token: Option<&str>,
+        ms: u64,
+    ) -> Result<(), EngineError> {
+        self.pinned(owner, reference, token)?;
+        self.act(owner, reference, Ask::SetInactivity(ms)).await
+    }
+
+    /// The process that asks for an owner's instances has gone. They run on; those that nobody asks for within the bound are removed.
+    /// To be called within a tokio runtime.
+    pub fn orphan(&self, owner: &Owner) {
+        for handle in self.shared.table().all(Some(owner)) {
+            if handle.view.borrow().state.is_live() {
+                adopt::reap_if_forgotten(handle, self.shared.config.adopt_idle_ms);
+            }
+        }
+    }
+
     /// Looks at one.
     pub async fn inspect(&self, owner: &Owner, reference: &str) -> Result<Inspect, EngineError> {
         Ok(inspect(&*self.find(owner, reference)?))
@@ -294,6 +364,28 @@ impl Engine {
     pub async fn list(&self, owner: Option<&Owner>) -> Vec<Inspect> {
         let handles = self.shared.table().all(owner);
         handles.iter().map(|handle| inspect(handle)).collect()
+    }
+
+    /// Remembers that an application was not given an instance, and why, for [`Engine::refusals`].
+    pub fn refuse(&self, application: &Application, reason: &str) {
+        if !self.shared.table().refused(application, reason) {
+            tracing::warn!(application = application.name, reason, "instance refused");
+        }
+    }
+
+    /// Remembers why a start (a create, or the start of what was created) failed, for [`Engine::failure`]: workerd does not tell the Worker.
+    pub fn note_failure(&self, owner: &Owner, name: &str, token: Option<String>, reason: String) {
+        let mut table = self.shared.table();
+        let token = token.or_else(|| {
+            let handle = table.find(owner, name).ok()?;
+            handle.fixed.start_token.clone()
+        });
+        table.failed(owner, name, token, reason);
+    }
+
+    /// Why the start of this name with this token failed, if it did a short while ago.
+    pub fn failure(&self, owner: &Owner, name: &str, token: &str) -> Option<String> {
+        self.shared.table().failure(owner, name, token)
     }
 
     /// The last refusal of each application since the daemon's start, oldest first.
@@ -307,7 +399,8 @@ impl Engine {
         owner: &Owner,
         reference: &str,
     ) -> Result<Vec<(bool, i64, Vec<u8>)>, EngineError> {
-        let dir = self.find(owner, reference)?.dir.clone();
+        // Not the owner, but somebody who looks at its instance.
+        let dir = self.shared.table().find(owner, reference)?.dir.clone();
         blocking(move || log::read(&dir))
             .await?
             .map_err(|error| EngineError::Internal(format!("output log: {error}")))
@@ -325,6 +418,14 @@ impl Engine {
         })
     }
 
+    /// The TCP ports that an instance (by its whole id) listens on; `None` if it does not run or the kernel cannot say. The look does not count as
+    /// its owner's.
+    pub fn listening(&self, id: &str) -> Option<Vec<u16>> {
+        let handle = self.shared.table().by_id(id)?;
+        let runs = handle.view.borrow().pid.is_some();
+        handle.network().filter(|_| runs)?.listening()
+    }
+
     /// Stops (with grace) all running instances of an application whose image id is not `image_id`. Returns how many, after their end.
     pub async fn roll(&self, application: &str, image_id: &str) -> usize {
         let mut handles = self.shared.table().all(None);
@@ -339,9 +440,10 @@ impl Engine {
                 && handle.view.borrow().state.is_live()
         });
         let grace_ms = self.shared.config.stop_grace_ms;
+        let by = EndedBy::Rollout;
         let mut stops = JoinSet::new();
         for handle in handles {
-            stops.spawn(async move { handle.ask(Ask::Stop { grace_ms }).await });
+            stops.spawn(async move { handle.ask(Ask::Stop { grace_ms, by }).await });
         }
         let stopped = stops.join_all().await;
         stopped
@@ -353,12 +455,16 @@ impl Engine {
     /// Stops and removes everything of an owner, or of all owners.
     pub async fn remove_all(&self, owner: Option<&Owner>) {
         let grace_ms = self.shared.config.stop_grace_ms;
+        let by = match owner {
+            Some(_) => EndedBy::Deletion,
+            None => EndedBy::Daemon,
+        };
         let mut removals = JoinSet::new();
         for handle in self.shared.table().all(owner) {
             removals.spawn(async move {
                 // Any answer will do: what is not stopped now is killed by the removal.
-                let _ = handle.ask(Ask::Stop { grace_ms }).await;
-                if let Err(error) = handle.ask(Ask::Remove { force: true }).await {
+                let _ = handle.ask(Ask::Stop { grace_ms, by }).await;
+                if let Err(error) = handle.ask(Ask::Remove { force: true, by }).await {
                     tracing::debug!(instance = handle.fixed.id, %error, "removed by somebody else");
                 }
             });
@@ -381,18 +487,36 @@ impl Engine {
 
     fn find(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
         let handle = self.shared.table().find(owner, reference)?;
-        handle.touched.store(true, Ordering::Relaxed);
+        handle.touch();
         Ok(handle)
+    }
+
+    /// That the name is still (or already) that of the start with this token.
+    fn pinned(
+        &self,
+        owner: &Owner,
+        reference: &str,
+        token: Option<&str>,
+    ) -> Result<(), EngineError> {
+        let handle = self.find(owner, reference)?;
+        match token {
+            Some(token) if handle.fixed.start_token.as_deref() != Some(token) => {
+                Err(missing(&handle.fixed.name))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn act(&self, owner: &Owner, reference: &str, ask: Ask) -> Result<(), EngineError> {
         let handle = self.find(owner, reference)?;
         let name = &handle.fixed.name;
+        let starting = matches!(ask, Ask::Start);
         match handle.ask(ask).await? {
             Answer::Done | Answer::Exit(_) => Ok(()),
-            Answer::NotModified => Err(EngineError::NotModified(match ask {
-                Ask::Start => format!("container {name} is already started"),
-                _ => format!("container {name} is already stopped"),
+            Answer::NotModified => Err(EngineError::NotModified(if starting {
+                format!("container {name} is already started")
+            } else {
+                format!("container {name} is already stopped")
             })),
             Answer::StartFailed {
                 refused: true,
@@ -436,6 +560,11 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         wharf_image::ImageError::NotFound(message) => EngineError::NotFound(message),
         other => EngineError::Internal(other.to_string()),
     })?;
+    let mut lower = lower;
+    if let Some(snapshot) = &request.snapshot {
+        check_snapshot(shared, &request, snapshot, image.id.as_str())?;
+        lower.insert(0, snapshot.files.clone());
+    }
     let id = format!(
         "{}{}",
         uuid::Uuid::new_v4().simple(),
@@ -462,6 +591,8 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
                 .map(|layer| layer.diff_id.as_str().to_owned())
                 .collect(),
             lower,
+            snapshot: request.snapshot.map(|snapshot| snapshot.files),
+            volumes: request.volumes,
             application: request.application,
             argv: merged.argv,
             env: merged.env,
@@ -470,10 +601,13 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
             stop_signal: merged.stop_signal,
             labels: merged.labels,
             limits: request.limits,
+            start_token: request.start.token,
+            hard_timeout_ms: request.start.hard_timeout_ms,
             created_ms: now_ms(),
         }),
         progress: Progress {
             generation,
+            object_labels: request.start.labels,
             ..Progress::default()
         },
     };
@@ -484,6 +618,7 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         // It is the container's `/`, also for its unprivileged users, whatever the daemon's umask is.
         .and_then(|()| std::fs::set_permissions(&upper, Permissions::from_mode(0o755)))
         .and_then(|()| std::fs::create_dir(dir.join("work")))
+        .and_then(|()| files::make_volumes(&record.fixed.volumes, &dir))
         .and_then(|()| record.write(&dir));
     if let Err(error) = prepared {
         instance::discard(&dir);
@@ -503,6 +638,31 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         return Err(error);
     }
     Ok(id)
+}
+
+/// A snapshot is a layer over one image; on another it would show a mixture of both.
+fn check_snapshot(
+    shared: &Shared,
+    request: &Create,
+    snapshot: &FromSnapshot,
+    image_id: &str,
+) -> Result<(), EngineError> {
+    if snapshot.image_id == image_id {
+        return Ok(());
+    }
+    let short = |id: &str| id.get(..19).unwrap_or(id).to_owned();
+    let text = format!(
+        "the container snapshot {} was taken of the image {}, but {} is {} now; a snapshot fits only the image that it was taken of: go back to that image (wrangler rollback), or start without the snapshot",
+        snapshot.name,
+        short(&snapshot.image_id),
+        request.image,
+        short(image_id)
+    );
+    tracing::warn!(reason = text, "instance refused");
+    if let Some(application) = &request.application {
+        shared.table().refused(application, &text);
+    }
+    Err(EngineError::Invalid(text))
 }
 
 /// Puts an instance into the table and starts its task.
@@ -534,7 +694,12 @@ pub(crate) fn drop_excess(excess: Vec<Arc<Handle>>) {
                 "one of too many without a process: removed"
             );
             // It may have been started or removed meanwhile: then it stays, or is gone.
-            let _ = handle.ask(Ask::Remove { force: false }).await;
+            let _ = handle
+                .ask(Ask::Remove {
+                    force: false,
+                    by: EndedBy::Destroy,
+                })
+                .await;
         });
     }
 }
@@ -558,9 +723,17 @@ fn inspect(handle: &Handle) -> Inspect {
         finished_ms: view.progress.finished_ms,
         argv: fixed.argv.clone(),
         env: fixed.env.clone(),
-        labels: fixed.labels.clone(),
+        labels: labels(fixed, &view.progress),
+        object_labels: view.progress.object_labels,
+        ended_by: view.progress.ended_by,
         error: view.progress.error,
     }
+}
+
+fn labels(fixed: &Fixed, progress: &Progress) -> BTreeMap<String, String> {
+    let mut labels = fixed.labels.clone();
+    labels.extend(progress.object_labels.clone());
+    labels
 }
 
 fn missing(name: &str) -> EngineError {

@@ -11,6 +11,7 @@
 //!     └─── Remove ──────┴──> (CleanUp) ── Cleaned ──> Removed
 //! ```
 //!
+//! * A start with a hard timeout is stopped when that is over; it counts from `Spawned`, also for who adopts the process (`Adopted`).
 //! * `Stop` while Starting is kept until `Spawned`; `Remove{force}` of anything that lives first kills it, then cleans up.
 //! * Each `Spawn` has a new generation. Events of processes (`Spawned`, `Exited`, `GraceElapsed`, ...) carry theirs; those of an
 //!   earlier one change nothing.
@@ -18,8 +19,11 @@
 
 use wharf_sandbox::Exit;
 
+mod ended;
 #[cfg(test)]
 mod tests;
+
+pub use ended::{EndedBy, describe};
 
 /// State of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +84,16 @@ pub enum Event {
         /// For a person.
         message: String,
     },
+    /// A new daemon has taken over the process, which ran already.
+    Adopted {
+        /// For how long it has run, milliseconds.
+        ran_ms: u64,
+    },
+    /// The time that the process may run is over.
+    HardTimeout {
+        /// Of which start.
+        generation: u64,
+    },
     /// A signal shall be sent.
     Signal {
         /// Its number.
@@ -91,6 +105,8 @@ pub enum Event {
     Stop {
         /// Time between the two, milliseconds.
         grace_ms: u64,
+        /// Why.
+        by: EndedBy,
         /// Who asks.
         token: Token,
     },
@@ -110,6 +126,8 @@ pub enum Event {
     Remove {
         /// Also if it runs.
         force: bool,
+        /// Why.
+        by: EndedBy,
         /// Who asks.
         token: Token,
     },
@@ -148,6 +166,18 @@ pub enum Effect {
         /// Which process.
         generation: u64,
         /// Milliseconds.
+        ms: u64,
+    },
+    /// Send `HardTimeout` after this time, if the process still runs then.
+    ArmHardTimeout {
+        /// Which process.
+        generation: u64,
+        /// Milliseconds.
+        ms: u64,
+    },
+    /// The process is stopped because its hard timeout is over: to be recorded.
+    NoteHardTimeout {
+        /// The timeout, milliseconds.
         ms: u64,
     },
     /// SIGKILL to every process of the instance.
@@ -199,15 +229,29 @@ pub enum Answer {
     Gone,
 }
 
+/// How long a process may run, and how it is ended then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HardTimeout {
+    /// From its start, milliseconds.
+    pub ms: u64,
+    /// From the stop signal to SIGKILL, milliseconds.
+    pub grace_ms: u64,
+}
+
 /// The machine.
 #[derive(Debug, Clone)]
 pub struct Machine {
     state: State,
     generation: u64,
     stop_signal: i32,
+    hard_timeout: Option<HardTimeout>,
     removing: bool,
     /// A stop that came while Starting.
     stop_after_start: Option<u64>,
+    /// Who or what first asked for the end of this process.
+    ending: Option<EndedBy>,
+    /// The last signal that its owner sent.
+    signalled: Option<i32>,
     starters: Vec<Token>,
     stoppers: Vec<Token>,
     removers: Vec<Token>,
@@ -221,13 +265,22 @@ impl Machine {
             state,
             generation,
             stop_signal,
+            hard_timeout: None,
             removing: false,
             stop_after_start: None,
+            ending: None,
+            signalled: None,
             starters: Vec::new(),
             stoppers: Vec::new(),
             removers: Vec::new(),
             waiters: Vec::new(),
         }
+    }
+
+    /// With a bound on how long each of its processes may run.
+    pub fn with_hard_timeout(mut self, hard_timeout: Option<HardTimeout>) -> Self {
+        self.hard_timeout = hard_timeout;
+        self
     }
 
     /// Where it is.
@@ -243,6 +296,21 @@ impl Machine {
     /// Whether a removal has begun.
     pub fn is_removing(&self) -> bool {
         self.removing
+    }
+
+    /// Who or what has asked for the end of the process that runs.
+    pub fn ending(&self) -> Option<EndedBy> {
+        self.ending
+    }
+
+    /// Who or what is behind this end of the process that runs.
+    pub fn cause(&self, exit: &Exit) -> EndedBy {
+        // The image's own stop signal asks for an end as SIGTERM does.
+        let signal = self.signalled.map(|sent| match sent {
+            sent if sent == self.stop_signal => 15,
+            sent => sent,
+        });
+        ended::cause(exit, self.ending, signal)
     }
 
     /// Takes an event, returns what is to be done.
@@ -261,8 +329,16 @@ impl Machine {
             } if generation == self.generation => {
                 self.spawn_failed(code, refused, &message, &mut out);
             }
+            Event::Adopted { ran_ms } => self.arm_hard_timeout(ran_ms, &mut out),
+            Event::HardTimeout { generation } if generation == self.generation => {
+                self.timed_out(&mut out);
+            }
             Event::Signal { signal, token } => self.signal(signal, token, &mut out),
-            Event::Stop { grace_ms, token } => self.stop(grace_ms, token, &mut out),
+            Event::Stop {
+                grace_ms,
+                by,
+                token,
+            } => self.stop(grace_ms, by, token, &mut out),
             Event::GraceElapsed { generation } if generation == self.generation => {
                 if self.state == State::Stopping {
                     out.push(Effect::KillAll { generation });
@@ -273,7 +349,7 @@ impl Machine {
                     self.ended(exit, true, &mut out);
                 }
             }
-            Event::Remove { force, token } => self.remove(force, token, &mut out),
+            Event::Remove { force, by, token } => self.remove(force, by, token, &mut out),
             Event::Wait { until, token } => self.wait(until, token, &mut out),
             Event::Abandoned(tokens) => self.waiters.retain(|(_, t)| !tokens.contains(t)),
             Event::Cleaned => self.cleaned(&mut out),
@@ -281,6 +357,7 @@ impl Machine {
             Event::Spawned { .. }
             | Event::SpawnFailed { .. }
             | Event::GraceElapsed { .. }
+            | Event::HardTimeout { .. }
             | Event::Exited { .. } => {}
         }
         out
@@ -292,6 +369,8 @@ impl Machine {
             _ if self.removing => reply(out, token, Answer::BeingRemoved),
             State::Created | State::Exited(_) => {
                 self.generation += 1;
+                self.ending = None;
+                self.signalled = None;
                 self.state = State::Starting;
                 self.starters.push(token);
                 out.push(Effect::Spawn {
@@ -325,7 +404,29 @@ impl Machine {
         } else if let Some(grace_ms) = self.stop_after_start.take() {
             self.begin_stop(grace_ms, out);
         }
+        self.arm_hard_timeout(0, out);
         out.push(Effect::Persist);
+    }
+
+    fn arm_hard_timeout(&self, ran_ms: u64, out: &mut Vec<Effect>) {
+        if self.state == State::Running
+            && let Some(HardTimeout { ms, .. }) = self.hard_timeout
+        {
+            out.push(Effect::ArmHardTimeout {
+                generation: self.generation,
+                ms: ms.saturating_sub(ran_ms),
+            });
+        }
+    }
+
+    fn timed_out(&mut self, out: &mut Vec<Effect>) {
+        if self.state == State::Running
+            && let Some(HardTimeout { ms, grace_ms }) = self.hard_timeout
+        {
+            self.ending.get_or_insert(EndedBy::HardTimeout);
+            out.push(Effect::NoteHardTimeout { ms });
+            self.begin_stop(grace_ms, out);
+        }
     }
 
     fn spawn_failed(&mut self, code: i32, refused: bool, message: &str, out: &mut Vec<Effect>) {
@@ -370,17 +471,23 @@ impl Machine {
 
     fn signal(&mut self, signal: i32, token: Token, out: &mut Vec<Effect>) {
         match self.state {
-            State::Running | State::Stopping => out.push(Effect::Signal {
-                generation: self.generation,
-                signal,
-                token: Some(token),
-            }),
+            State::Running | State::Stopping => {
+                self.signalled = Some(signal);
+                out.push(Effect::Signal {
+                    generation: self.generation,
+                    signal,
+                    token: Some(token),
+                });
+            }
             State::Removed => reply(out, token, Answer::Gone),
             _ => reply(out, token, Answer::NotRunning),
         }
     }
 
-    fn stop(&mut self, grace_ms: u64, token: Token, out: &mut Vec<Effect>) {
+    fn stop(&mut self, grace_ms: u64, by: EndedBy, token: Token, out: &mut Vec<Effect>) {
+        if self.state.is_live() {
+            self.ending.get_or_insert(by);
+        }
         match self.state {
             State::Created | State::Exited(_) => reply(out, token, Answer::NotModified),
             State::Removed => reply(out, token, Answer::Gone),
@@ -416,9 +523,11 @@ impl Machine {
             generation,
             ms: grace_ms,
         });
+        // So that the reason outlives the daemon too.
+        out.push(Effect::Persist);
     }
 
-    fn remove(&mut self, force: bool, token: Token, out: &mut Vec<Effect>) {
+    fn remove(&mut self, force: bool, by: EndedBy, token: Token, out: &mut Vec<Effect>) {
         if self.state == State::Removed {
             return reply(out, token, Answer::Gone);
         }
@@ -430,6 +539,9 @@ impl Machine {
         }
         self.removing = true;
         self.removers.push(token);
+        if self.state.is_live() {
+            self.ending.get_or_insert(by);
+        }
         match self.state {
             State::Running | State::Stopping => {
                 self.state = State::Stopping;

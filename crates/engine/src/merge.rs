@@ -124,7 +124,7 @@ pub(crate) fn merge(
 }
 
 /// Sets `K=V`; an entry without `=` removes the key, as with Docker.
-fn set_env(env: &mut Vec<String>, entry: &str) -> Result<(), EngineError> {
+pub(crate) fn set_env(env: &mut Vec<String>, entry: &str) -> Result<(), EngineError> {
     if entry.contains('\0') {
         return Err(EngineError::Invalid(
             "an environment entry contains a NUL byte".to_owned(),
@@ -215,6 +215,9 @@ mod tests {
             limits: wharf_sandbox::Limits::default(),
             network: None,
             application: None,
+            volumes: Vec::new(),
+            snapshot: None,
+            start: crate::StartOptions::default(),
         }
     }
 

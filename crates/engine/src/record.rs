@@ -1,6 +1,7 @@
 //! What outlives the daemon: `instance.json` in the instance's directory, and the label that the spawner keeps with the process.
 
 use crate::Owner;
+use crate::lifecycle::EndedBy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -21,7 +22,12 @@ pub(crate) struct Fixed {
     pub(crate) image: String,
     pub(crate) image_id: String,
     pub(crate) diff_ids: Vec<String>,
+    /// All layers, with a snapshot's on top.
     pub(crate) lower: Vec<PathBuf>,
+    #[serde(default)]
+    pub(crate) snapshot: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) volumes: Vec<crate::VolumeMount>,
     pub(crate) application: Option<crate::Application>,
     pub(crate) argv: Vec<String>,
     pub(crate) env: Vec<String>,
@@ -30,6 +36,11 @@ pub(crate) struct Fixed {
     pub(crate) stop_signal: i32,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) limits: Limits,
+    /// What the start was called, to tell it from others of the name.
+    #[serde(default)]
+    pub(crate) start_token: Option<String>,
+    #[serde(default)]
+    pub(crate) hard_timeout_ms: Option<u64>,
     pub(crate) created_ms: i64,
 }
 
@@ -49,8 +60,17 @@ pub(crate) struct Progress {
     pub(crate) finished_ms: Option<i64>,
     /// How the last process ended; `None` while one runs or before the first.
     pub(crate) exit: Option<Exit>,
+    /// Who or what ended the last process, or is about to end the one that runs.
+    #[serde(default)]
+    pub(crate) ended_by: Option<EndedBy>,
     /// Why it did not start, or what else is to be known of its end.
     pub(crate) error: Option<String>,
+    /// Labels that its object has given it; they can change.
+    #[serde(default)]
+    pub(crate) object_labels: BTreeMap<String, String>,
+    /// How long its object lets it run on without being asked for, milliseconds.
+    #[serde(default)]
+    pub(crate) inactivity_ms: Option<u64>,
 }
 
 /// Everything about an instance that a new daemon needs.
@@ -84,6 +104,9 @@ pub(crate) struct Label {
     pub(crate) id: String,
     pub(crate) generation: u64,
     pub(crate) ingress: SocketAddr,
+    /// What the container may trust. Absent in labels of earlier versions.
+    #[serde(default)]
+    pub(crate) ca: Option<wharf_net::CaKey>,
     pub(crate) started_ms: i64,
 }
 
@@ -117,6 +140,7 @@ mod tests {
             id: "a".repeat(64),
             generation: 3,
             ingress: "127.0.0.1:4000".parse().unwrap(),
+            ca: None,
             started_ms: 5,
         };
         let text = label.encode().unwrap();
@@ -124,5 +148,8 @@ mod tests {
         assert_eq!(Label::decode(&text), Some(label));
         assert!(!owns("workerd:{}"));
         assert_eq!(Label::decode("instance:nonsense"), None);
+        // An earlier version's.
+        let text = text.replace(r#""ca":null,"#, "");
+        assert!(Label::decode(&text).is_some_and(|label| label.ca.is_none()));
     }
 }

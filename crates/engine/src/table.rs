@@ -13,6 +13,8 @@ const YOUNG_MS: i64 = 60_000;
 const MAX_REMEMBERED: usize = 65_536;
 /// Applications whose last refusal is kept.
 const MAX_REFUSALS: usize = 100;
+/// Failed starts whose reason is kept.
+const MAX_FAILURES: usize = 256;
 /// A refusal so soon after an equal one of the application is not logged again.
 const QUIET_MS: i64 = 10_000;
 
@@ -32,6 +34,16 @@ pub(crate) struct Table {
     /// No name that is not remembered has had a generation above this.
     generation_floor: u64,
     refusals: VecDeque<Refusal>,
+    failures: VecDeque<Failure>,
+}
+
+/// Why a start did not come about.
+#[derive(Debug)]
+struct Failure {
+    owner: Owner,
+    name: String,
+    token: Option<String>,
+    reason: String,
 }
 
 impl Table {
@@ -121,6 +133,10 @@ impl Table {
         }
     }
 
+    pub(crate) fn by_id(&self, id: &str) -> Option<Arc<Handle>> {
+        self.by_id.get(id).cloned()
+    }
+
     /// All, of one owner or of everyone, oldest first.
     pub(crate) fn all(&self, owner: Option<&Owner>) -> Vec<Arc<Handle>> {
         let mut handles: Vec<_> = self
@@ -176,6 +192,36 @@ impl Table {
         }
         self.refusals.push_back(refusal);
         repeated
+    }
+
+    /// Remembers why the last start of a name failed.
+    pub(crate) fn failed(
+        &mut self,
+        owner: &Owner,
+        name: &str,
+        token: Option<String>,
+        reason: String,
+    ) {
+        self.failures
+            .retain(|f| !(f.owner == *owner && f.name == name));
+        if self.failures.len() == MAX_FAILURES {
+            self.failures.pop_front();
+        }
+        self.failures.push_back(Failure {
+            owner: owner.clone(),
+            name: name.to_owned(),
+            token,
+            reason,
+        });
+    }
+
+    /// Why the start with this token failed.
+    pub(crate) fn failure(&self, owner: &Owner, name: &str, token: &str) -> Option<String> {
+        let found = self
+            .failures
+            .iter()
+            .find(|f| f.owner == *owner && f.name == name && f.token.as_deref() == Some(token));
+        found.map(|f| f.reason.clone())
     }
 
     /// The last refusal of each application, oldest first.

@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use wharf_engine::lifecycle::State;
-use wharf_engine::{Application, EngineError, Owner};
+use wharf_engine::{Application, EngineError, Owner, StartOptions};
 use wharf_testkit::engine::{Daemon, World, script_owner, shell};
 
 const SPAWNER: &str = env!("CARGO_BIN_EXE_wharf-engine-spawner-test");
@@ -150,5 +151,88 @@ fn what_nobody_asks_for_is_reaped_and_what_is_damaged_is_ended() {
         assert_eq!(world.directories(), 2);
         world.end(daemon).await;
         assert_eq!(world.directories(), 0);
+    });
+}
+
+#[test]
+fn labels_and_the_hard_timeout_outlive_the_daemon() {
+    let world = World::new(SPAWNER);
+    let owner = script_owner();
+    let labels = |value: &str| BTreeMap::from([("team".to_owned(), value.to_owned())]);
+    first_daemon(&world, async |daemon| {
+        // Process 1 gets no signal that it has no handler for.
+        let mut request = shell(&owner, "a", &format!("trap 'exit 7' TERM; {TICKS}"));
+        request.labels = BTreeMap::from([("of".to_owned(), "create".to_owned())]);
+        request.start = StartOptions {
+            token: Some("one".into()),
+            labels: labels("first"),
+            hard_timeout_ms: Some(2_000),
+        };
+        let engine = &daemon.engine;
+        engine.create(request).await.unwrap();
+        let early = engine.set_labels(&owner, "a", None, labels("x")).await;
+        assert!(matches!(early, Err(EngineError::Conflict(_))), "{early:?}");
+        engine.start_instance(&owner, "a").await.unwrap();
+        let set = engine.set_labels(&owner, "a", Some("one"), labels("second"));
+        set.await.unwrap();
+        // Meant for another start of this name.
+        let other = engine
+            .set_labels(&owner, "a", Some("two"), labels("third"))
+            .await;
+        assert!(matches!(other, Err(EngineError::NotFound(_))), "{other:?}");
+        daemon.says(&owner, "a", "tick 1\n").await;
+    });
+    Runtime::new().unwrap().block_on(async {
+        let daemon = world.daemon(60_000).await;
+        let engine = &daemon.engine;
+        let inspect = engine.inspect(&owner, "a").await.unwrap();
+        assert_eq!(inspect.state, State::Running);
+        assert_eq!(inspect.object_labels, labels("second"));
+        assert_eq!(inspect.labels["team"], "second");
+        assert_eq!(inspect.labels["of"], "create");
+        // It counts from the start, not from the adoption.
+        let exit = engine.wait(&owner, "a", false).await.unwrap();
+        assert_eq!(exit.code, 7);
+        let ended = engine.inspect(&owner, "a").await.unwrap();
+        assert_eq!(
+            ended.error.as_deref(),
+            Some("stopped: its hardTimeout of 2000 ms is over")
+        );
+        let ran_ms = ended.finished_ms.unwrap() - ended.started_ms.unwrap();
+        assert!((2_000..8_000).contains(&ran_ms), "{ran_ms}");
+        world.end(daemon).await;
+    });
+}
+
+#[test]
+fn an_orphan_is_removed_unless_somebody_asks_for_it() {
+    let world = World::new(SPAWNER);
+    let owner = script_owner();
+    Runtime::new().unwrap().block_on(async {
+        let daemon = world.daemon(300).await;
+        let engine = &daemon.engine;
+        for name in ["forgotten", "woken", "patient"] {
+            daemon.create(&owner, name, TICKS).await;
+            engine.start_instance(&owner, name).await.unwrap();
+        }
+        engine
+            .set_inactivity(&owner, "patient", None, 3_600_000)
+            .await
+            .unwrap();
+        engine.orphan(&owner);
+        engine.inspect(&owner, "woken").await.unwrap();
+        let gone = |list: &[wharf_engine::Inspect]| !list.iter().any(|i| i.name == "forgotten");
+        wharf_testkit::eventually("the reaper", async || {
+            gone(&engine.list(None).await).then_some(())
+        })
+        .await;
+        let left: Vec<_> = engine
+            .list(None)
+            .await
+            .into_iter()
+            .map(|i| i.name)
+            .collect();
+        assert_eq!(left, ["woken", "patient"]);
+        world.end(daemon).await;
     });
 }

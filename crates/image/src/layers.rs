@@ -292,7 +292,7 @@ pub(crate) fn local_name(text: &str) -> Result<String> {
 }
 
 /// Takes gzip or zstd off a stream, told by its first bytes; anything else passes as it is. What the media type claims does not matter.
-fn decompress<'a>(mut source: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
+pub(crate) fn decompress<'a>(mut source: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
     let mut magic = [0; 4];
     let mut filled = 0;
     while filled < magic.len() {

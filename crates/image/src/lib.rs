@@ -28,6 +28,7 @@ mod catalog;
 mod content;
 mod digest;
 mod error;
+mod extract;
 mod garbage;
 mod index;
 mod layers;
@@ -43,9 +44,17 @@ mod unpack;
 
 pub use digest::Digest;
 pub use error::ImageError;
+pub use extract::{Extraction, extract};
 pub use reference::{Reference, is_repository, is_tag};
 pub use repository::Referrer;
 pub use types::{Image, Layer};
+pub use unpack::is_image_xattr;
+
+/// Archives, with every length in them bounded.
+pub mod tar {
+    pub use crate::tar_read::{Entry, Kind, TarReader};
+    pub use crate::tar_write::TarWriter;
+}
 
 use error::{Context, Result, held};
 

@@ -203,30 +203,13 @@ fn entry(kind: Kind, path: Vec<u8>, metadata: &Metadata) -> Entry {
             metadata.mtime(),
             u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
         ),
-        ..bare(kind, path)
+        ..Entry::bare(kind, path)
     }
 }
 
 /// An empty file that stands for a removal. Nothing of the machine's own goes into it: when a file was removed does not matter.
 fn marker(path: Vec<u8>) -> Entry {
-    bare(Kind::File, path)
-}
-
-/// No metadata and no content.
-fn bare(kind: Kind, path: Vec<u8>) -> Entry {
-    Entry {
-        kind,
-        path,
-        link: Vec::new(),
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        mtime: (0, 0),
-        size: 0,
-        device: (0, 0),
-        xattrs: Vec::new(),
-        segments: Vec::new(),
-    }
+    Entry::bare(Kind::File, path)
 }
 
 /// `dir/name` as `dir/<prefix>name`.

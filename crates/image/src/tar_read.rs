@@ -13,40 +13,74 @@ const MAX_EXTENSION: u64 = 1024 * 1024;
 const MAX_SEGMENTS: usize = 1 << 20;
 const BLOCK: usize = 512;
 
+/// What a member is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A regular file.
     File,
+    /// Another name of an earlier member.
     HardLink,
+    /// A symbolic link.
     Symlink,
+    /// A character device.
     CharDevice,
+    /// A block device.
     BlockDevice,
+    /// A directory.
     Directory,
+    /// A named pipe.
     Fifo,
 }
 
 /// One member. Paths are as written.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) kind: Kind,
-    pub(crate) path: Vec<u8>,
-    pub(crate) link: Vec<u8>,
+pub struct Entry {
+    /// What it is.
+    pub kind: Kind,
+    /// Its name.
+    pub path: Vec<u8>,
+    /// Of a link: where it points to.
+    pub link: Vec<u8>,
     /// Permission bits, with setuid, setgid and sticky.
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
     /// Unix seconds, nanoseconds.
-    pub(crate) mtime: (i64, u32),
+    pub mtime: (i64, u32),
     /// Of the file once it is unpacked, bytes.
-    pub(crate) size: u64,
+    pub size: u64,
     /// Major, minor.
-    pub(crate) device: (u32, u32),
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub device: (u32, u32),
+    /// Extended attributes by full name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Offset and length of each piece of the file that is in the archive, in order.
-    pub(crate) segments: Vec<(u64, u64)>,
+    pub segments: Vec<(u64, u64)>,
+}
+
+impl Entry {
+    /// No metadata and no content.
+    pub fn bare(kind: Kind, path: Vec<u8>) -> Entry {
+        Entry {
+            kind,
+            path,
+            link: Vec::new(),
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: (0, 0),
+            size: 0,
+            device: (0, 0),
+            xattrs: Vec::new(),
+            segments: Vec::new(),
+        }
+    }
 }
 
 /// An archive. Read each entry's data before asking for the next entry; what is not read is skipped.
-pub(crate) struct TarReader<R> {
+#[derive(Debug)]
+pub struct TarReader<R> {
     source: R,
     /// Of the present entry: bytes of data, then of padding, that are still to come.
     data: u64,
@@ -78,7 +112,8 @@ struct Pax {
 }
 
 impl<R: Read> TarReader<R> {
-    pub(crate) fn new(source: R) -> Self {
+    /// Of an uncompressed stream.
+    pub fn new(source: R) -> Self {
         Self {
             source,
             data: 0,
@@ -91,7 +126,7 @@ impl<R: Read> TarReader<R> {
     }
 
     /// Data of the present entry.
-    pub(crate) fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize> {
+    pub fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let most = usize::try_from(self.data)
             .unwrap_or(usize::MAX)
             .min(buffer.len());
@@ -107,7 +142,7 @@ impl<R: Read> TarReader<R> {
     }
 
     /// The next member; `None` at the end.
-    pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         let mut pax = None;
         let mut long_name = None;
         let mut long_link = None;

@@ -9,15 +9,18 @@ const SMALL: u64 = 0o7_777_777;
 /// What eleven octal digits hold.
 const LARGE: u64 = 0o77_777_777_777;
 
-pub(crate) struct TarWriter<W: Write>(W);
+/// An archive on its way out.
+#[derive(Debug)]
+pub struct TarWriter<W: Write>(W);
 
 impl<W: Write> TarWriter<W> {
-    pub(crate) fn new(to: W) -> Self {
+    /// To this stream.
+    pub fn new(to: W) -> Self {
         Self(to)
     }
 
     /// Appends a member; of a file, `data` must have exactly `entry.size` bytes.
-    pub(crate) fn append(&mut self, entry: &Entry, data: &mut dyn Read) -> io::Result<()> {
+    pub fn append(&mut self, entry: &Entry, data: &mut dyn Read) -> io::Result<()> {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(match entry.kind {
             Kind::File => tar::EntryType::Regular,
@@ -114,7 +117,7 @@ impl<W: Write> TarWriter<W> {
     }
 
     /// Writes the end of the archive.
-    pub(crate) fn finish(mut self) -> io::Result<W> {
+    pub fn finish(mut self) -> io::Result<W> {
         self.0.write_all(&[0; 1024])?;
         Ok(self.0)
     }

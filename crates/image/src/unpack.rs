@@ -29,11 +29,13 @@ const MAX_ENTRIES: u64 = 10_000_000;
 
 pub(crate) const WHITEOUT: &[u8] = b".wh.";
 pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
+/// File systems (linux/magic.h): proc, sysfs, cgroup, cgroup2.
+const KERNELS: [u32; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
 const AUFS: &[u8] = b".wh..wh.";
 pub(crate) const OVERLAY_OPAQUE: &str = "trusted.overlay.opaque";
 
 /// Whether an extended attribute belongs to an image. Others are overlayfs's own, or belong to the machine that the image was made on.
-pub(crate) fn is_image_xattr(name: &[u8]) -> bool {
+pub fn is_image_xattr(name: &[u8]) -> bool {
     name.starts_with(b"user.")
         || name == b"security.capability"
         || name == b"system.posix_acl_access"
@@ -53,33 +55,30 @@ pub(crate) fn unpack(tar: impl Read, to: &Path) -> Result<()> {
         Mode::empty(),
     )
     .map_err(|e| at(e, "opening", to.as_os_str().as_bytes()))?;
-    let mut unpacker = Unpacker {
-        root,
-        parent: None,
-        directories: Vec::new(),
-        buffer: vec![0; 256 * 1024],
-    };
-    let mut reader = TarReader::new(tar.take(MAX_LAYER));
-    let mut entries = 0;
-    while let Some(entry) = reader.next_entry()? {
-        entries += 1;
-        if entries > MAX_ENTRIES {
-            return Err(bad(format!("it has more than {MAX_ENTRIES} entries")));
-        }
-        unpacker.entry(entry, &mut reader)?;
-    }
     // The diff id counts what follows the end marker too.
-    let mut rest = reader.into_inner();
+    let mut rest = Unpacker::new(root, Vec::new(), Meaning::Layer).run(tar.take(MAX_LAYER))?;
     std::io::copy(&mut rest, &mut std::io::sink())
         .map_err(|e| bad(format!("cannot read on: {e}")))?;
     if rest.limit() == 0 {
         return Err(bad(format!("it has more than {MAX_LAYER} bytes")));
     }
-    unpacker.finish()
+    Ok(())
 }
 
-struct Unpacker {
+/// What an archive's names mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Meaning {
+    /// A layer: names that begin with `.wh.` are whiteouts.
+    Layer,
+    /// Just files.
+    Files,
+}
+
+pub(crate) struct Unpacker {
     root: OwnedFd,
+    /// Where below the root the archive's own root is; empty: there. No `.` or `..` in it.
+    base: Vec<u8>,
+    meaning: Meaning,
     /// The directory that the last entry was in: most entries follow one in the same directory.
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Modification times, set last, because making entries changes them.
@@ -97,6 +96,8 @@ fn at(errno: Errno, doing: &str, path: &[u8]) -> ImageError {
         | Errno::ISDIR
         | Errno::INVAL
         | Errno::XDEV
+        | Errno::PERM
+        | Errno::ROFS
         | Errno::MLINK
         | Errno::EXIST => bad(format!("{doing} \"{path}\": {errno}")),
         errno => ImageError::Io {
@@ -143,6 +144,41 @@ fn timestamps(mtime: (i64, u32)) -> Timestamps {
 }
 
 impl Unpacker {
+    pub(crate) fn new(root: OwnedFd, base: Vec<u8>, meaning: Meaning) -> Unpacker {
+        Unpacker {
+            root,
+            base,
+            meaning,
+            parent: None,
+            directories: Vec::new(),
+            buffer: vec![0; 256 * 1024],
+        }
+    }
+
+    /// Unpacks up to the end marker; returns what follows it.
+    pub(crate) fn run<R: Read>(mut self, tar: R) -> Result<R> {
+        let mut reader = TarReader::new(tar);
+        let mut entries = 0;
+        while let Some(entry) = reader.next_entry()? {
+            entries += 1;
+            if entries > MAX_ENTRIES {
+                return Err(bad(format!("it has more than {MAX_ENTRIES} entries")));
+            }
+            self.entry(entry, &mut reader)?;
+        }
+        self.finish()?;
+        Ok(reader.into_inner())
+    }
+
+    /// A directory of the archive as a path below the root.
+    fn below_base(&self, path: Vec<u8>) -> Vec<u8> {
+        match (self.base.is_empty(), path.is_empty()) {
+            (true, _) => path,
+            (false, true) => self.base.clone(),
+            (false, false) => [&self.base, path.as_slice()].join(&b'/'),
+        }
+    }
+
     /// Opens a directory of the layer; links on the way are followed as if the layer were the whole file system.
     fn open_dir(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
         let path = if path.is_empty() {
@@ -150,17 +186,22 @@ impl Unpacker {
         } else {
             path
         };
-        rustix::fs::openat2(
+        let dir = rustix::fs::openat2(
             &self.root,
             os(path),
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
             ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-        )
+        )?;
+        // In a container that runs, some directories are the kernel's own.
+        if self.meaning == Meaning::Files && is_kernels(&dir)? {
+            return Err(Errno::PERM);
+        }
+        Ok(dir)
     }
 
     /// The same, making what is missing.
-    fn make_dirs(&self, path: &[u8]) -> Result<OwnedFd> {
+    pub(crate) fn make_dirs(&self, path: &[u8]) -> Result<OwnedFd> {
         match self.open_dir(path) {
             Err(Errno::NOENT) => {}
             result => return result.map_err(|e| at(e, "opening directory", path)),
@@ -197,6 +238,7 @@ impl Unpacker {
         let Some((parent_path, name)) = split(&entry.path)? else {
             return self.root_entry(&entry);
         };
+        let parent_path = self.below_base(parent_path);
         let parent = match self.parent.take() {
             Some((path, parent)) if path == parent_path => parent,
             _ => self.make_dirs(&parent_path)?,
@@ -219,17 +261,19 @@ impl Unpacker {
         reader: &mut TarReader<impl Read>,
     ) -> Result<bool> {
         let failed = |doing: &'static str| move |errno| at(errno, doing, &entry.path);
-        if name == OPAQUE {
-            set_opaque(parent, &entry.path)?;
-            return Ok(false);
-        }
-        if name.starts_with(AUFS) {
-            // Bookkeeping of a file system that nobody uses any more.
-            return Ok(false);
-        }
-        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-            self.whiteout(parent, hidden, &entry.path)?;
-            return Ok(false);
+        if self.meaning == Meaning::Layer {
+            if name == OPAQUE {
+                set_opaque(parent, &entry.path)?;
+                return Ok(false);
+            }
+            if name.starts_with(AUFS) {
+                // Bookkeeping of a file system that nobody uses any more.
+                return Ok(false);
+            }
+            if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+                self.whiteout(parent, hidden, &entry.path)?;
+                return Ok(false);
+            }
         }
         let existing = match rustix::fs::statat(parent, os(name), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Some(stat),
@@ -342,7 +386,7 @@ impl Unpacker {
             return Err(bad("it has an entry for the root that is not a directory"));
         }
         let root = self
-            .open_dir(b"")
+            .open_dir(&self.base)
             .map_err(|e| at(e, "opening", &entry.path))?;
         set_metadata(&File::from(root), entry)
     }
@@ -384,6 +428,7 @@ impl Unpacker {
         let Some((dir, last)) = split(&entry.link)? else {
             return Err(bad("it has a hard link to the root"));
         };
+        let dir = self.below_base(dir);
         let dir = self.open_dir(&dir).map_err(|e| missing_target(e, entry))?;
         Ok((dir, last))
     }
@@ -443,10 +488,16 @@ impl Unpacker {
     }
 }
 
+/// Whether a directory is a view of the kernel, where files are switches.
+fn is_kernels(dir: &OwnedFd) -> std::result::Result<bool, Errno> {
+    let kind = rustix::fs::fstatfs(dir)?.f_type;
+    Ok(KERNELS.contains(&(kind as u32)))
+}
+
 fn missing_target(errno: Errno, entry: &Entry) -> ImageError {
     match errno {
-        Errno::NOENT | Errno::NOTDIR | Errno::PERM => bad(format!(
-            "the hard link \"{}\" points to \"{}\", which is no file of this layer",
+        Errno::NOENT | Errno::NOTDIR | Errno::PERM | Errno::XDEV => bad(format!(
+            "the hard link \"{}\" points to \"{}\", which is no file of this archive",
             String::from_utf8_lossy(&entry.path).escape_debug(),
             String::from_utf8_lossy(&entry.link).escape_debug()
         )),
@@ -516,14 +567,18 @@ fn set_special_metadata(
     )
     .map_err(failed("setting the owner of"))?;
     if has_mode {
-        // Just made by us and no symbolic link, in a directory that only we can reach.
-        rustix::fs::chmodat(
-            parent,
-            os(name),
-            Mode::from_raw_mode(entry.mode),
-            AtFlags::empty(),
-        )
-        .map_err(failed("setting the mode of"))?;
+        // By descriptor: in a directory of a container that runs, the name may mean a link by now.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = rustix::fs::openat(parent, os(name), flags, Mode::empty())
+            .map_err(failed("opening"))?;
+        let stat = rustix::fs::fstat(&made).map_err(failed("looking at"))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            rustix::fs::chmod(
+                format!("/proc/self/fd/{}", made.as_raw_fd()),
+                Mode::from_raw_mode(entry.mode),
+            )
+            .map_err(failed("setting the mode of"))?;
+        }
     }
     for (key, value) in image_xattrs(entry) {
         if key.starts_with(b"user.") {

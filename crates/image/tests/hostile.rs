@@ -158,17 +158,17 @@ fn links_inside_the_layer_work_as_in_a_root() {
 fn hard_links_do_not_lead_out() {
     let t = outside();
     let victim = format!("{}/victim", t.victim);
-    t.refused(Tar::default().link("l", &victim), "no file of this layer");
+    t.refused(Tar::default().link("l", &victim), "no file of this archive");
     t.refused(Tar::default().link("l", "../outside/victim"), "'..'");
     t.refused(
         Tar::default()
             .symlink("exit", &t.victim)
             .link("l", "exit/victim"),
-        "no file of this layer",
+        "no file of this archive",
     );
     t.refused(
         Tar::default().dir("d").link("l", "d"),
-        "no file of this layer",
+        "no file of this archive",
     );
     t.refused(Tar::default().link("l", "/"), "to the root");
     // A hard link to a symlink is one to the link, and a write to it replaces it.

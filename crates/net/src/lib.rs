@@ -5,16 +5,21 @@
 //!
 //! Inbound: workerd sends `CONNECT 127.0.0.1:<port>` to the ingress (contract: workerd, 1.5); the daemon opens a socket inside the namespace
 //! and carries the bytes. While the container's process lives but does not listen yet, the connection is *held*. Outbound: everything is redirected inside
-//! the namespace to a listener of the daemon, which dials outside after policy.
+//! the namespace to a listener of the daemon, which dials outside after policy, or asks workerd if the Worker has mappings ([`egress`]).
 //!
 //! Who holds what: [`Network`] is the only thing that keeps a network going. Its tasks hold the shared state and end by a token that
 //! the last clone cancels when it is dropped; the state, and with it the last descriptors, goes with the last task.
 
 mod ca;
 mod dns;
+mod egress;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod ingress;
 mod inside;
 mod outbound;
+mod peer;
 mod pool;
 pub mod ranges;
 mod relay;
@@ -23,14 +28,16 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use wharf_sandbox::netns;
 
-pub use ca::Ca;
+pub use ca::{Ca, CaKey};
+pub use egress::Egress;
 pub use outbound::{Dial, Direct};
 
 use inside::Inside;
@@ -46,24 +53,15 @@ pub struct Policy {
     pub internet: bool,
 }
 
-/// What workerd has said about connections that it wants to see itself (`PUT /egress`; contract: workerd, 1.6).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Egress {
-    /// Where workerd listens for them, on 127.0.0.1 of the host.
-    pub port: Option<u16>,
-    /// Patterns of host names that have a mapping.
-    pub allow_hostnames: Vec<String>,
-}
-
 /// What the ingress knows of the process behind it; set by the engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// Not started yet: connections are held, within the bound.
     Pending,
-    /// Runs: connections are held until the port listens, within the bound, which counts anew from the start.
-    Running,
-    /// Has ended: connections are refused at once.
-    Ended,
+    /// Runs since then: connections are held until the port listens, within the bound, which counts from that time.
+    Running(Instant),
+    /// Has ended: connections are refused at once. The text says how, for people ("exit code 1").
+    Ended(Arc<str>),
 }
 
 /// The shared settings of all networks.
@@ -71,7 +69,8 @@ pub enum Target {
 pub struct NetConfig {
     /// How many namespaces are kept ready.
     pub pool_size: usize,
-    /// How long the ingress holds a connection to a port that does not listen, milliseconds.
+    /// How long after the start of its process the ingress holds connections to a port that does not listen, milliseconds. Within the first
+    /// minute, later ones are held for a moment too.
     pub hold_ms: u64,
     /// Upstream DNS servers; empty means those of the host's /etc/resolv.conf.
     pub dns_servers: Vec<SocketAddr>,
@@ -85,6 +84,7 @@ pub struct NetConfig {
 pub struct Networks {
     config: Arc<Config>,
     pool: Arc<Pool>,
+    owner: Option<u32>,
 }
 
 /// One network. Cheap to clone; the namespace and its listeners end when the last clone and the last process in it are gone.
@@ -134,10 +134,16 @@ struct Shared {
     config: Arc<Config>,
     inside: Arc<Inside>,
     ca: Ca,
+    leaves: egress::tls::Leaves,
     policy: watch::Sender<Policy>,
     egress: watch::Sender<Egress>,
     target: watch::Sender<Target>,
+    lookouts: ingress::Lookouts,
     ingress: SocketAddr,
+    /// Whether there is an IPv6 route inside.
+    ipv6: AtomicBool,
+    /// The user who may use the ingress.
+    owner: watch::Sender<Option<u32>>,
     ended: CancellationToken,
 }
 
@@ -152,6 +158,10 @@ impl Drop for Handle {
 }
 
 impl Shared {
+    fn owner(&self) -> Option<u32> {
+        *self.owner.borrow()
+    }
+
     /// Runs a task until it or the network ends.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(self.ended.clone().run_until_cancelled_owned(task));
@@ -176,7 +186,22 @@ impl Networks {
                 ipv6,
             }),
             pool: Arc::new(Pool::new(config.pool_size, ipv6)),
+            owner: None,
         }
+    }
+
+    /// The same, for a workerd process that runs as this user: the ingress of what it makes or claims takes connections of that user, and of root,
+    /// alone. Without an owner only root can use an ingress.
+    pub fn of_user(&self, uid: u32) -> Self {
+        Self {
+            owner: Some(uid),
+            ..self.clone()
+        }
+    }
+
+    /// Makes a network that somebody else has made (an adopted container's) this user's.
+    pub fn claim(&self, network: &Network) {
+        network.shared().owner.send_replace(self.owner);
     }
 
     /// How many namespaces are ready.
@@ -202,15 +227,21 @@ impl Networks {
 
     /// The network of a process that an earlier daemon started: its listeners are opened anew. The ingress tries to take the same port, so that
     /// workerd processes that survived find it; if somebody else has it, the ingress gets another one and a warning is logged.
-    /// Policy and target start as with [`Networks::create`]; the certificate authority is a new one.
+    /// Policy and target start as with [`Networks::create`]: what may be reached, and what the Worker has mapped, must be said again. The
+    /// certificate authority is that of `ca`, which the container may trust already ([`Ca::key`]); without it, a new one.
     ///
     /// # Errors
     /// No such process, one without a network of its own, or what the kernel refused.
-    pub async fn adopt(&self, pid: i32, ingress: SocketAddr) -> Result<Network, NetError> {
+    pub async fn adopt(
+        &self,
+        pid: i32,
+        ingress: SocketAddr,
+        ca: Option<CaKey>,
+    ) -> Result<Network, NetError> {
         let prepared = blocking(move || {
             let namespace = netns::of_process(pid)
                 .map_err(|e| NetError::io(format!("adopting the network of process {pid}"), e))?;
-            Prepared::within(namespace)
+            Prepared::within(namespace, ca.as_ref())
         })
         .await?;
         let listener = match listen(ingress).await {
@@ -229,10 +260,14 @@ impl Networks {
             config: self.config.clone(),
             inside: Arc::new(prepared.inside),
             ca: prepared.ca,
+            leaves: egress::tls::Leaves::default(),
             policy: watch::Sender::new(Policy::default()),
             egress: watch::Sender::new(Egress::default()),
             target: watch::Sender::new(Target::Pending),
+            lookouts: ingress::Lookouts::new(prepared.listeners),
             ingress: ingress.local_addr().map_err(registering)?,
+            ipv6: AtomicBool::new(self.config.ipv6),
+            owner: watch::Sender::new(self.owner),
             ended: CancellationToken::new(),
         });
         // From here on, an error ends the tasks that were started.
@@ -297,6 +332,13 @@ impl Network {
     /// Tells the ingress what is behind it.
     pub fn set_target(&self, target: Target) {
         self.shared().target.send_replace(target);
+    }
+
+    /// The TCP ports that the container listens on, at any address of its own; `None` if the kernel cannot say.
+    pub fn listening(&self) -> Option<Vec<u16>> {
+        let mut ports = self.shared().lookouts.listening()?;
+        ports.retain(|port| !pool::OWN_PORTS.contains(port));
+        Some(ports)
     }
 
     /// /etc/resolv.conf for the container.

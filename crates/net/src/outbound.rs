@@ -1,6 +1,6 @@
 //! Outbound TCP: connections that the namespace's rules redirect to the daemon, dialled outside after policy.
 //!
-//! What is refused or cannot be reached is reset: the container's connect has succeeded by then, so this is the clearest there is.
+//! Networks with mappings go another way ([`crate::egress`]). What is refused or cannot be reached is reset: the container's connect has succeeded by then, so this is the clearest there is.
 
 use std::fmt::Debug;
 use std::io::{self, ErrorKind};
@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use wharf_sandbox::netns;
 
 use crate::Shared;
+use crate::egress;
 use crate::ranges::{Range, range};
 use crate::relay::{Guarded, relay, reset};
 
@@ -66,13 +67,13 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
         listener,
         CONNECTIONS,
         |shared, stream, _| async move {
-            carry(&shared, stream).await;
+            carry(shared, stream).await;
         },
     )
     .await;
 }
 
-async fn carry(shared: &Shared, stream: TcpStream) {
+async fn carry(shared: Arc<Shared>, stream: TcpStream) {
     let destination = match netns::original_destination(stream.as_fd()) {
         Ok(destination) => destination,
         Err(error) => {
@@ -80,16 +81,13 @@ async fn carry(shared: &Shared, stream: TcpStream) {
             return reset(stream);
         }
     };
-    if let Err(reason) = permitted(shared, destination) {
-        tracing::debug!(%destination, reason, "outbound connection refused");
-        return reset(stream);
+    if !shared.egress.borrow().hosts().is_empty() {
+        return egress::carry(shared, stream, destination).await;
     }
     let inside = Guarded::new(stream);
     let mut policy = shared.policy.subscribe();
     let carried = async {
-        let outside = tokio::time::timeout(CONNECT_TIMEOUT, shared.config.dialer.dial(destination))
-            .await
-            .map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
+        let outside = dial(&shared, destination).await?;
         outside.set_nodelay(true)?;
         inside.set_nodelay()?;
         relay(inside, Guarded::new(outside)).await
@@ -99,16 +97,32 @@ async fn carry(shared: &Shared, stream: TcpStream) {
             tracing::debug!(%destination, %error, "outbound connection ended");
         },
         _ = policy.wait_for(|policy| !policy.internet) => {
-            tracing::debug!(%destination, "outbound connection cut: the internet was switched off");
+            tracing::debug!(%destination, "outbound connection cut: there is no internet, or no more");
         }
     }
 }
 
-fn permitted(shared: &Shared, destination: SocketAddr) -> Result<(), &'static str> {
+/// Dials outside, if the policy allows it.
+///
+/// # Errors
+/// It does not, or the destination cannot be reached.
+pub(crate) async fn dial(shared: &Shared, destination: SocketAddr) -> io::Result<TcpStream> {
+    permitted(shared, destination)
+        .map_err(|reason| io::Error::new(ErrorKind::PermissionDenied, reason))?;
+    tokio::time::timeout(CONNECT_TIMEOUT, shared.config.dialer.dial(destination))
+        .await
+        .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+}
+
+/// Whether the policy allows an address, or why not.
+pub(crate) fn permitted(shared: &Shared, destination: SocketAddr) -> Result<(), &'static str> {
     if !shared.policy.borrow().internet {
         return Err("the container has no internet");
     }
     match range(destination.ip()) {
+        _ if egress::is_fake(shared, destination.ip()) => {
+            Err("an address of names that exist for mappings only")
+        }
         Range::Never => Err("loopback, multicast or reserved address"),
         _ if shared.config.allow_private => Ok(()),
         Range::Private => Err("private address"),

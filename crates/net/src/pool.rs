@@ -11,16 +11,26 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use wharf_sandbox::netns::{self, Redirect};
+use wharf_sandbox::netns::{self, Listeners, Redirect};
 
 use crate::NetError;
-use crate::ca::Ca;
+use crate::ca::{Ca, CaKey};
 use crate::inside::Inside;
 
 /// Where redirected traffic arrives. Above the ports that the kernel gives to clients (32768-60999), and the same in every version
 /// of Wharf: a daemon adopts namespaces that an earlier one made.
 const TCP_PORT: u16 = 64001;
 const DNS_PORT: u16 = 64053;
+
+/// What Wharf itself listens on inside.
+pub(crate) const OWN_PORTS: [u16; 2] = [TCP_PORT, DNS_PORT];
+
+/// Where to a namespace redirects.
+pub(crate) const REDIRECT: Redirect = Redirect {
+    tcp_port: TCP_PORT,
+    dns_port: DNS_PORT,
+    ipv6: false,
+};
 
 /// A start has just taken one: what it does next is more urgent than a replacement.
 const REFILL_DELAY: Duration = Duration::from_millis(20);
@@ -35,22 +45,20 @@ pub(crate) struct Prepared {
     pub(crate) tcp: Vec<TcpListener>,
     pub(crate) dns_tcp: Vec<TcpListener>,
     pub(crate) dns_udp: Vec<UdpSocket>,
+    /// `None` on a kernel that cannot be asked for listeners.
+    pub(crate) listeners: Option<Listeners>,
 }
 
 impl Prepared {
     /// Makes a namespace. Blocks for about a millisecond.
     pub(crate) fn create(ipv6: bool) -> Result<Self, NetError> {
-        let namespace = netns::create(Redirect {
-            tcp_port: TCP_PORT,
-            dns_port: DNS_PORT,
-            ipv6,
-        })
-        .map_err(|e| NetError::io("making a container's network", e))?;
-        Self::within(namespace)
+        let namespace = netns::create(Redirect { ipv6, ..REDIRECT })
+            .map_err(|e| NetError::io("making a container's network", e))?;
+        Self::within(namespace, None)
     }
 
-    /// Opens everything anew in a namespace that exists.
-    pub(crate) fn within(namespace: OwnedFd) -> Result<Self, NetError> {
+    /// Opens everything anew in a namespace that exists, with an authority that has this key, or a new one.
+    pub(crate) fn within(namespace: OwnedFd, ca: Option<&CaKey>) -> Result<Self, NetError> {
         let mut tcp = Vec::new();
         let mut dns_tcp = Vec::new();
         let mut dns_udp = Vec::new();
@@ -82,14 +90,20 @@ impl Prepared {
                 }
             }
         }
+        let listeners = Listeners::open(namespace.as_fd(), TCP_PORT)
+            .inspect_err(|error| {
+                tracing::warn!(%error, "whether a port inside listens is found out by connecting (is the kernel module tcp_diag there?)");
+            })
+            .ok();
         let inside = Inside::new(namespace)
             .map_err(|e| NetError::io("making sockets inside a container's network", e))?;
         Ok(Self {
             inside,
-            ca: Ca::generate()?,
+            ca: ca.map_or_else(Ca::generate, Ca::restore)?,
             tcp,
             dns_tcp,
             dns_udp,
+            listeners,
         })
     }
 }

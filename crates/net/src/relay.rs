@@ -19,6 +19,9 @@ const BUFFER: usize = 128 * 1024;
 /// until something is sent to it, so without a bound such a pair would stay for ever.
 const HALF_OPEN: Duration = Duration::from_secs(15 * 60);
 
+/// How long a connection that has ended in order is read until the peer ends it too.
+const LINGER: Duration = Duration::from_secs(1);
+
 thread_local! {
     static SHARED: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);
 }
@@ -36,6 +39,26 @@ impl Guarded {
             stream,
             clean: false,
         }
+    }
+
+    /// Ends it in order: the peer gets all that was sent, and then an end. What it still sends is read for a moment and thrown away, since
+    /// closing a connection with something unread in it would cut the peer off from what it has not read itself.
+    pub(crate) async fn end(mut self) -> io::Result<()> {
+        shut(&self.stream)?;
+        let emptied = async {
+            loop {
+                self.stream.readable().await?;
+                match SHARED.with_borrow_mut(|buffer| self.stream.try_read(buffer)) {
+                    Ok(0) => return Ok(()),
+                    Ok(_) => {}
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        };
+        let emptied = timeout(LINGER, emptied).await;
+        self.clean = true;
+        emptied.unwrap_or(Ok(()))
     }
 
     /// Sends small writes at once.
@@ -123,7 +146,12 @@ async fn one_way(from: &TcpStream, to: &Guarded, moved: &AtomicU64) -> io::Resul
             Err(e) => return Err(e),
         }
     }
-    match rustix::net::shutdown(&to.stream, rustix::net::Shutdown::Write) {
+    shut(&to.stream)
+}
+
+/// Sends an end of stream.
+fn shut(stream: &TcpStream) -> io::Result<()> {
+    match rustix::net::shutdown(stream, rustix::net::Shutdown::Write) {
         // The peer is gone wholly; the other way learns it for itself.
         Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
         Err(e) => Err(e.into()),

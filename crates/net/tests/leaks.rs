@@ -17,7 +17,7 @@ fn count(what: &str) -> usize {
 
 async fn cycle(networks: &Networks) {
     let network = networks.create().await.unwrap();
-    network.set_target(Target::Ended);
+    network.set_target(Target::Ended("exit code 0".into()));
     let mut client = TcpStream::connect(network.ingress()).await.unwrap();
     client
         .write_all(b"CONNECT 127.0.0.1:80 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -25,7 +25,7 @@ async fn cycle(networks: &Networks) {
         .unwrap();
     let mut head = [0; 12];
     client.read_exact(&mut head).await.unwrap();
-    assert_eq!(&head, b"HTTP/1.1 400");
+    assert_eq!(&head, b"HTTP/1.1 503");
 }
 
 #[tokio::test]

@@ -377,6 +377,45 @@ impl Cgroup {
         }
     }
 
+    /// Lets no process in it run any more. Returns whether all stand still already; ask again until they do.
+    pub(crate) fn freeze(&self) -> io::Result<bool> {
+        match self.freezer()? {
+            Freezer::V2(dir) => {
+                files::write(&dir.join("cgroup.freeze"), "1")?;
+                let events = std::fs::read_to_string(dir.join("cgroup.events"))?;
+                Ok(events.lines().any(|line| line == "frozen 1"))
+            }
+            Freezer::V1(file) => {
+                files::write(&file, "FROZEN")?;
+                Ok(std::fs::read_to_string(file)?.trim() == "FROZEN")
+            }
+        }
+    }
+
+    /// Lets them run again.
+    pub(crate) fn thaw(&self) -> io::Result<()> {
+        match self.freezer()? {
+            Freezer::V2(dir) => files::write(&dir.join("cgroup.freeze"), "0"),
+            Freezer::V1(file) => files::write(&file, "THAWED"),
+        }
+    }
+
+    fn freezer(&self) -> io::Result<Freezer> {
+        if let Some(joined) = &self.v2
+            && joined.dir.join("cgroup.freeze").exists()
+        {
+            return Ok(Freezer::V2(joined.dir.clone()));
+        }
+        let of_v1 = self.v1.iter().map(|j| j.dir.join("freezer.state"));
+        let found = of_v1.into_iter().find(|file| file.exists());
+        found.map(Freezer::V1).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this machine cannot freeze processes: mount cgroup2 (Linux 5.2), or the v1 freezer",
+            )
+        })
+    }
+
     /// Whether no process is left in it.
     pub(crate) fn is_empty(&self) -> io::Result<bool> {
         for dir in self.dirs() {
@@ -402,6 +441,12 @@ impl Cgroup {
         }
         Ok(gone)
     }
+}
+
+/// What stops all processes of a cgroup: v2's directory, or v1's file.
+enum Freezer {
+    V2(PathBuf),
+    V1(PathBuf),
 }
 
 /// Makes `name` below the hierarchy's root, or below the own cgroup where the root is not ours.

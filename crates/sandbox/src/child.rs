@@ -4,21 +4,26 @@
 //! Must not: return, or touch anything that the parent goes on using.
 //!
 //! ```text
-//! signals -> v1 cgroups -> session -> netns -> cgroup namespace -> mounts, pivot (containers) -> hostname -> keyring -> user lookup
-//!   -> working directory -> descriptors -> limits -> ids and capabilities -> no_new_privs -> seccomp (containers) -> exec
+//! signals -> v1 cgroups -> session -> place -> keyring -> user lookup -> working directory -> descriptors, terminal -> limits
+//!   -> ids and capabilities -> no_new_privs -> seccomp (containers) -> exec
+//!
+//! place, new:     netns -> cgroup namespace -> mounts, pivot (containers) -> hostname
+//! place, joined:  not dumpable -> every namespace of the container
 //! ```
 //! A user namespace will be joined between the mounts and the ids.
 
 mod caps;
-mod mounts;
+pub(crate) mod mounts;
 mod rooted;
 mod user;
 
 use crate::cgroup::Cgroup;
 use crate::spec::{ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Disposition};
-use rustix::fs::{Gid, Mode, OFlags, Uid};
-use rustix::process::{Resource, Rlimit};
+use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::thread::ThreadNameSpaceType;
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -40,6 +45,13 @@ pub(crate) const CHANGED_SIGNALS: [i32; 5] = [
     libc::SIGTERM,
     libc::SIGCHLD,
 ];
+
+/// The namespaces that a joined process enters itself. Where the container has the host's, nothing changes.
+const JOINED: ThreadNameSpaceType = ThreadNameSpaceType::MOUNT
+    .union(ThreadNameSpaceType::CONTROL_GROUP)
+    .union(ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME)
+    .union(ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION)
+    .union(ThreadNameSpaceType::NETWORK);
 
 /// A step that failed.
 #[derive(Debug)]
@@ -84,17 +96,48 @@ fn rustix_text(number: i32) -> String {
 
 /// Everything the child needs; made by the parent, so that the child only acts.
 pub(crate) struct Plan<'a> {
-    pub(crate) spec: &'a ProcessSpec,
+    pub(crate) program: Program<'a>,
+    pub(crate) place: Place<'a>,
     pub(crate) cgroup: &'a Cgroup,
-    pub(crate) netns: Option<BorrowedFd<'a>>,
     /// `None`: /dev/null.
     pub(crate) stdin: Option<BorrowedFd<'a>>,
     pub(crate) stdout: BorrowedFd<'a>,
     pub(crate) stderr: BorrowedFd<'a>,
+    /// Whether standard input is a terminal that becomes the controlling one.
+    pub(crate) terminal: bool,
     pub(crate) inherit: &'a [(i32, OwnedFd)],
     /// Write end of the pipe for a [`Failure`]: one byte of exit code, then the message. Closed by exec.
     pub(crate) report: BorrowedFd<'a>,
     pub(crate) filter: &'a [BpfInstruction],
+}
+
+/// What to become.
+pub(crate) struct Program<'a> {
+    pub(crate) argv: &'a [String],
+    pub(crate) env: &'a [String],
+    pub(crate) cwd: &'a str,
+    pub(crate) user: &'a str,
+    pub(crate) nofile: Option<u64>,
+}
+
+/// Where.
+pub(crate) enum Place<'a> {
+    /// Behind walls of its own.
+    New {
+        spec: &'a ProcessSpec,
+        netns: Option<BorrowedFd<'a>>,
+    },
+    /// Behind those of a running container, given by its main process. The PID namespace and the v2 cgroup come with the clone.
+    Joined { container: BorrowedFd<'a> },
+}
+
+impl Place<'_> {
+    fn is_container(&self) -> bool {
+        match self {
+            Place::New { spec, .. } => matches!(spec.root, Root::Overlay { .. }),
+            Place::Joined { .. } => true,
+        }
+    }
 }
 
 /// Runs in the child. Never returns, not even by panic.
@@ -123,57 +166,58 @@ pub(crate) fn run(plan: &Plan<'_>) -> ! {
 
 /// Ends in exec, or with the step that failed.
 fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, Failure> {
-    let spec = plan.spec;
+    let program = &plan.program;
     for signal in CHANGED_SIGNALS {
         sys::set_signal(signal, Disposition::Default);
+    }
+    if matches!(plan.place, Place::Joined { .. }) {
+        // The container's processes can see this one already, and it still holds what the spawner holds. Undone by exec.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .step(|| "hiding from the container's processes".to_owned())?;
     }
     plan.cgroup
         .enter_v1()
         .step(|| "entering the cgroup".to_owned())?;
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().step(|| "setsid".to_owned())?;
-    if let Some(netns) = plan.netns {
-        rustix::thread::move_into_link_name_space(
-            netns,
-            Some(rustix::thread::LinkNameSpaceType::Network),
-        )
-        .step(|| "entering the network namespace".to_owned())?;
-    }
-    if let Root::Overlay { lower, upper, work } = &spec.root {
-        sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
-        mounts::enter_root(lower, upper, work, &spec.mounts, plan.cgroup)?;
-    } else if !spec.mounts.is_empty() {
-        return Err(Failure {
-            exit_code: 125,
-            message: "mounts need a root of their own; this process has the host's".to_owned(),
-        });
-    }
-    if let Some(name) = &spec.hostname {
-        rustix::system::sethostname(name.as_bytes()).step(|| format!("hostname {name:?}"))?;
+    match plan.place {
+        Place::New { spec, netns } => enter_new(spec, netns, plan.cgroup)?,
+        Place::Joined { container } => {
+            rustix::thread::move_into_thread_name_spaces(container, JOINED)
+                .step(|| "entering the container's namespaces".to_owned())?;
+        }
     }
     sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
 
-    let mut user = user::look_up(&spec.user).map_err(|message| Failure {
+    let is_container = plan.place.is_container();
+    let mut user = user::look_up(program.user).map_err(|message| Failure {
         exit_code: 125,
         message,
     })?;
-    if matches!(spec.root, Root::Host) {
+    if !is_container {
         user.groups.clear();
     }
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
-    enter_directory(&spec.cwd, &user)?;
+    match plan.place {
+        Place::New { .. } => enter_directory(program.cwd, &user)?,
+        Place::Joined { .. } => enter_existing_directory(program.cwd)?,
+    }
 
-    let env = environment(spec, &user)?;
-    let argv = strings(&spec.argv, "argument")?;
-    let candidates = programs(spec)?;
+    let env = environment(program, &user)?;
+    let argv = strings(program.argv, "argument")?;
+    let candidates = programs(program)?;
 
     report.set(place_descriptors(plan, &user)?);
-    limit_files(spec)?;
+    if plan.terminal {
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
+            .step(|| "taking the terminal".to_owned())?;
+    }
+    limit_files(program)?;
 
-    let keep = if matches!(spec.root, Root::Host) {
-        caps::NONE
-    } else {
+    let keep = if is_container {
         caps::CONTAINER
+    } else {
+        caps::NONE
     };
     caps::bound(keep).step(|| "dropping capabilities from the bounding set".to_owned())?;
     let groups: Vec<Gid> = user.groups.iter().map(|g| Gid::from_raw(*g)).collect();
@@ -185,21 +229,54 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
         .step(|| "setting capabilities".to_owned())?;
     rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
     sys::block_signals(&[]).step(|| "unblocking signals".to_owned())?;
-    if matches!(spec.root, Root::Overlay { .. }) {
+    if is_container {
         sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
     }
-    Err(execute(&spec.argv[0], &candidates, &argv, &env))
+    Err(execute(&program.argv[0], &candidates, &argv, &env))
+}
+
+/// The walls of a process's own.
+fn enter_new(
+    spec: &ProcessSpec,
+    netns: Option<BorrowedFd<'_>>,
+    cgroup: &Cgroup,
+) -> Result<(), Failure> {
+    if let Some(netns) = netns {
+        rustix::thread::move_into_link_name_space(
+            netns,
+            Some(rustix::thread::LinkNameSpaceType::Network),
+        )
+        .step(|| "entering the network namespace".to_owned())?;
+    }
+    if let Root::Overlay { lower, upper, work } = &spec.root {
+        sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
+        mounts::enter_root(lower, upper, work, &spec.mounts, cgroup)?;
+    } else if !spec.mounts.is_empty() {
+        return Err(Failure {
+            exit_code: 125,
+            message: "mounts need a root of their own; this process has the host's".to_owned(),
+        });
+    }
+    if let Some(name) = &spec.hostname {
+        rustix::system::sethostname(name.as_bytes()).step(|| format!("hostname {name:?}"))?;
+    }
+    Ok(())
+}
+
+fn absolute(cwd: &str) -> Result<&Path, Failure> {
+    let path = Path::new(if cwd.is_empty() { "/" } else { cwd });
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(Failure {
+        exit_code: 125,
+        message: format!("working directory {cwd:?} is not absolute"),
+    })
 }
 
 /// The working directory is made if missing, and entered. Symbolic links count from the root, which is the process's own by now.
 fn enter_directory(cwd: &str, user: &user::User) -> Result<(), Failure> {
-    let path = Path::new(if cwd.is_empty() { "/" } else { cwd });
-    if !path.is_absolute() {
-        return Err(Failure {
-            exit_code: 125,
-            message: format!("working directory {cwd:?} is not absolute"),
-        });
-    }
+    let path = absolute(cwd)?;
     let root = rustix::fs::open(
         "/",
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -216,6 +293,27 @@ fn enter_directory(cwd: &str, user: &user::User) -> Result<(), Failure> {
     rustix::process::fchdir(&directory).step(|| format!("working directory {cwd:?}"))
 }
 
+/// The working directory of a joined process is entered if it is there. Never through /proc/self/fd: the spawner's descriptors are
+/// still open, and lead out of the container.
+fn enter_existing_directory(cwd: &str) -> Result<(), Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let entered = rustix::fs::openat2(
+        CWD,
+        absolute(cwd)?,
+        flags,
+        Mode::empty(),
+        ResolveFlags::NO_MAGICLINKS,
+    )
+    .and_then(rustix::process::fchdir);
+    entered.map_err(|error| Failure {
+        exit_code: if error == Errno::NOENT { 127 } else { 126 },
+        message: format!(
+            "working directory {cwd:?}: {}",
+            rustix_text(error.raw_os_error())
+        ),
+    })
+}
+
 fn strings(texts: &[String], what: &str) -> Result<Vec<CString>, Failure> {
     texts
         .iter()
@@ -228,21 +326,21 @@ fn strings(texts: &[String], what: &str) -> Result<Vec<CString>, Failure> {
         .collect()
 }
 
-fn environment(spec: &ProcessSpec, user: &user::User) -> Result<Vec<CString>, Failure> {
-    let mut env = strings(&spec.env, "environment entry")?;
-    if !spec.env.iter().any(|e| e.starts_with("HOME=")) {
+fn environment(program: &Program<'_>, user: &user::User) -> Result<Vec<CString>, Failure> {
+    let mut env = strings(program.env, "environment entry")?;
+    if !program.env.iter().any(|e| e.starts_with("HOME=")) {
         env.extend(strings(&[format!("HOME={}", user.home)], "home directory")?);
     }
     Ok(env)
 }
 
 /// Paths to try, in order: the program itself, or its name in each directory of PATH.
-fn programs(spec: &ProcessSpec) -> Result<Vec<CString>, Failure> {
-    let name = &spec.argv[0];
+fn programs(program: &Program<'_>) -> Result<Vec<CString>, Failure> {
+    let name = &program.argv[0];
     if name.contains('/') {
         return strings(std::slice::from_ref(name), "program");
     }
-    let path = spec
+    let path = program
         .env
         .iter()
         .rev()
@@ -311,8 +409,8 @@ fn place_descriptors(plan: &Plan<'_>, user: &user::User) -> Result<BorrowedFd<'s
 }
 
 /// Raises or lowers the limit of open files, as far as the hard limit and capabilities allow.
-fn limit_files(spec: &ProcessSpec) -> Result<(), Failure> {
-    let Some(wanted) = spec.limits.nofile else {
+fn limit_files(program: &Program<'_>) -> Result<(), Failure> {
+    let Some(wanted) = program.nofile else {
         return Ok(());
     };
     let limit = |n: u64| Rlimit {

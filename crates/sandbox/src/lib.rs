@@ -15,8 +15,14 @@ pub mod spawner;
 pub mod spec;
 
 mod child;
+mod process_end;
 mod seccomp;
 mod sys;
 
-pub use spawner::{Exit, Process, SpawnError, Spawner, SpawnerConfig, Survivor};
-pub use spec::{Limits, Mount, Network, ProcessSpec, Root, SpawnFds};
+pub use process_end::process_end;
+pub use spawner::{
+    ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
+};
+pub use spec::{
+    ExecSpec, ExecStreams, Limits, Mount, Network, ProcessSpec, Root, SpawnFds, TerminalSize,
+};

@@ -4,12 +4,13 @@
 //! Must not: know why a process is to run.
 
 mod client;
+mod exec;
 mod launch;
 mod process;
 mod protocol;
 mod server;
 
-pub use client::Spawner;
+pub use client::{ExecProcess, Spawner, Streams, Terminal};
 pub use process::run;
 
 use std::os::fd::OwnedFd;
@@ -50,6 +51,9 @@ pub enum SpawnError {
         /// Exit code that a shell would give: 127 not found, 126 not executable, else 125.
         exit_code: i32,
     },
+    /// The container that a process was to be started in is not running, or not in this generation (Docker answers 409).
+    #[error("{0}")]
+    NotRunning(String),
     /// The machine or the spawner failed.
     #[error("the spawner failed: {0}")]
     Spawner(String),

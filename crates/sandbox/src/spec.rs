@@ -73,6 +73,17 @@ pub enum Mount {
         /// Read-only.
         read_only: bool,
     },
+    /// A writable directory over others that stay as they are: an overlay of its own.
+    Overlay {
+        /// Read-only layers, topmost first; may be empty.
+        lower: Vec<PathBuf>,
+        /// Writable directory, exists; its owner and mode are those of the mount's root.
+        upper: PathBuf,
+        /// overlayfs's work directory, exists, empty, same file system as `upper`.
+        work: PathBuf,
+        /// Path inside; made if missing.
+        target: PathBuf,
+    },
     /// A file with this content (for /etc/resolv.conf, /etc/hosts), backed by memory.
     File {
         /// Path inside; made if missing.
@@ -93,6 +104,51 @@ pub struct Limits {
     pub pids: Option<u64>,
     /// RLIMIT_NOFILE.
     pub nofile: Option<u64>,
+}
+
+/// A process to start inside a running container: in its namespaces and its cgroup, with the capabilities, no_new_privs and filter of its
+/// main process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecSpec {
+    /// Unique among live processes. `[a-z0-9-]`, at most 64 bytes.
+    pub id: String,
+    /// [`ProcessSpec::id`] of the container's main process.
+    pub container: String,
+    /// As [`ProcessSpec::argv`].
+    pub argv: Vec<String>,
+    /// As [`ProcessSpec::env`].
+    pub env: Vec<String>,
+    /// Working directory inside the root; must be there. Empty is `/`.
+    pub cwd: String,
+    /// As [`ProcessSpec::user`].
+    pub user: String,
+    /// RLIMIT_NOFILE; `None` is the spawner's.
+    pub nofile: Option<u64>,
+    /// Its standard streams.
+    pub streams: ExecStreams,
+}
+
+/// The standard streams of a process inside a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecStreams {
+    /// /dev/null, all three.
+    Null,
+    /// Pipes for output and error, and for input if asked for (else /dev/null).
+    Pipes {
+        /// Whether standard input is a pipe.
+        stdin: bool,
+    },
+    /// A new terminal of the container (pty(7)), which is the process's controlling one.
+    Terminal(TerminalSize),
+}
+
+/// Rows and columns of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub cols: u16,
 }
 
 /// Descriptors that go with a request.

@@ -4,7 +4,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// CLONE_INTO_CGROUP of clone3(2); wider than the integer type that libc gives the other CLONE_ constants.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -89,6 +89,79 @@ pub(crate) unsafe fn fork_with(
     })
 }
 
+/// [`fork_with`], into the PID namespace of the process that `container` refers to. Only the child enters it; it stays this process's child.
+///
+/// # Safety
+/// As [`fork_with`].
+pub(crate) unsafe fn fork_inside(
+    container: BorrowedFd<'_>,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<Forked> {
+    let own = rustix::fs::open(
+        "/proc/self/ns/pid",
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    // Of a PID namespace that was entered, only children to come are members (setns(2)).
+    let pid_namespace = rustix::thread::ThreadNameSpaceType::PROCESS_ID;
+    rustix::thread::move_into_thread_name_spaces(container, pid_namespace)?;
+    // SAFETY: the caller's promise.
+    let forked = unsafe { fork_with(0, cgroup) };
+    if matches!(forked, Ok(Forked::Child)) {
+        return forked;
+    }
+    let back = rustix::thread::LinkNameSpaceType::ProcessID;
+    if let Err(error) = rustix::thread::move_into_link_name_space(own.as_fd(), Some(back)) {
+        // Whatever was started from now on would be inside this container.
+        eprintln!("spawner: it does not leave a container's PID namespace: {error}");
+        exit_now(1);
+    }
+    forked
+}
+
+/// Executes this program once more from a read-only mount of its own file, with the same arguments and environment. Returns at once if it
+/// runs from one already.
+///
+/// Whoever a child of this process becomes could otherwise write to the file through `/proc/<pid>/exe` (CVE-2019-5736).
+pub(crate) fn run_from_read_only_mount() -> io::Result<()> {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    use std::os::unix::ffi::OsStringExt;
+    let exe = "/proc/self/exe";
+    if rustix::fs::statvfs(exe)?
+        .f_flag
+        .contains(rustix::fs::StatVfsMountFlags::RDONLY)
+    {
+        return Ok(());
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let copy = open_tree(rustix::fs::CWD, exe, flags)?;
+    set_mount_attributes(copy.as_fd(), libc::MOUNT_ATTR_RDONLY, false)?;
+    let strings = |texts: Vec<std::ffi::OsString>| -> io::Result<Vec<CString>> {
+        let strings = texts.into_iter().map(|t| CString::new(t.into_vec()));
+        Ok(strings.collect::<Result<_, _>>()?)
+    };
+    let argv = strings(std::env::args_os().collect())?;
+    let env = std::env::vars_os().map(|(mut entry, value)| {
+        entry.push("=");
+        entry.push(value);
+        entry
+    });
+    let env = strings(env.collect())?;
+    let (argv, env) = (pointers(&argv), pointers(&env));
+    // SAFETY: the path is an empty C string; both arrays are null-terminated and point at strings that outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            copy.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    Err(io::Error::last_os_error())
+}
+
 /// fork(2). `Ok(None)` in the child.
 ///
 /// # Safety
@@ -105,15 +178,17 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// An array as execve(2) wants it.
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings
+        .iter()
+        .map(|s| s.as_ptr())
+        .chain([std::ptr::null()])
+        .collect()
+}
+
 /// execve(2); returns only with an error.
 pub(crate) fn exec(program: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
-    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
-        strings
-            .iter()
-            .map(|s| s.as_ptr())
-            .chain([std::ptr::null()])
-            .collect()
-    };
     let (argv, env) = (pointers(argv), pointers(env));
     // SAFETY: both arrays are null-terminated and point at strings that outlive the call.
     unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr()) };

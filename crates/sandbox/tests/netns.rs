@@ -175,6 +175,26 @@ fn without_ipv6_its_connects_fail_at_once_but_its_loopback_works() {
 }
 
 #[test]
+fn ipv6_can_be_added_later() {
+    let redirect = Redirect {
+        tcp_port: 64001,
+        dns_port: 64053,
+        ipv6: false,
+    };
+    let ns = netns::create(redirect).unwrap();
+    let listener = netns::listen_tcp(ns.as_fd(), "[::1]:64001".parse().unwrap()).unwrap();
+    let listener = blocking(listener);
+    for _ in 0..3 {
+        netns::add_ipv6(ns.as_fd(), redirect).unwrap();
+        inside(&ns, || connect("[2001:db8::5]:443")).unwrap();
+        let (stream, from) = listener.accept().unwrap();
+        assert_eq!(from.ip(), ADDRESS_V6);
+        let destination = netns::original_destination(stream.as_fd()).unwrap();
+        assert_eq!(destination, "[2001:db8::5]:443".parse().unwrap());
+    }
+}
+
+#[test]
 fn a_prepared_socket_can_be_tried_until_somebody_listens() {
     let ns = namespace(false);
     let (v4, v6) = netns::tcp_sockets(ns.as_fd(), 1, 1).unwrap();
@@ -258,4 +278,40 @@ fn making_one_is_refused_with_a_reason_when_the_rules_cannot_be_set() {
     .unwrap();
     assert_eq!(error.kind(), ErrorKind::PermissionDenied);
     assert!(error.to_string().contains("root"), "{error}");
+}
+
+#[test]
+fn listeners_are_seen_without_being_touched() {
+    let ns = namespace(false);
+    let _known = netns::listen_tcp(ns.as_fd(), "127.0.0.1:64001".parse().unwrap()).unwrap();
+    let mut listeners = netns::Listeners::open(ns.as_fd(), 64001).unwrap();
+    assert!(!listeners.is_listening(8080).unwrap());
+    for addr in ["127.0.0.1:8080", "0.0.0.0:8080", "[::1]:8080", "[::]:8080"] {
+        let listener = netns::listen_tcp(ns.as_fd(), addr.parse().unwrap()).unwrap();
+        assert!(listeners.is_listening(8080).unwrap(), "{addr}");
+        assert!(!listeners.is_listening(8081).unwrap(), "{addr}");
+        let ports: Vec<u16> = listeners.ports().unwrap().into_iter().collect();
+        assert_eq!(ports, [8080, 64001], "{addr}");
+        // Nobody has knocked.
+        assert_eq!(
+            listener.accept().unwrap_err().kind(),
+            ErrorKind::WouldBlock,
+            "{addr}"
+        );
+    }
+    // Bound, or connected from there, is not listening.
+    let taken = inside(&ns, || TcpListener::bind("127.0.0.1:9000").unwrap());
+    let addr: SocketAddr = "127.0.0.1:9000".parse().unwrap();
+    let client = inside(&ns, || TcpStream::connect(addr).unwrap());
+    let local = client.local_addr().unwrap().port();
+    assert!(!listeners.is_listening(local).unwrap());
+    drop(taken);
+    assert!(!listeners.is_listening(9000).unwrap());
+}
+
+#[test]
+fn a_kernel_that_knows_no_listener_is_not_asked() {
+    let ns = namespace(false);
+    let error = netns::Listeners::open(ns.as_fd(), 64001).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
 }

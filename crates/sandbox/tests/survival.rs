@@ -280,3 +280,40 @@ async fn a_start_that_cannot_work_says_why() {
     let error = Spawner::start(config).await.unwrap_err().to_string();
     assert!(error.contains("../escape"), "{error}");
 }
+
+#[tokio::test]
+async fn a_frozen_container_stands_still_and_runs_again_also_when_the_daemon_dies() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let dir = place.path("shared");
+    let count = dir.join("count");
+    let (spec, fds) = place.container(
+        "c",
+        "echo ready; n=0; while :; do n=$((n+1)); echo $n > /tmp/shared/count; sleep 0.001; done",
+    );
+    let spec = wharf_sandbox::ProcessSpec {
+        mounts: vec![support::bind(&dir, "/tmp/shared", false)],
+        ..spec
+    };
+    let process = spawner.spawn(&spec, fds).await.unwrap();
+    assert_eq!(support::first_line(&process).await, "ready");
+    until("it counts", || count.exists()).await;
+    let look = || std::fs::read_to_string(&count).unwrap();
+    spawner.freeze("c").await.unwrap();
+    let at = look();
+    // Long enough for dozens of rounds of one that runs.
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert_eq!(look(), at);
+    spawner.thaw("c").await.unwrap();
+    until("it counts on", || look() != at).await;
+
+    spawner.freeze("c").await.unwrap();
+    let at = look();
+    drop(spawner);
+    until("it counts on without a daemon", || look() != at).await;
+    let (spawner, _) = place.start_with(20_000).await;
+    spawner.freeze("c").await.unwrap();
+    spawner.kill("c").await.unwrap();
+    assert_eq!(spawner.wait("c").await.unwrap().code, 137);
+    place.finish(spawner).await;
+}

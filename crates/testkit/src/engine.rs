@@ -2,11 +2,12 @@
 
 use crate::{Place, busybox, eventually};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use wharf_engine::{Create, Engine, EngineConfig, Owner};
+use std::path::{Path, PathBuf};
+use wharf_engine::{Create, Engine, EngineConfig, Owner, StartOptions};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Networks};
 use wharf_sandbox::{Limits, Spawner};
+use wharf_snapshot::{SnapshotConfig, Snapshots};
 
 /// Everything that outlives one engine.
 pub struct World {
@@ -33,6 +34,23 @@ impl World {
             .import_rootfs("busybox:latest", busybox::tar().as_slice())
             .unwrap();
         World { place, images }
+    }
+
+    /// Another image, of a root file system's tar.
+    pub fn import(&self, name: &str, tar: &Path) {
+        let tar = std::fs::File::open(tar).unwrap();
+        self.images.import_rootfs(name, tar).unwrap();
+    }
+
+    /// An empty store of snapshots, or what an earlier one left; of at most 64 MiB an owner, for an hour.
+    pub fn snapshots(&self) -> Snapshots {
+        let config = SnapshotConfig {
+            max_bytes: 32 << 20,
+            owner_bytes: 64 << 20,
+            ttl_ms: 3_600_000,
+            offer_ms: 60_000,
+        };
+        Snapshots::open(&self.place.path("snapshots"), config).unwrap()
     }
 
     /// Where the engine keeps its instances.
@@ -146,5 +164,8 @@ pub fn shell(owner: &Owner, name: &str, script: &str) -> Create {
         limits: Limits::default(),
         network: None,
         application: None,
+        volumes: Vec::new(),
+        snapshot: None,
+        start: StartOptions::default(),
     }
 }

@@ -319,6 +319,21 @@ fn describe(status: &Value, now: Duration) -> String {
             lines.push(format!("  error: {error}"));
         }
     }
+    let snapshots = list("snapshots");
+    if !snapshots.is_empty() {
+        lines.push(String::new());
+        lines.push("SNAPSHOTS OF             COUNT    MIB      SHARED MIB".to_owned());
+    }
+    for s in snapshots {
+        let mib = |key: &str| s[key].as_u64().unwrap_or_default().div_ceil(1 << 20);
+        lines.push(format!(
+            "{:<24} {:<8} {:<8} {}",
+            text(&s["owner"]),
+            text(&s["count"]),
+            mib("bytes"),
+            mib("shared_bytes")
+        ));
+    }
     let refusals = list("refusals");
     if !refusals.is_empty() {
         lines.push(String::new());

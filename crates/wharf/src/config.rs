@@ -18,6 +18,7 @@ pub(crate) struct Config {
     pub(crate) control: Control,
     pub(crate) workerd: Workerd,
     pub(crate) containers: Containers,
+    pub(crate) snapshots: Snapshots,
     pub(crate) network: Network,
     pub(crate) node: Node,
 }
@@ -58,6 +59,14 @@ pub(crate) struct Containers {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(crate) struct Snapshots {
+    pub(crate) ttl_hours: u64,
+    pub(crate) max_mib: u64,
+    pub(crate) script_mib: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(crate) struct Network {
     pub(crate) pool_size: usize,
     pub(crate) hold_ms: u64,
@@ -81,6 +90,7 @@ impl Default for Config {
             control: Control::default(),
             workerd: Workerd::default(),
             containers: Containers::default(),
+            snapshots: Snapshots::default(),
             network: Network::default(),
             node: Node::default(),
         }
@@ -125,6 +135,16 @@ impl Default for Containers {
             stop_grace_ms: 10_000,
             log_bytes: 1 << 20,
             orphan_grace_ms: 60_000,
+        }
+    }
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Snapshots {
+            ttl_hours: 720,
+            max_mib: 10_240,
+            script_mib: 51_200,
         }
     }
 }
@@ -189,6 +209,14 @@ stop_grace_ms = 10000
 log_bytes = 1048576
 # After the daemon died: how long containers live on without it, and how long an adopted one is kept when its object does not wake, milliseconds.
 orphan_grace_ms = 60000
+
+[snapshots]
+# A snapshot that has not been restored for so long is removed, hours (720: thirty days, as on Cloudflare).
+ttl_hours = 720
+# Most of one snapshot, MiB. What it shares with its image does not count.
+max_mib = 10240
+# Most of all snapshots of one Worker, MiB.
+script_mib = 51200
 
 [network]
 # Network namespaces kept ready.

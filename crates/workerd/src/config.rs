@@ -13,8 +13,10 @@
 //!   rpc-0.sock rpc-1.sock     what other scripts' service bindings reach: the default entrypoint, then named ones
 //!   svc-0.sock ...            this script's bindings to other scripts; the daemon listens
 //!   docker.sock               the container engine; the daemon listens
+//!   engine.sock               what workerd does not send to the engine (`prelude`); the daemon listens
 //! ```
 
+use crate::prelude;
 use crate::text::{quote, quote_list};
 use crate::{CF_BLOB_HEADER, Desired, FORWARDED_PROTO_HEADER};
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,7 +99,7 @@ pub struct Plan {
     pub entries: BTreeMap<Entry, String>,
     /// Bindings to other scripts.
     pub outgoing: Vec<Outgoing>,
-    /// Whether the process needs a Docker socket.
+    /// Whether the process needs the engine's sockets.
     pub containers: bool,
 }
 
@@ -179,6 +181,13 @@ pub fn plan(
         services.push(format!(
             "(name = \"storage\", disk = (path = {}, writable = true))",
             quote_path(storage)?
+        ));
+    }
+    if has_prelude(version) {
+        services.push(format!(
+            "(name = {}, external = (address = {}, http = ()))",
+            quote(prelude::ENGINE_SOCKET),
+            unix(place, prelude::ENGINE_SOCKET)?
         ));
     }
     for outgoing in &plan.outgoing {
@@ -294,8 +303,17 @@ fn path_text(path: &Path) -> Result<&str, ConfigError> {
 
 fn worker(desired: &Desired, place: &Place, plan: &mut Plan) -> Result<String, ConfigError> {
     let version = &desired.version;
-    let modules = modules(version, plan)?;
+    let mut modules = modules(version, plan)?;
     let mut bindings = Vec::new();
+    if has_prelude(version) {
+        let before = prelude_modules(desired)?;
+        modules.splice(0..0, before);
+        bindings.push(format!(
+            "(name = {}, service = {})",
+            quote(prelude::BINDING),
+            quote(prelude::ENGINE_SOCKET)
+        ));
+    }
     for binding in &version.bindings {
         let value = binding_value(binding, desired, plan)?;
         bindings.push(format!("(name = {}, {value})", quote(binding.name())));
@@ -350,6 +368,44 @@ fn worker(desired: &Desired, place: &Place, plan: &mut Plan) -> Result<String, C
     }
     out.push_str("))");
     Ok(out)
+}
+
+/// Whether the upload gets modules before its own. Only an ES module exports classes by name.
+fn has_prelude(version: &Version) -> bool {
+    let es =
+        |m: &wharf_model::Module| m.name == version.main_module && m.kind == ModuleKind::EsModule;
+    !version.container_classes.is_empty() && version.modules.iter().any(es)
+}
+
+fn prelude_modules(desired: &Desired) -> Result<[String; 2], ConfigError> {
+    let version = &desired.version;
+    for name in [prelude::MAIN, prelude::CARRY] {
+        if version.modules.iter().any(|m| m.name == name) {
+            return Err(ConfigError(format!(
+                "the module name \"{name}\" is Wharf's own; give that module another name"
+            )));
+        }
+    }
+    if version
+        .bindings
+        .iter()
+        .any(|b| b.name() == prelude::BINDING)
+    {
+        return Err(ConfigError(format!(
+            "the binding name \"{}\" is Wharf's own; give that binding another name",
+            prelude::BINDING
+        )));
+    }
+    let classes = version.container_classes.iter().filter_map(|class| {
+        let namespace = desired.namespaces.get(class)?;
+        Some((class.as_str(), namespace.unique_key.as_str()))
+    });
+    let main = prelude::main_module(&version.main_module, classes);
+    Ok([
+        (prelude::MAIN, main.as_str()),
+        (prelude::CARRY, prelude::CARRY_TEXT),
+    ]
+    .map(|(name, text)| format!("(name = {}, esModule = {})", quote(name), quote(text))))
 }
 
 fn compatibility_date(version: &Version) -> &str {

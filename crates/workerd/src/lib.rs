@@ -10,6 +10,7 @@ pub mod config;
 mod folder;
 mod machine;
 mod output;
+pub mod prelude;
 mod process;
 mod relay;
 mod rpc;
@@ -45,13 +46,23 @@ pub struct Desired {
 /// A Docker API socket that closes when this is dropped.
 pub type DockerSocket = Box<dyn Any + Send + Sync>;
 
+/// Where the engine is reached by one process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnginePaths {
+    /// The Docker API that workerd calls.
+    pub docker: PathBuf,
+    /// What the prelude tells and asks: labels, and for how long an idle container is kept.
+    pub prelude: PathBuf,
+}
+
 /// What the supervisor needs from the daemon around it.
 pub trait Sockets: Send + Sync + 'static {
-    /// Opens the Docker API socket for one process of a script at `path` (connectable by `uid`); it closes when the result is dropped.
+    /// Opens the engine's sockets for one process of a script (connectable by `uid`); they close when the result is dropped, which is
+    /// when the process has ended.
     fn docker(
         &self,
         script: &str,
-        path: PathBuf,
+        paths: EnginePaths,
         uid: u32,
     ) -> Pin<Box<dyn Future<Output = std::io::Result<DockerSocket>> + Send + '_>>;
     /// Path of a blob (module or asset) by its hash.

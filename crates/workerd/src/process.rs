@@ -7,7 +7,7 @@ use crate::folder::{self, Folder, FolderError};
 use crate::output::Output;
 use crate::relay;
 use crate::supervisor::Inner;
-use crate::{Desired, config::ConfigError};
+use crate::{Desired, EnginePaths, config::ConfigError, prelude};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -148,7 +148,7 @@ pub(crate) struct Process {
     output: Output,
     pumps: tokio::task::JoinSet<()>,
     /// Held until the process has ended.
-    _docker: Option<crate::DockerSocket>,
+    docker: Option<crate::DockerSocket>,
     docker_socket: PathBuf,
     _relays: relay::Relays,
     _folder: Folder,
@@ -172,13 +172,12 @@ impl Process {
         } = prepared;
         let dir = folder.path().to_owned();
         let docker_socket = dir.join("docker.sock");
+        let paths = EnginePaths {
+            docker: docker_socket.clone(),
+            prelude: dir.join(prelude::ENGINE_SOCKET),
+        };
         let docker = match (plan.containers, purpose) {
-            (true, Purpose::Serve) => Some(
-                inner
-                    .sockets
-                    .docker(script, docker_socket.clone(), uid)
-                    .await?,
-            ),
+            (true, Purpose::Serve) => Some(inner.sockets.docker(script, paths, uid).await?),
             _ => None,
         };
         let relays = match purpose {
@@ -229,7 +228,7 @@ impl Process {
             id,
             output: Output::default(),
             pumps: tokio::task::JoinSet::new(),
-            _docker: docker,
+            docker,
             docker_socket,
             _relays: relays,
             _folder: folder,
@@ -354,6 +353,8 @@ impl Process {
     async fn conclude(&mut self, exit: Result<Exit, SpawnError>) -> String {
         self.running.draining.cancel();
         self.running.closing.cancel();
+        // Before anybody hears of the end: what the next process asks for must not look forgotten.
+        self.docker = None;
         let pumps = async { while self.pumps.join_next().await.is_some() {} };
         let bound = std::time::Duration::from_millis(OUTPUT_MS);
         if tokio::time::timeout(bound, pumps).await.is_err() {

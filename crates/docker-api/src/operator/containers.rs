@@ -1,6 +1,7 @@
 //! Containers of the whole node, to look at.
 
 use super::Operator;
+use super::filters::Filters;
 use crate::errors::ApiError;
 use crate::json as docker_json;
 use crate::script::is_true;
@@ -14,11 +15,25 @@ use wharf_engine::{Inspect, Owner, lifecycle};
 pub(super) async fn list(
     State(op): State<Operator>,
     Query(query): Query<BTreeMap<String, String>>,
-) -> Json<Value> {
-    let all = is_true(query.get("all").map(String::as_str));
+) -> Result<Json<Value>, ApiError> {
+    let filters = Filters::parse(query.get("filters").map(String::as_str))?;
+    let all = is_true(query.get("all").map(String::as_str)) || filters.wants_ended();
+    let ancestors = filters.ancestors().to_vec();
+    let images = op.images.clone();
+    let image_ids = super::blocking(move || {
+        // One that is not here is nobody's ancestor by its id; it may be by its name.
+        let resolved = ancestors
+            .iter()
+            .filter_map(|name| images.resolve(name).ok());
+        Ok(resolved.map(|image| image.id.as_str().to_owned()).collect())
+    });
+    let image_ids: Vec<String> = image_ids.await?;
     let instances = op.engine.list(None).await;
-    let rows = instances.iter().filter(|i| all || is_running(i));
-    Json(rows.map(summary).collect::<Vec<_>>().into())
+    let rows = instances
+        .iter()
+        .filter(|i| (all || is_running(i)) && filters.allow(i, &image_ids));
+    // Docker: the newest first.
+    Ok(Json(rows.rev().map(summary).collect::<Vec<_>>().into()))
 }
 
 pub(super) async fn logs(
@@ -51,6 +66,10 @@ fn summary(instance: &Inspect) -> Value {
         "State": state,
         "Status": status,
         "Labels": instance.labels,
+        "Ports": [],
+        "Mounts": [],
+        "HostConfig": { "NetworkMode": "default" },
+        "NetworkSettings": { "Networks": {} },
     })
 }
 

@@ -2,23 +2,38 @@
 
 use super::{Operator, blocking};
 use crate::errors::ApiError;
-use axum::Json;
+use crate::storage::{Storage, is_snapshot};
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use wharf_image::{Image, ImageError, ImageStore};
+use std::sync::Arc;
+use wharf_image::{Image, ImageError, ImageStore, Reference};
 
 /// Docker's image JSON (Engine API, ImageInspect).
 fn image_json(image: &Image) -> Value {
     let config = image.config.config().as_ref();
-    let config_json = config
+    let mut config_json = config
         .and_then(|c| serde_json::to_value(c).ok())
         .unwrap_or_else(|| json!({}));
+    // Docker writes what is not set as null: templates name it.
+    for key in [
+        "Cmd",
+        "Entrypoint",
+        "Env",
+        "ExposedPorts",
+        "Labels",
+        "Volumes",
+    ] {
+        if config_json.get(key).is_none() {
+            config_json[key] = Value::Null;
+        }
+    }
     json!({
         "Id": image.id.as_str(),
         "RepoTags": image.repo_tags,
@@ -56,10 +71,14 @@ fn name_and_action<'a>(rest: &'a str, actions: &[&'static str]) -> Option<(&'a s
 
 pub(super) async fn get(
     State(op): State<Operator>,
+    Extension(storage): Extension<Arc<Storage>>,
     Path(rest): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let (name, action) =
         name_and_action(&rest, &["json", "history"]).ok_or_else(ApiError::page_not_found)?;
+    if action == "json" && is_snapshot(name) {
+        return storage.snapshot_image(name).map(Json);
+    }
     let (images, name) = (op.images.clone(), name.to_owned());
     let image = blocking(move || images.resolve(&name)).await?;
     Ok(Json(match action {
@@ -132,8 +151,12 @@ fn json_lines(lines: Vec<Value>) -> Response {
 
 pub(super) async fn delete(
     State(op): State<Operator>,
+    Extension(storage): Extension<Arc<Storage>>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
+    if is_snapshot(&name) {
+        return storage.remove_snapshot_image(&name).await.map(Json);
+    }
     let removed = blocking(move || op.images.remove(&name)).await?;
     let lines: Vec<Value> = removed
         .into_iter()
@@ -170,12 +193,21 @@ pub(super) async fn create(
         Some(tag) => format!("{name}:{tag}"),
         None => name.clone(),
     };
+    if is_egress_proxy(&name) {
+        let text = "Status: not pulled: interception of outbound traffic is a part of this node";
+        return Ok(json_lines(vec![json!({"status": text})]));
+    }
     let shown = name.clone();
     let image = blocking(move || op.images.resolve(&name)).await?;
     Ok(json_lines(vec![
         json!({"status": format!("Digest: {}", image.manifest)}),
         json!({"status": format!("Status: Image is up to date for {shown}")}),
     ]))
+}
+
+/// The image of workerd's network sidecar, which `wrangler dev` pulls (contract: wrangler, section 4). Here it is no image.
+fn is_egress_proxy(name: &str) -> bool {
+    Reference::parse(name).is_ok_and(|it| it.familiar().starts_with("cloudflare/proxy-everything"))
 }
 
 /// Media type and bytes of an image's manifest in this node's registry.

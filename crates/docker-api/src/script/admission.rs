@@ -3,7 +3,7 @@
 //! | | a script's workerd | the operator |
 //! |---|---|---|
 //! | names | `workerd-<uniqueKey>-<object id>`, and `-proxy` after it for the sidecar | any |
-//! | image | its application's | any that is here |
+//! | image | its application's, or its own snapshots of that | any that is here |
 //! | limits | its application's, or lower | as asked |
 //! | variables | real values for workerd's placeholders | as asked |
 //! | network | its sidecar's | as asked |
@@ -11,11 +11,13 @@
 
 use super::create::{Body, environment, limits, no_image, object_of};
 use super::sidecar::{INGRESS_PORT, sidecar_of};
-use super::{APPLICATION_IMAGE, ApplicationInfo, Applications};
+use super::start_options::Carried;
+use super::{APPLICATION_IMAGE, Applications};
 use crate::errors::ApiError;
+use crate::storage::is_snapshot;
 use http::StatusCode;
 use std::sync::Arc;
-use wharf_engine::{Application, Limits};
+use wharf_engine::{Application, Engine, Limits, StartOptions};
 
 /// Who calls.
 pub(crate) enum Admission {
@@ -36,11 +38,18 @@ pub(crate) struct Admitted {
     pub(crate) env: Vec<String>,
     pub(crate) limits: Limits,
     pub(crate) application: Option<Application>,
+    pub(crate) start: StartOptions,
 }
 
 impl Admission {
     /// Decides about a create of a container that is no sidecar.
-    pub(crate) async fn admit(&self, name: &str, body: &Body) -> Result<Admitted, ApiError> {
+    pub(crate) async fn admit(
+        &self,
+        engine: &Engine,
+        name: &str,
+        body: &Body,
+        carried: Carried,
+    ) -> Result<Admitted, ApiError> {
         let env = body.env.clone().unwrap_or_default();
         let host = body.host_config.as_ref();
         let asked = body.image.as_deref().unwrap_or_default();
@@ -54,6 +63,7 @@ impl Admission {
                 env,
                 limits: limits(&Limits::default(), host),
                 application: None,
+                start: StartOptions::default(),
             });
         };
         let (unique_key, object_id) = object_of(name).ok_or_else(|| {
@@ -67,30 +77,27 @@ impl Admission {
             tracing::warn!(script, reason, "no container for an object");
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason)
         })?;
-        if asked != APPLICATION_IMAGE && asked != application.image {
+        let may = asked == APPLICATION_IMAGE || asked == application.image || is_snapshot(asked);
+        if !may {
             return Err(no_image(&format!(
                 "{asked} (application \"{}\" may not use it)",
                 application.name
             )));
         }
-        let env = environment(env, &application, object_id);
-        let ApplicationInfo {
-            id,
-            name,
-            image,
-            limits: most,
-            max_instances,
-            ..
-        } = application;
+        let counted = Application {
+            id: application.id.clone(),
+            name: application.name.clone(),
+            max_instances: application.max_instances,
+        };
+        let most = carried
+            .limits(&application)
+            .inspect_err(|error| engine.refuse(&counted, &error.message))?;
         Ok(Admitted {
-            image,
-            env,
+            env: environment(env, &application, object_id),
             limits: limits(&most, host),
-            application: Some(Application {
-                id,
-                name,
-                max_instances,
-            }),
+            image: application.image,
+            application: Some(counted),
+            start: carried.into_start(),
         })
     }
 

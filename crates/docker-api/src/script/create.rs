@@ -1,12 +1,15 @@
 //! `POST /containers/create`: which of workerd's three kinds of container it is, and how it comes to its network, command and labels.
 
 use super::admission::{Admission, Admitted};
+use super::start_options::Carried;
 use super::{ASKED_IMAGE_LABEL, Answer, ApplicationInfo, Context, Shared};
 use crate::errors::ApiError;
-use axum::Json;
+use crate::peer::Peer;
+use crate::storage::{HelperBody, is_snapshot};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Query, State};
 use axum::response::IntoResponse;
+use axum::{Extension, Json};
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
@@ -51,24 +54,46 @@ pub(crate) struct HostConfig {
     privileged: Option<bool>,
 }
 
+impl Body {
+    fn as_helper(&self) -> HelperBody<'_> {
+        let host = self.host_config.as_ref();
+        HelperBody {
+            entrypoint: self.entrypoint.as_deref().unwrap_or_default(),
+            cmd: self.cmd.as_deref().unwrap_or_default(),
+            binds: host.and_then(|h| h.binds.as_deref()).unwrap_or_default(),
+        }
+    }
+}
+
 pub(crate) async fn create(
     State(shared): Context,
     Query(query): Query<CreateQuery>,
+    peer: Option<Extension<Peer>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
-    let body: Body = super::parse(body)?;
+    let mut body: Body = super::parse(body)?;
     let name = match query.name.filter(|name| !name.is_empty()) {
         Some(name) => name,
-        // workerd's nameless helper containers copy volumes for it.
-        None if matches!(shared.admission, Admission::Script { .. }) => {
-            return Err(ApiError::unsupported("snapshotDirectory()"));
+        None => {
+            if let Some(helper) = shared.storage.create_helper(body.as_helper()) {
+                return Ok(helper);
+            }
+            if matches!(shared.admission, Admission::Script { .. }) {
+                return Err(ApiError::unsupported("a container without a name"));
+            }
+            format!("c-{}", &uuid::Uuid::new_v4().simple().to_string()[..12])
         }
-        None => format!("c-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]),
     };
     if shared.admission.is_sidecar(&name, &body) {
-        return shared.create_sidecar(&name).await;
+        let created = shared.create_sidecar(&name).await?;
+        shared.tie_sidecar(&name, peer.map(|Extension(peer)| peer));
+        return Ok(created);
     }
-    let id = create_container(&shared, name, body).await?;
+    let carried = Carried::take(body.env.get_or_insert_default())?;
+    let token = carried.token();
+    let id = create_container(&shared, name.clone(), body, carried)
+        .await
+        .inspect_err(|error| shared.note_failure(&name, token, error))?;
     Ok((
         StatusCode::CREATED,
         Json(json!({ "Id": id, "Warnings": [] })),
@@ -76,7 +101,12 @@ pub(crate) async fn create(
         .into_response())
 }
 
-async fn create_container(shared: &Shared, name: String, body: Body) -> Result<String, ApiError> {
+async fn create_container(
+    shared: &Shared,
+    name: String,
+    body: Body,
+    carried: Carried,
+) -> Result<String, ApiError> {
     if let Some(host) = &body.host_config {
         refuse_unsupported(host)?;
     }
@@ -85,8 +115,30 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
         env,
         limits,
         application,
-    } = shared.admission.admit(&name, &body).await?;
+        start,
+    } = shared
+        .admission
+        .admit(&shared.engine, &name, &body, carried)
+        .await?;
+    let mut image = image;
+    let mut snapshot = None;
+    if let Some(asked) = body.image.as_deref().filter(|asked| is_snapshot(asked)) {
+        let (found, base) = shared.storage.to_start(asked).await?;
+        if let Admission::Operator = shared.admission {
+            image = base;
+        }
+        snapshot = Some(found);
+    }
     let host = body.host_config.unwrap_or_default();
+    let mounts = host.mounts.as_deref().unwrap_or_default();
+    let volumes = shared.storage.mounts(mounts).await.inspect_err(|error| {
+        // workerd tells the Worker no more than that its container failed to start.
+        tracing::warn!(
+            name,
+            reason = error.message,
+            "a container's mounts are refused"
+        );
+    })?;
     let mode = host.network_mode.as_deref().unwrap_or_default();
     let (network, of_workerd) = network(shared, &name, mode).await?;
     let asked = body.image.unwrap_or_default();
@@ -113,6 +165,9 @@ async fn create_container(shared: &Shared, name: String, body: Body) -> Result<S
         limits,
         network: Some(network),
         application,
+        volumes,
+        snapshot,
+        start,
     };
     match shared.engine.create(request.clone()).await {
         Err(EngineError::Conflict(text)) if of_workerd => {
@@ -188,10 +243,7 @@ fn refuse_unsupported(host: &HostConfig) -> Result<(), ApiError> {
         list.is_some_and(|list| !list.is_empty())
     }
     let refused = [
-        (
-            any(host.mounts.as_ref()) || any(host.binds.as_ref()),
-            "start({directorySnapshots}) (volumes)",
-        ),
+        (any(host.binds.as_ref()), "binding directories (-v)"),
         (any(host.cap_add.as_ref()), "adding capabilities"),
         (any(host.devices.as_ref()), "passing devices"),
         (any(host.security_opt.as_ref()), "SecurityOpt"),
@@ -271,6 +323,7 @@ mod tests {
                 memory_bytes: Some(1 << 28),
                 ..Limits::default()
             },
+            disk_mb: None,
             max_instances: 3,
             variables: variables.iter().map(owned).collect(),
         }

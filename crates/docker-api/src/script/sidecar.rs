@@ -4,13 +4,14 @@ use super::admission::Admission;
 use super::{Answer, Shared};
 use crate::errors::ApiError;
 use crate::json;
+use crate::peer::Peer;
 use axum::Json;
 use axum::response::IntoResponse;
 use http::StatusCode;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
@@ -25,6 +26,8 @@ struct Entry {
     sidecar: Sidecar,
     /// Dropped with the entry: whoever waits for the removal sees that.
     removal: watch::Sender<()>,
+    /// Whether it goes with the process that uses it.
+    tied: bool,
 }
 
 /// One sidecar.
@@ -83,6 +86,7 @@ impl Sidecars {
         let entry = map.entry(name.to_owned()).or_insert_with(|| Entry {
             sidecar,
             removal: watch::Sender::new(()),
+            tied: false,
         });
         (entry.sidecar.clone(), new)
     }
@@ -96,9 +100,39 @@ impl Sidecars {
         }
     }
 
+    /// The container that it was made for does not come. The next start makes a sidecar of its own.
+    pub(crate) fn give_up(&self, name: &str, reason: &str) {
+        if let Some(entry) = self.map().get(name) {
+            let network = &entry.sidecar.network;
+            network.set_target(wharf_net::Target::Ended(reason.into()));
+        }
+    }
+
     pub(crate) fn remove(&self, name: &str) -> Result<(), ApiError> {
         let removed = self.map().remove(name);
         removed.map(drop).ok_or_else(|| missing(name))
+    }
+
+    /// Takes it away when the process that uses it ends. On the operator's socket nothing else would, when that process is killed.
+    fn tie(self: &Arc<Self>, name: &str, peer: Peer) {
+        let id = match self.map().get_mut(name) {
+            Some(entry) if !entry.tied => {
+                entry.tied = true;
+                entry.sidecar.id.clone()
+            }
+            _ => return,
+        };
+        let (sidecars, name) = (self.clone(), name.to_owned());
+        tokio::spawn(async move {
+            if let Err(error) = peer.ended().await {
+                tracing::warn!(name, %error, "the process of a network cannot be watched: the network stays until it is removed");
+                return;
+            }
+            let mut map = sidecars.map();
+            if map.get(&name).is_some_and(|entry| entry.sidecar.id == id) {
+                map.remove(&name);
+            }
+        });
     }
 
     /// Ends with the removal.
@@ -138,8 +172,16 @@ impl Shared {
         let container = sidecar_of(name).unwrap_or(name);
         let network = self.engine.network(&self.owner, container).await;
         let network = network.map_err(|_| missing(name))?;
+        self.networks.claim(&network);
         // Kept: workerd uses it again for the next start, after the container has gone.
         Ok(self.sidecars.insert(name, Sidecar::new(network, true)).0)
+    }
+
+    /// Ties a sidecar to the process that asked for it, unless the socket itself goes with the process.
+    pub(crate) fn tie_sidecar(&self, name: &str, peer: Option<Peer>) {
+        if let (Admission::Operator, Some(peer)) = (&self.admission, peer) {
+            self.sidecars.tie(name, peer);
+        }
     }
 
     /// `POST /containers/create?name=<C>-proxy`: a network from the pool. Its arguments (ports, gateway) are workerd's wishes to a program that does not exist here.

@@ -4,6 +4,9 @@ use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
+/// How long each process of the simulation may run.
+const TIMEOUT_MS: u64 = 9000;
+
 /// What a caller or the world does next. The world's answers apply only if something is outstanding.
 #[derive(Debug, Clone)]
 enum Step {
@@ -15,6 +18,7 @@ enum Step {
     SpawnAnswers(bool),
     ProcessEnds(i32),
     TimerFires,
+    TimeIsOver,
     StaleEvents,
     CleanUpDone,
 }
@@ -29,6 +33,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => proptest::bool::weighted(0.8).prop_map(Step::SpawnAnswers),
         3 => (0..256i32).prop_map(Step::ProcessEnds),
         2 => Just(Step::TimerFires),
+        1 => Just(Step::TimeIsOver),
         1 => Just(Step::StaleEvents),
         2 => Just(Step::CleanUpDone),
     ]
@@ -44,6 +49,9 @@ struct World {
     live: Option<u64>,
     kill_asked: bool,
     timers: Vec<u64>,
+    /// Of which start the time is bounded.
+    bounded: Option<u64>,
+    timed_out: Vec<u64>,
     cleaning: bool,
     spawns: u64,
     last_exit: Option<Exit>,
@@ -52,7 +60,10 @@ struct World {
 impl World {
     fn new() -> Self {
         World {
-            machine: Machine::new(State::Created, 7, 15),
+            machine: Machine::new(State::Created, 7, 15).with_hard_timeout(Some(HardTimeout {
+                ms: TIMEOUT_MS,
+                grace_ms: 5,
+            })),
             next_token: 0,
             asked: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -60,6 +71,8 @@ impl World {
             live: None,
             kill_asked: false,
             timers: Vec::new(),
+            bounded: None,
+            timed_out: Vec::new(),
             cleaning: false,
             spawns: 0,
             last_exit: None,
@@ -106,6 +119,14 @@ impl World {
                 self.kill_asked = true;
             }
             Effect::ArmTimer { generation, .. } => self.timers.push(generation),
+            Effect::ArmHardTimeout { generation, ms } => {
+                assert_eq!((self.live, ms), (Some(generation), TIMEOUT_MS));
+                self.bounded = Some(generation);
+            }
+            Effect::NoteHardTimeout { ms } => {
+                assert_eq!(ms, TIMEOUT_MS);
+                self.timed_out.push(self.machine.generation());
+            }
             Effect::Persist => {}
             Effect::Forget { generation } => {
                 assert_eq!(generation, self.machine.generation());
@@ -149,11 +170,19 @@ impl World {
             }
             Step::Stop(grace_ms) => {
                 let grace_ms = *grace_ms;
-                self.ask(|token| Event::Stop { grace_ms, token });
+                self.ask(|token| Event::Stop {
+                    grace_ms,
+                    by: EndedBy::Stop,
+                    token,
+                });
             }
             Step::Remove(force) => {
                 let force = *force;
-                self.ask(|token| Event::Remove { force, token });
+                self.ask(|token| Event::Remove {
+                    force,
+                    by: EndedBy::Destroy,
+                    token,
+                });
             }
             Step::Wait(until) => {
                 let until = *until;
@@ -170,6 +199,16 @@ impl World {
                     self.feed(Event::GraceElapsed { generation });
                 }
             }
+            Step::TimeIsOver => {
+                if let Some(generation) = self.bounded.take() {
+                    self.feed(Event::HardTimeout { generation });
+                    assert_ne!(
+                        *self.machine.state(),
+                        State::Running,
+                        "runs beyond its time"
+                    );
+                }
+            }
             Step::StaleEvents => {
                 let generation = self.machine.generation() - 1;
                 let before = self.machine.state().clone();
@@ -181,6 +220,7 @@ impl World {
                 self.feed(Event::Spawned { generation });
                 self.feed(Event::Exited { generation, exit });
                 self.feed(Event::GraceElapsed { generation });
+                self.feed(Event::HardTimeout { generation });
                 assert_eq!(before, *self.machine.state());
             }
             Step::CleanUpDone => self.clean_up_done(),
@@ -259,7 +299,11 @@ fn a_stop_ends_with_sigkill_when_the_process_ignores_it() {
     let mut world = World::new();
     world.step(&Step::Start);
     world.step(&Step::SpawnAnswers(true));
-    let stop = world.ask(|token| Event::Stop { grace_ms: 5, token });
+    let stop = world.ask(|token| Event::Stop {
+        grace_ms: 5,
+        by: EndedBy::Rollout,
+        token,
+    });
     assert!(!world.kill_asked);
     world.step(&Step::TimerFires);
     assert!(world.kill_asked);
@@ -272,6 +316,42 @@ fn a_stop_ends_with_sigkill_when_the_process_ignores_it() {
 }
 
 #[test]
+fn a_process_is_stopped_when_its_time_is_over() {
+    let mut world = World::new();
+    world.step(&Step::Start);
+    world.step(&Step::SpawnAnswers(true));
+    world.step(&Step::TimeIsOver);
+    assert_eq!(world.timed_out, [8]);
+    assert!(!world.kill_asked, "first the stop signal");
+    world.step(&Step::TimerFires);
+    assert!(world.kill_asked);
+    world.step(&Step::ProcessEnds(143));
+    // The next start has its own time.
+    world.step(&Step::Start);
+    world.step(&Step::SpawnAnswers(true));
+    assert_eq!(world.bounded, Some(9));
+}
+
+#[test]
+fn an_adopted_process_has_the_rest_of_its_time() {
+    let bound = HardTimeout {
+        ms: 1000,
+        grace_ms: 5,
+    };
+    for (ran_ms, left) in [(0, 1000), (400, 600), (2000, 0)] {
+        let mut machine = Machine::new(State::Running, 3, 15).with_hard_timeout(Some(bound));
+        let effects = machine.handle(Event::Adopted { ran_ms });
+        let armed = Effect::ArmHardTimeout {
+            generation: 3,
+            ms: left,
+        };
+        assert_eq!(effects, [armed]);
+    }
+    let mut unbounded = Machine::new(State::Running, 3, 15);
+    assert_eq!(unbounded.handle(Event::Adopted { ran_ms: 1 }), []);
+}
+
+#[test]
 fn a_stop_during_the_start_is_not_lost() {
     let mut machine = Machine::new(State::Created, 0, 3);
     machine.handle(Event::Start(1));
@@ -279,6 +359,7 @@ fn a_stop_during_the_start_is_not_lost() {
         machine
             .handle(Event::Stop {
                 grace_ms: 100,
+                by: EndedBy::Rollout,
                 token: 2
             })
             .is_empty()
@@ -290,6 +371,48 @@ fn a_stop_during_the_start_is_not_lost() {
         token: None
     }));
     assert_eq!(machine.state(), &State::Stopping);
+    assert_eq!(machine.ending(), Some(EndedBy::Rollout));
+}
+
+#[test]
+fn the_first_reason_for_an_end_counts_and_a_new_start_has_none() {
+    let mut machine = Machine::new(State::Created, 0, 3);
+    let exit = Exit {
+        code: 137,
+        signal: Some(9),
+        oom_killed: false,
+    };
+    machine.handle(Event::Start(1));
+    machine.handle(Event::Spawned { generation: 1 });
+    assert_eq!(machine.cause(&exit), EndedBy::Itself);
+    machine.handle(Event::Stop {
+        grace_ms: 0,
+        by: EndedBy::Stop,
+        token: 2,
+    });
+    machine.handle(Event::Remove {
+        force: true,
+        by: EndedBy::Destroy,
+        token: 3,
+    });
+    assert_eq!(machine.cause(&exit), EndedBy::Stop);
+
+    let mut machine = Machine::new(State::Created, 0, 3);
+    machine.handle(Event::Start(1));
+    machine.handle(Event::Spawned { generation: 1 });
+    // The image's own stop signal.
+    machine.handle(Event::Signal {
+        signal: 3,
+        token: 2,
+    });
+    assert_eq!(machine.cause(&exit), EndedBy::Signal);
+    machine.handle(Event::Exited {
+        generation: 1,
+        exit,
+    });
+    machine.handle(Event::Start(3));
+    machine.handle(Event::Spawned { generation: 2 });
+    assert_eq!(machine.cause(&exit), EndedBy::Itself);
 }
 
 #[test]

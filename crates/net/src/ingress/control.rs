@@ -8,28 +8,10 @@ use hyper::body::Incoming;
 
 use super::{Answer, text};
 use crate::Shared;
+use crate::egress::{self, Update};
 
 const MAX_BODY: usize = 256 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What `PUT /egress` may carry. Every part is optional, and what is absent stays as it was.
-#[derive(Debug, serde::Deserialize)]
-struct EgressUpdate {
-    port: Option<u16>,
-    dns: Option<DnsUpdate>,
-    internet: Option<InternetUpdate>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct DnsUpdate {
-    allow_hostnames: Option<Vec<String>>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct InternetUpdate {
-    enabled: Option<bool>,
-}
 
 /// The certificate of the network's authority.
 pub(super) fn get_ca(shared: &Shared) -> Answer {
@@ -58,7 +40,7 @@ pub(super) async fn put_egress(shared: &Shared, request: Request<Incoming>) -> A
             );
         }
     };
-    let update: EgressUpdate = match serde_json::from_slice(&body) {
+    let update: Update = match serde_json::from_slice(&body) {
         Ok(update) => update,
         Err(error) => {
             return text(
@@ -67,19 +49,7 @@ pub(super) async fn put_egress(shared: &Shared, request: Request<Incoming>) -> A
             );
         }
     };
-    shared.egress.send_modify(|egress| {
-        if let Some(port) = update.port {
-            egress.port = Some(port);
-        }
-        if let Some(hostnames) = update.dns.and_then(|dns| dns.allow_hostnames) {
-            egress.allow_hostnames = hostnames;
-        }
-    });
-    if let Some(internet) = update.internet.and_then(|internet| internet.enabled) {
-        shared
-            .policy
-            .send_modify(|policy| policy.internet = internet);
-    }
+    egress::apply(shared, update).await;
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = StatusCode::NO_CONTENT;
     answer

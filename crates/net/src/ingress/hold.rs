@@ -1,82 +1,55 @@
-//! How long a connection to a port that does not listen yet is held, and when it is tried again. Pure.
+//! How long a connection to a port that does not listen yet is held, and how often the port is looked at. Pure.
 //!
 //! ```text
-//!            refused, within the bound                         target: Ended
-//!   Trying ───────────────────────────> Wait(step), Trying ──────────────────> Refuse(Ended)
-//!     │  refused, bound over                     │ target changes: bound and step start anew
-//!     └──────────────────> Refuse(NotListening)  └──────────────> Trying
+//!                    arrival + bound                           Ended: refused at once
+//!  Pending (not started) ──────────────> refused     (any state) ──────────────────────> refused
+//!     │ starts
+//!     ▼            start + bound                     start + BOOT
+//!  Running ── each is held to here ──> held for AGAIN ──────────> refused at once
 //! ```
-//! A static server listens one or two milliseconds after its start, so right after a change the steps are a fraction of that;
-//! they grow for programs that take their time.
+//! The bound counts from the start of the process, not from the connection: what does not listen by then mostly never will.
+//! Programs that take longer are asked for again and again (`@cloudflare/containers` tries 67 times, 300 ms apart), so within their
+//! first minute each try is held for a moment more. That is what gives a slow program that whole minute.
 
 use std::time::Duration;
 
-use crate::Target;
+/// How long each further connection is held once the bound is over. Below the 1.5 s after which `@cloudflare/containers` 0.0.13 gives
+/// up a try for itself, without having been told that nobody listens.
+const AGAIN: Duration = Duration::from_millis(700);
+/// How long after its start a program may still be booting.
+const BOOT: Duration = Duration::from_secs(60);
+/// `@cloudflare/containers` asks for this port when the class names none, only to see whether the container is up at all, and the whole start
+/// waits for the answer. So it is not held.
+const NOBODYS_PORT: u16 = 33;
 
-/// For how long after a change the steps are fine.
+/// A static server listens a millisecond or two after its start: for so long the looks are a fraction of that apart,
 const FINE_FOR: Duration = Duration::from_millis(20);
 const FINE_STEP: Duration = Duration::from_micros(200);
-const FIRST_STEP: Duration = Duration::from_millis(1);
-const LAST_STEP: Duration = Duration::from_millis(8);
+/// and for so long one millisecond,
+const CLOSE_FOR: Duration = Duration::from_secs(2);
+const CLOSE_STEP: Duration = Duration::from_millis(1);
+/// and then two.
+const STEP: Duration = Duration::from_millis(2);
 
-/// Why a held connection is given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// The bound is over.
-    NotListening,
-    /// The process has ended.
-    Ended,
-}
-
-/// What comes after a refused dial.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Dial again after this long, or as soon as the target changes.
-    Wait(Duration),
-    /// Give up.
-    Refuse(Refusal),
-}
-
-/// One held connection. Times are since its arrival.
-#[derive(Debug)]
-pub(crate) struct Hold {
-    bound: Duration,
-    target: Target,
-    since: Duration,
-    step: Duration,
-}
-
-impl Hold {
-    pub(crate) fn new(bound: Duration, target: Target) -> Self {
-        Self {
-            bound,
-            target,
-            since: Duration::ZERO,
-            step: FIRST_STEP,
-        }
+/// For how long a connection is held that came when the process had run for `age` (`None`: has not been started). If the process starts
+/// or starts anew meanwhile, ask again.
+pub(super) fn held_for(port: u16, bound: Duration, age: Option<Duration>) -> Duration {
+    let Some(age) = age else {
+        return bound;
+    };
+    if port == NOBODYS_PORT {
+        return Duration::ZERO;
     }
+    let again = AGAIN.min(BOOT.saturating_sub(age));
+    bound.saturating_sub(age).max(again.min(bound))
+}
 
-    /// The dial at `now` was refused.
-    pub(crate) fn refused(&mut self, now: Duration, target: Target) -> Step {
-        if target != self.target {
-            self.target = target;
-            self.since = now;
-            self.step = FIRST_STEP;
-        }
-        let held = now.saturating_sub(self.since);
-        if target == Target::Ended {
-            return Step::Refuse(Refusal::Ended);
-        }
-        let left = self.bound.saturating_sub(held);
-        if left.is_zero() {
-            return Step::Refuse(Refusal::NotListening);
-        }
-        if held < FINE_FOR {
-            return Step::Wait(FINE_STEP.min(left));
-        }
-        let step = self.step;
-        self.step = (step * 2).min(LAST_STEP);
-        Step::Wait(step.min(left))
+/// The time to the next look at a port that is waited for.
+pub(super) fn next_look(age: Duration) -> Duration {
+    match age {
+        _ if age < FINE_FOR => FINE_STEP,
+        _ if age < CLOSE_FOR => CLOSE_STEP,
+        _ => STEP,
     }
 }
 
@@ -88,56 +61,58 @@ mod tests {
     const BOUND: Duration = Duration::from_secs(2);
 
     #[test]
-    fn an_ended_process_is_not_waited_for() {
-        let mut hold = Hold::new(BOUND, Target::Running);
-        let step = hold.refused(Duration::ZERO, Target::Ended);
-        assert_eq!(step, Step::Refuse(Refusal::Ended));
-    }
-
-    #[test]
-    fn the_bound_starts_anew_when_the_process_starts() {
-        let mut hold = Hold::new(BOUND, Target::Pending);
-        assert!(matches!(
-            hold.refused(BOUND / 2, Target::Pending),
-            Step::Wait(_)
-        ));
-        assert!(matches!(
-            hold.refused(BOUND - Duration::from_millis(1), Target::Running),
-            Step::Wait(_)
-        ));
-        assert!(matches!(
-            hold.refused(BOUND * 3 / 2, Target::Running),
-            Step::Wait(_)
-        ));
-        assert_eq!(
-            hold.refused(BOUND * 2, Target::Running),
-            Step::Refuse(Refusal::NotListening)
-        );
+    fn the_bound_counts_from_the_start_of_the_process() {
+        let held = |ms| held_for(8080, BOUND, Some(Duration::from_millis(ms)));
+        assert_eq!(held(0), BOUND);
+        assert_eq!(held(500), Duration::from_millis(1500));
+        assert_eq!(held(40_000), AGAIN);
+        assert_eq!(held(59_900), Duration::from_millis(100));
+        assert_eq!(held(3_600_000), Duration::ZERO);
+        assert_eq!(held_for(8080, BOUND, None), BOUND);
     }
 
     #[test]
     fn nothing_is_held_without_a_bound() {
-        let mut hold = Hold::new(Duration::ZERO, Target::Running);
         assert_eq!(
-            hold.refused(Duration::ZERO, Target::Running),
-            Step::Refuse(Refusal::NotListening)
+            held_for(8080, Duration::ZERO, Some(Duration::ZERO)),
+            Duration::ZERO
         );
     }
 
+    #[test]
+    fn the_port_that_only_asks_for_life_is_not_held() {
+        assert_eq!(held_for(33, BOUND, Some(Duration::ZERO)), Duration::ZERO);
+        assert_eq!(held_for(33, BOUND, None), BOUND);
+    }
+
+    /// 67 tries, 300 ms apart: the package's own numbers.
+    #[test]
+    fn a_program_that_needs_fifty_seconds_is_waited_for() {
+        let pause = Duration::from_millis(300);
+        let mut now = Duration::ZERO;
+        for _ in 0..67 {
+            now += held_for(8080, BOUND, Some(now)) + pause;
+        }
+        assert!(now > Duration::from_secs(50), "{now:?}");
+        assert!(now < Duration::from_secs(80), "{now:?}");
+    }
+
     proptest! {
-        /// It always ends, at the bound and not before, in a number of dials that is fit for the time.
+        /// Whenever it comes, it is held no longer than the bound, and not at all after the first minute.
         #[test]
-        fn gives_up_at_the_bound(bound_ms in 1u64..60_000) {
-            let bound = Duration::from_millis(bound_ms);
-            let mut hold = Hold::new(bound, Target::Running);
-            let (mut now, mut dials) = (Duration::ZERO, 0);
-            while let Step::Wait(step) = hold.refused(now, Target::Running) {
-                prop_assert!(!step.is_zero());
-                now += step;
-                dials += 1;
-            }
-            prop_assert_eq!(now, bound);
-            prop_assert!(dials <= 110 + bound_ms / 8);
+        fn never_longer_than_the_bound(bound_ms in 0u64..100_000, age_ms in 0u64..200_000, port in 1u16..) {
+            let (bound, age) = (Duration::from_millis(bound_ms), Duration::from_millis(age_ms));
+            let held = held_for(port, bound, Some(age));
+            prop_assert!(held <= bound);
+            prop_assert!(held.is_zero() || age + held <= bound.max(BOOT));
+        }
+
+        /// Looks are never closer together than the fine step, and rarer as time goes by.
+        #[test]
+        fn looks_get_rarer(a_ms in 0u64..100_000, b_ms in 0u64..100_000) {
+            let (a, b) = (a_ms.min(b_ms), a_ms.max(b_ms));
+            prop_assert!(next_look(Duration::from_millis(a)) <= next_look(Duration::from_millis(b)));
+            prop_assert!(next_look(Duration::from_millis(a)) >= FINE_STEP);
         }
     }
 }

@@ -1,15 +1,14 @@
 //! The ingress of a network: the HTTP server that workerd takes for its sidecar (contract: workerd, 1.5).
 //!
-//! `CONNECT 127.0.0.1:<port>` becomes a connection to that port inside; `PUT /egress` sets the policy; `GET /ca` is the certificate.
-//! A port that does not listen yet is waited for ([`hold`]), and then refused with 400, which workerd turns into
-//! "the container is not listening". A process that has ended is refused with 400 too, but at once: callers that see this
-//! error look whether the container still runs and report its exit.
+//! `CONNECT 127.0.0.1:<port>` becomes a connection to that port inside ([`ready`]), whose HTTP is understood ([`tunnel`]); `PUT /egress` sets the policy; `GET /ca` is the certificate.
+//! A port that does not listen yet is waited for ([`hold`]), and then refused. With a process that has ended it is refused at once, with the
+//! same words: callers that see them look whether the container still runs and report its exit.
 
 use std::convert::Infallible;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -19,15 +18,19 @@ use hyper::service::service_fn;
 use hyper::upgrade::Parts;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use wharf_sandbox::netns::Pause;
 
-use crate::relay::{Guarded, relay};
-use crate::{Shared, Slot, Target};
+use crate::{Shared, Slot};
 
 mod control;
 mod hold;
+mod http1;
+mod ready;
+pub(crate) mod sniff;
+pub(crate) mod tunnel;
 
-use hold::{Hold, Refusal, Step};
+use ready::DialError;
+pub(crate) use ready::Lookouts;
+use tunnel::Upstream;
 
 /// How many connections one ingress serves at a time; more wait to be accepted.
 const CONNECTIONS: usize = 4096;
@@ -43,6 +46,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
 }
 
 async fn connection(shared: Arc<Shared>, stream: TcpStream, slot: Slot) {
+    if !crate::peer::is_admitted(&shared, &stream) {
+        return;
+    }
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "an ingress connection ended at once");
         return;
@@ -84,24 +90,20 @@ async fn connect(shared: Arc<Shared>, request: Request<Incoming>, slot: Slot) ->
         // Not 400: that has a meaning of its own here.
         Err(reason) => return text(StatusCode::UNPROCESSABLE_ENTITY, reason),
     };
-    let upstream = match dial(&shared, port).await {
-        Ok(upstream) => Guarded::new(upstream),
-        Err(DialError::Refused(refusal)) => {
-            let more = match refusal {
-                Refusal::NotListening => "",
-                Refusal::Ended => ": the container has exited",
-            };
-            return text(
-                StatusCode::BAD_REQUEST,
-                format!("Container is not listening to port {port}{more}"),
-            );
-        }
+    let app = match ready::dial(&shared, port).await {
+        Ok(app) => app,
+        Err(DialError::NotListening(age)) => return not_listening(port, &still_waiting(age)),
+        Err(DialError::Ended(how)) => return not_listening(port, &format!("it has ended: {how}")),
         Err(DialError::Io(error)) => {
             return text(
                 StatusCode::BAD_GATEWAY,
                 format!("connecting to port {port} of the container: {error}"),
             );
         }
+    };
+    let inside = Inside {
+        shared: shared.clone(),
+        port,
     };
     shared.spawn(async move {
         let _slot = slot;
@@ -112,15 +114,37 @@ async fn connect(shared: Arc<Shared>, request: Request<Incoming>, slot: Slot) ->
             let Parts { io, read_buf, .. } = upgraded
                 .downcast::<TokioIo<TcpStream>>()
                 .map_err(|_| io::Error::other("the upgraded connection is of another kind"))?;
-            let client = Guarded::new(io.into_inner());
-            upstream.write_all(&read_buf).await?;
-            relay(client, upstream).await
+            tunnel::carry(io.into_inner(), read_buf.into(), app, inside).await
         };
         if let Err(error) = tunnelled.await {
             tracing::debug!(port, %error, "a tunnel ended");
         }
     });
     Response::new(Full::default())
+}
+
+/// A port of the container.
+struct Inside {
+    shared: Arc<Shared>,
+    port: u16,
+}
+
+impl Upstream for Inside {
+    async fn dial(&self) -> io::Result<TcpStream> {
+        ready::dial(&self.shared, self.port)
+            .await
+            .map_err(|error| match error {
+                DialError::NotListening(_) => io::ErrorKind::ConnectionRefused.into(),
+                DialError::Ended(how) => {
+                    io::Error::other(format!("the container has ended: {how}"))
+                }
+                DialError::Io(error) => error,
+            })
+    }
+
+    fn is_listening(&self) -> bool {
+        self.shared.lookouts.look(self.port)
+    }
 }
 
 /// The port of `X-Dst-Addr`, or else of the request target. The address must be loopback: nothing else is inside.
@@ -147,37 +171,22 @@ fn parse_target(target: &str) -> Option<u16> {
     port.parse().ok().filter(|port| loopback && *port != 0)
 }
 
-#[derive(Debug)]
-enum DialError {
-    Refused(Refusal),
-    Io(io::Error),
+/// The refusal for a port where nobody listens. workerd would turn a 400 into an error of its own, "Container is not listening to port N"; of any
+/// other status it passes the text on (contract: workerd, 1.5). This text has both what workerd says, and what `@cloudflare/containers` looks
+/// for ("the container is not listening", Cloudflare's own words): without that the package takes the container for lost.
+fn not_listening(port: u16, more: &str) -> Answer {
+    text(
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!(
+            "Container is not listening to port {port} (the container is not listening: {more})"
+        ),
+    )
 }
 
-/// Dials inside, holding while nobody listens.
-async fn dial(shared: &Shared, port: u16) -> Result<TcpStream, DialError> {
-    let mut targets = shared.target.subscribe();
-    let target = *targets.borrow_and_update();
-    if target == Target::Ended {
-        return Err(DialError::Refused(Refusal::Ended));
-    }
-    let arrived = Instant::now();
-    let mut hold = Hold::new(shared.config.hold, target);
-    let mut attempt = shared.inside.attempt(port);
-    let mut pause = Pause::default();
-    loop {
-        match attempt.connect().await {
-            Ok(stream) => return Ok(stream),
-            Err(e) if e.kind() == ErrorKind::ConnectionRefused => {}
-            Err(e) => return Err(DialError::Io(e)),
-        }
-        let target = *targets.borrow_and_update();
-        match hold.refused(arrived.elapsed(), target) {
-            Step::Refuse(refusal) => return Err(DialError::Refused(refusal)),
-            Step::Wait(step) => tokio::select! {
-                () = pause.wait(step) => {}
-                _ = targets.changed() => {}
-            },
-        }
+fn still_waiting(age: Option<Duration>) -> String {
+    match age {
+        Some(age) => format!("it has been running for {:.1} s", age.as_secs_f64()),
+        None => "it has not been started".to_owned(),
     }
 }
 

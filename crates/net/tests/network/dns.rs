@@ -5,21 +5,38 @@ use tokio::net::UdpSocket;
 use wharf_net::Policy;
 
 fn query(id: u16) -> Message {
-    let mut message = Message::new(id, MessageType::Query, OpCode::Query);
-    message.metadata.recursion_desired = true;
-    message.add_query(Query::query(
-        Name::from_ascii("www.example.com.").unwrap(),
-        RecordType::A,
-    ));
+    let mut message = question("www.example.com.", RecordType::A);
+    message.metadata.id = id;
     message
+}
+
+pub(crate) fn question(name: &str, kind: RecordType) -> Message {
+    let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    message
+}
+
+/// The records that the network's resolver has for a question, or why there are none.
+pub(crate) async fn answers(network: &Network, question: &Message) -> String {
+    let answer = ask(network, &resolver(network), &question.to_vec().unwrap()).await;
+    match answer.metadata.response_code {
+        ResponseCode::NoError => {
+            let found = answer.answers.iter().map(|record| record.data.to_string());
+            found.collect::<Vec<_>>().join(" ")
+        }
+        code => code.to_str().to_owned(),
+    }
 }
 
 fn answered(query: &[u8], truncated: bool) -> Vec<u8> {
     let mut message = Message::from_vec(query).unwrap();
     message.metadata.message_type = MessageType::Response;
     message.metadata.truncation = truncated;
-    if !truncated {
-        let name = message.queries[0].name().clone();
+    let name = message.queries[0].name().clone();
+    if name.to_ascii().starts_with("no") {
+        message.metadata.response_code = ResponseCode::NXDomain;
+    } else if !truncated {
         message.add_answer(Record::from_rdata(
             name,
             60,
@@ -29,8 +46,8 @@ fn answered(query: &[u8], truncated: bool) -> Vec<u8> {
     message.to_vec().unwrap()
 }
 
-/// An upstream server that truncates by UDP and answers by TCP.
-async fn upstream() -> SocketAddr {
+/// An upstream server that truncates by UDP (if it is asked to) and answers by TCP. Names that begin with "no" do not exist.
+pub(crate) async fn upstream() -> SocketAddr {
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = tcp.local_addr().unwrap();
     let udp = UdpSocket::bind(addr).await.unwrap();

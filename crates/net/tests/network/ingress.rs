@@ -1,4 +1,5 @@
 use crate::*;
+use std::time::Instant;
 use wharf_net::Target;
 
 #[tokio::test]
@@ -9,7 +10,7 @@ async fn a_connection_is_held_until_the_app_listens() {
             let network = network.clone();
             async move { connect(&network, 8080).await }
         });
-        network.set_target(Target::Running);
+        network.set_target(Target::Running(Instant::now()));
         // Wherever in the hold this falls, the outcome is the same.
         tokio::time::sleep(Duration::from_millis(30)).await;
         assert!(!held.is_finished());
@@ -25,16 +26,22 @@ async fn a_connection_is_held_until_the_app_listens() {
 }
 
 #[tokio::test]
-async fn a_port_that_never_listens_is_refused_with_400_after_the_bound() {
+async fn a_port_that_never_listens_is_refused_after_the_bound() {
     let network = network(NetConfig {
         hold_ms: 60,
         ..config()
     })
     .await;
-    network.set_target(Target::Running);
+    network.set_target(Target::Running(Instant::now()));
     let (status, rest) = connect(&network, 4321).await;
-    assert_eq!(status, 400);
-    assert_eq!(body(rest).await, "Container is not listening to port 4321");
+    assert_eq!(status, 503);
+    let text = body(rest).await;
+    // As workerd says it, and as @cloudflare/containers understands it.
+    assert!(
+        text.starts_with("Container is not listening to port 4321"),
+        "{text}"
+    );
+    assert!(text.contains("the container is not listening"), "{text}");
     // The app may still come later.
     let app = listen_inside(&network, "127.0.0.1:4321");
     assert_eq!(connect(&network, 4321).await.0, 200);
@@ -54,11 +61,11 @@ async fn a_container_that_has_ended_is_refused_at_once_also_for_those_who_wait()
         async move { connect(&network, 8080).await }
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
-    network.set_target(Target::Ended);
+    network.set_target(Target::Ended("exit code 1".into()));
     for (status, rest) in [waiting.await.unwrap(), connect(&network, 8080).await] {
-        assert_eq!(status, 400);
+        assert_eq!(status, 503);
         let text = body(rest).await;
-        assert!(text.contains("the container has exited"), "{text}");
+        assert!(text.contains("it has ended: exit code 1"), "{text}");
     }
     // A new start in the same network.
     network.set_target(Target::Pending);
@@ -249,4 +256,56 @@ async fn a_client_that_gives_up_is_held_no_longer() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     client.shutdown().await.unwrap();
     assert_eq!(read_to_end(&mut client).await.unwrap(), b"");
+}
+
+/// What `GET /ca` gives to a program of this user; nothing if the ingress hangs up.
+fn ask_as(uid: u32, network: &Network) -> String {
+    use std::os::unix::process::CommandExt;
+    let port = network.ingress().port().to_string();
+    let mut nc = std::process::Command::new("/bin/busybox")
+        .args(["nc", "-w", "10", "127.0.0.1", &port])
+        .uid(uid)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = nc.stdin.take().unwrap();
+    // It may have been hung up on.
+    let _ = std::io::Write::write_all(
+        &mut input,
+        b"GET /ca HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut nc.stdout.take().unwrap(), &mut answer).unwrap();
+    drop(input);
+    nc.wait().unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ingress_is_its_owners_and_roots_alone() {
+    let networks = Networks::with_dialer(config(), Arc::new(World::default()));
+    let (one, two) = (networks.of_user(2_000_001), networks.of_user(2_000_002));
+    let network = one.create().await.unwrap();
+    let ask = |uid| {
+        let network = network.clone();
+        tokio::task::spawn_blocking(move || ask_as(uid, &network))
+    };
+    for (uid, served) in [(2_000_001, true), (0, true), (2_000_002, false)] {
+        let answer = ask(uid).await.unwrap();
+        assert_eq!(
+            answer.contains("BEGIN CERTIFICATE"),
+            served,
+            "{uid}: {answer}"
+        );
+        assert!(served || answer.is_empty(), "{answer}");
+    }
+    // An adopted network is whose process finds it.
+    two.claim(&network);
+    assert!(ask(2_000_002).await.unwrap().contains("BEGIN CERTIFICATE"));
+    assert_eq!(ask(2_000_001).await.unwrap(), "");
+    // Nobody's is root's.
+    networks.claim(&network);
+    assert_eq!(ask(2_000_001).await.unwrap(), "");
+    assert!(ask(0).await.unwrap().contains("BEGIN CERTIFICATE"));
 }

@@ -58,7 +58,7 @@ async fn a_survivor_is_adopted_at_its_old_ingress() {
     });
     let survivor = Survivor(survivor.unwrap());
     let app = listen_inside(&network, "127.0.0.1:8080");
-    let ingress = network.ingress();
+    let (ingress, ca) = (network.ingress(), network.ca().key());
     drop((network, ns, networks));
 
     let networks = Networks::with_dialer(config(), world);
@@ -66,7 +66,7 @@ async fn a_survivor_is_adopted_at_its_old_ingress() {
     // The old daemon's listeners close in the background here; a daemon that died has none.
     let adopted = timeout(WAIT, async {
         loop {
-            match networks.adopt(pid, ingress).await {
+            match networks.adopt(pid, ingress, Some(ca.clone())).await {
                 Ok(network) if network.ingress() == ingress => return network,
                 _ => tokio::time::sleep(Duration::from_millis(5)).await,
             }
@@ -79,12 +79,13 @@ async fn a_survivor_is_adopted_at_its_old_ingress() {
     // Its way out is served again too, by the policy that starts anew.
     assert_refused(&adopted, "203.0.113.5:80").await;
 
+    assert_eq!(adopted.ca().key(), ca, "what it trusts is still of use");
     // With the port taken, another one.
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     drop(adopted);
     let again = timeout(WAIT, async {
         loop {
-            match networks.adopt(pid, taken.local_addr().unwrap()).await {
+            match networks.adopt(pid, taken.local_addr().unwrap(), None).await {
                 Ok(network) => return network,
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
@@ -101,7 +102,7 @@ async fn a_process_without_a_network_of_its_own_is_not_adopted() {
     let networks = Networks::with_dialer(config(), Arc::new(World::default()));
     let own = std::process::id().cast_signed();
     let error = networks
-        .adopt(own, "127.0.0.1:0".parse().unwrap())
+        .adopt(own, "127.0.0.1:0".parse().unwrap(), None)
         .await
         .unwrap_err();
     assert!(error.to_string().contains(&own.to_string()), "{error}");

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod dns;
+mod egress;
+mod http_ingress;
 mod ingress;
 mod lifetime;
 mod outbound;

@@ -105,7 +105,7 @@ pub(super) fn enter_root(
     rustix::process::chdir("/").step(|| "entering the root file system".to_owned())
 }
 
-/// Attached on top of `upper`: a directory that surely exists, and is covered only in this namespace.
+/// An overlay attached on top of `upper`: a directory that surely exists, and is covered only in this namespace.
 fn mount_root(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedFd> {
     let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
     match overlay::mount_detached(&lower, Some((upper, work))) {
@@ -120,6 +120,33 @@ fn mount_root(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedF
         }
         Err(error) => Err(error),
     }
+}
+
+/// Only the files: the root with its volumes, in a mount namespace that the caller has made for it. Other mounts are left out.
+pub(crate) fn files_only(
+    lower: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    volumes: &[Mount],
+) -> io::Result<OwnedFd> {
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?;
+    let root = mount_root(lower, upper, work)?;
+    for volume in volumes {
+        if let Mount::Overlay {
+            lower,
+            upper,
+            work,
+            target,
+        } = volume
+        {
+            let mount = mount_root(lower, upper, work)?;
+            put(root.as_fd(), mount.as_fd(), target)?;
+        }
+    }
+    Ok(root)
 }
 
 fn open_directory(at: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
@@ -352,6 +379,16 @@ fn extra_mounts(root: BorrowedFd<'_>, work: &Path, mounts: &[Mount]) -> Result<(
                 }
                 sys::set_mount_attributes(copy.as_fd(), attributes, true).step(name)?;
                 put(root, copy.as_fd(), target).step(name)?;
+            }
+            Mount::Overlay {
+                lower,
+                upper,
+                work,
+                target,
+            } => {
+                let name = || format!("mounting a volume at {}", target.display());
+                let volume = mount_root(lower, upper, work).step(name)?;
+                put(root, volume.as_fd(), target).step(name)?;
             }
             Mount::File { target, content } => {
                 let name = || format!("mounting a file at {}", target.display());

@@ -1,6 +1,6 @@
 //! Docker's `User` syntax, resolved with the passwd and group files of the root.
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use std::io::Read;
 
 /// Longer files are cut: they belong to somebody else's image.
@@ -24,7 +24,9 @@ pub(super) fn look_up(text: &str) -> Result<User, String> {
 /// A missing file is an empty one; anything but a regular file counts as missing.
 fn read(path: &str) -> Result<String, String> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let Ok(file) = rustix::fs::open(path, flags, Mode::empty()) else {
+    // Not through /proc/self/fd: the spawner's descriptors are still open.
+    let resolve = ResolveFlags::NO_MAGICLINKS;
+    let Ok(file) = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve) else {
         return Ok(String::new());
     };
     let file = std::fs::File::from(file);

@@ -51,14 +51,28 @@ pub(super) fn configure(v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> io::Result<()> {
         &v4.octets(),
     );
     if let Some(v6) = v6 {
-        address(&mut messages, AF_INET6, &v6.octets());
-        route(
-            &mut messages,
-            (AF_INET6, RT_SCOPE_UNIVERSE, RTN_LOCAL),
-            &v6.octets(),
-        );
+        configure_v6(&mut messages, v6);
     }
     messages.exchange(None)
+}
+
+/// Adds the IPv6 part to what [`configure`] did without it. None if it is there already.
+pub(super) fn add_v6(v6: Ipv6Addr) -> io::Result<()> {
+    let mut messages = Messages::default();
+    configure_v6(&mut messages, v6);
+    match messages.exchange(None) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
+fn configure_v6(messages: &mut Messages, v6: Ipv6Addr) {
+    address(messages, AF_INET6, &v6.octets());
+    route(
+        messages,
+        (AF_INET6, RT_SCOPE_UNIVERSE, RTN_LOCAL),
+        &v6.octets(),
+    );
 }
 
 fn address(messages: &mut Messages, family: u8, address: &[u8]) {

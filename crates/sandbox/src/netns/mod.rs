@@ -9,6 +9,7 @@
 //! Every namespace is set up alike, so all have the same addresses ([`ADDRESS_V4`], [`ADDRESS_V6`]).
 
 mod link;
+mod listeners;
 mod netlink;
 mod nft;
 mod pause;
@@ -20,6 +21,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
+pub use listeners::Listeners;
 use netlink::named;
 pub use pause::Pause;
 
@@ -67,6 +69,18 @@ pub fn create(redirect: Redirect) -> io::Result<OwnedFd> {
         }
         Ok(namespace.into())
     })
+}
+
+/// Gives a namespace that was made without [`Redirect::ipv6`] a way out by IPv6 after all. May be repeated.
+///
+/// # Errors
+/// As [`create`]; also a kernel without IPv6, or with it switched off.
+pub fn add_ipv6(netns: BorrowedFd<'_>, redirect: Redirect) -> io::Result<()> {
+    run_inside(netns, || {
+        // The rules first: nothing goes anywhere unredirected.
+        nft::install_v6(redirect, ADDRESS_V6)?;
+        link::add_v6(ADDRESS_V6)
+    })?
 }
 
 /// The network namespace of a running process.

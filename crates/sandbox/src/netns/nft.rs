@@ -23,6 +23,7 @@ const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NEWTABLE: u16 = SUBSYSTEM << 8;
+const DELTABLE: u16 = SUBSYSTEM << 8 | 2;
 const NEWCHAIN: u16 = SUBSYSTEM << 8 | 3;
 const NEWRULE: u16 = SUBSYSTEM << 8 | 6;
 const NFPROTO_UNSPEC: u8 = 0;
@@ -76,6 +77,33 @@ impl Family {
 
 /// Installs the rules in the calling thread's network namespace, in one transaction.
 pub(super) fn install(redirect: Redirect, v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> io::Result<()> {
+    transaction(|messages| {
+        family(messages, redirect, &Family::v4(v4));
+        if let Some(v6) = v6 {
+            family(messages, redirect, &Family::v6(v6));
+        }
+    })
+}
+
+/// Installs the rules of IPv6 alone, in place of those that may be there.
+pub(super) fn install_v6(redirect: Redirect, v6: Ipv6Addr) -> io::Result<()> {
+    transaction(|messages| {
+        // Added first, since what does not exist cannot be deleted.
+        table(messages, NFPROTO_IPV6);
+        messages.push(
+            "deleting a table",
+            DELTABLE,
+            NLM_F_ACK,
+            &header(NFPROTO_IPV6, 0),
+            |a| {
+                a.string(1, TABLE);
+            },
+        );
+        family(messages, redirect, &Family::v6(v6));
+    })
+}
+
+fn transaction(content: impl FnOnce(&mut Messages)) -> io::Result<()> {
     let mut messages = Messages::default();
     messages.push(
         "beginning a rule set",
@@ -84,10 +112,7 @@ pub(super) fn install(redirect: Redirect, v4: Ipv4Addr, v6: Option<Ipv6Addr>) ->
         &header(NFPROTO_UNSPEC, SUBSYSTEM),
         |_| {},
     );
-    family(&mut messages, redirect, &Family::v4(v4));
-    if let Some(v6) = v6 {
-        family(&mut messages, redirect, &Family::v6(v6));
-    }
+    content(&mut messages);
     messages.push(
         "ending a rule set",
         BATCH_END,
@@ -105,16 +130,20 @@ pub(super) fn install(redirect: Redirect, v4: Ipv4Addr, v6: Option<Ipv6Addr>) ->
         })
 }
 
-fn family(messages: &mut Messages, redirect: Redirect, family: &Family) {
+fn table(messages: &mut Messages, proto: u8) {
     messages.push(
         "adding a table",
         NEWTABLE,
         NLM_F_ACK | NLM_F_CREATE,
-        &header(family.proto, 0),
+        &header(proto, 0),
         |a| {
             a.string(1, TABLE).be32(2, 0);
         },
     );
+}
+
+fn family(messages: &mut Messages, redirect: Redirect, family: &Family) {
+    table(messages, family.proto);
     chain(messages, family.proto, "raw", "filter", PRIORITY_RAW);
     chain(messages, family.proto, "out", "nat", PRIORITY_DSTNAT);
     rule(messages, family.proto, "raw", |e| {

@@ -3,6 +3,10 @@
 //! One task owns the socket: it sends what callers queue, and hands replies and exits to whoever waits. A connection that breaks
 //! is made anew by the next [`Spawner::spawn`]; what ran under the broken one is ended, as its callers have been told so.
 
+mod exec;
+
+pub use exec::{ExecProcess, Streams, Terminal};
+
 use super::process::READY;
 use super::protocol::{
     Frame, Inbox, Message, Outbox, ReplyBody, Request, RequestBody, VERSION, parse,
@@ -23,6 +27,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// How often to look for a spawner, start one, and look again (one may be ending at the same time).
 const ATTEMPTS: u32 = 200;
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
+/// How long a freeze may take.
+const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Handle to the spawner process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -52,6 +58,8 @@ struct State {
     requests: u64,
     pending: HashMap<u64, oneshot::Sender<(ReplyBody, Vec<OwnedFd>)>>,
     exits: HashMap<String, watch::Sender<Option<Exit>>>,
+    /// Of processes inside containers, while the daemon has a handle to them.
+    exec_exits: HashMap<String, watch::Sender<Option<Exit>>>,
     /// Processes whose caller gave up before it learnt of them: forgotten when they have ended.
     unwanted: HashSet<String>,
     lost: Option<Lost>,
@@ -172,6 +180,34 @@ impl Spawner {
     pub async fn kill(&self, id: &str) -> Result<(), SpawnError> {
         self.current()
             .done(RequestBody::Kill { id: id.to_owned() })
+            .await
+    }
+
+    /// Stops every process of its cgroup where it is, until [`Spawner::thaw`], its end, or the end of this connection. Returns when
+    /// all stand still; one that hangs in the kernel makes it an error after five seconds, and then they run on.
+    pub async fn freeze(&self, id: &str) -> Result<(), SpawnError> {
+        let start = tokio::time::Instant::now();
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let body = RequestBody::Freeze { id: id.to_owned() };
+            match self.current().call(body, Vec::new()).await? {
+                (ReplyBody::Frozen(true), _) => return Ok(()),
+                (ReplyBody::Frozen(false), _) if start.elapsed() < FREEZE_LIMIT => {}
+                (ReplyBody::Frozen(false), _) => {
+                    self.thaw(id).await?;
+                    return Err(failed(format!("the processes of {id} do not stand still")));
+                }
+                (other, _) => return Err(unexpected(other)),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// Lets frozen processes run again; of no effect on others.
+    pub async fn thaw(&self, id: &str) -> Result<(), SpawnError> {
+        self.current()
+            .done(RequestBody::Thaw { id: id.to_owned() })
             .await
     }
 
@@ -303,9 +339,12 @@ impl State {
     ) -> Result<Option<RequestBody>, Lost> {
         match message {
             Message::Reply { number, body } => {
+                // Known before its exit can arrive.
                 if let ReplyBody::Spawned { id, .. } = &body {
-                    // Known before its exit can arrive.
                     self.exits.insert(id.clone(), watch::Sender::new(None));
+                }
+                if let ReplyBody::ExecStarted { id, .. } = &body {
+                    self.exec_exits.insert(id.clone(), watch::Sender::new(None));
                 }
                 let unheard = self
                     .pending
@@ -313,6 +352,11 @@ impl State {
                     .and_then(|sender| sender.send((body, descriptors)).err());
                 Ok(match unheard {
                     Some((ReplyBody::Spawned { id, .. }, _)) => Some(self.discard(id)),
+                    Some((ReplyBody::ExecStarted { id, .. }, _)) => {
+                        self.exec_exits.remove(&id);
+                        let signal = libc::SIGKILL;
+                        Some(RequestBody::SignalExec { id, signal })
+                    }
                     _ => None,
                 })
             }
@@ -323,6 +367,12 @@ impl State {
                 if self.unwanted.remove(&id) {
                     self.exits.remove(&id);
                     return Ok(Some(RequestBody::Forget { id }));
+                }
+                Ok(None)
+            }
+            Message::ExecExited { id, exit } => {
+                if let Some(sender) = self.exec_exits.get(&id) {
+                    sender.send_replace(Some(exit));
                 }
                 Ok(None)
             }
@@ -453,6 +503,7 @@ async fn drive(
     // Dropping the senders wakes everybody who waits.
     state.pending.clear();
     state.exits.clear();
+    state.exec_exits.clear();
 }
 
 async fn connect_or_start(config: &SpawnerConfig) -> Result<(Link, Vec<Survivor>), SpawnError> {

@@ -3,7 +3,7 @@
 //! Later, pools of prepared processes and cgroups plug in here: [`launch`] would take one instead of making it.
 
 use crate::cgroup::{Cgroup, Manager};
-use crate::child::{self, Plan};
+use crate::child::{self, Place, Plan, Program};
 use crate::spec::{Network, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Forked};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -30,13 +30,7 @@ pub(super) struct Given {
 
 /// Why a request cannot be carried out as it stands.
 pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
-    let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if spec.id.is_empty() || spec.id.len() > 64 || !spec.id.chars().all(valid) {
-        return Err(format!(
-            "process id {:?}: use 1 to 64 of a-z, 0-9 and -",
-            spec.id
-        ));
-    }
+    check_id(&spec.id)?;
     if spec.argv.first().is_none_or(String::is_empty) {
         return Err("no command: set CMD or ENTRYPOINT in the image, or give one".to_owned());
     }
@@ -49,6 +43,14 @@ pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
     numbers.sort_unstable();
     if numbers.first().is_some_and(|n| *n < 3) || numbers.windows(2).any(|w| w[0] == w[1]) {
         return Err("inherited descriptors need distinct numbers from 3 on".to_owned());
+    }
+    Ok(())
+}
+
+pub(super) fn check_id(id: &str) -> Result<(), String> {
+    let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if id.is_empty() || id.len() > 64 || !id.chars().all(valid) {
+        return Err(format!("process id {id:?}: use 1 to 64 of a-z, 0-9 and -"));
     }
     Ok(())
 }
@@ -85,12 +87,22 @@ pub(super) fn launch(
     });
     match forked {
         Ok(Forked::Child) => child::run(&Plan {
-            spec,
+            program: Program {
+                argv: &spec.argv,
+                env: &spec.env,
+                cwd: &spec.cwd,
+                user: &spec.user,
+                nofile: spec.limits.nofile,
+            },
+            place: Place::New {
+                spec,
+                netns: given.netns.as_ref().map(AsFd::as_fd),
+            },
             cgroup: &cgroup,
-            netns: given.netns.as_ref().map(AsFd::as_fd),
             stdin: child_stdin.as_ref().map(AsFd::as_fd),
             stdout: child_stdout.as_fd(),
             stderr: child_stderr.as_fd(),
+            terminal: false,
             inherit: &given.inherit,
             report: child_report.as_fd(),
             filter,

@@ -69,6 +69,10 @@ pub fn run(args: &[String]) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Err(error) = sys::run_from_read_only_mount() {
+        say(&format!("protecting its own file from containers: {error}"));
+        return ExitCode::FAILURE;
+    }
     // SAFETY: the executable calls this first thing, so nothing owns a descriptor above standard error yet.
     if let Err(error) = unsafe { sys::close_from(3) } {
         say(&format!("closing inherited descriptors: {error}"));

@@ -4,7 +4,7 @@
 //! with the frame's first byte, so they arrive before the frame is complete, and in order.
 
 use super::Exit;
-use crate::spec::ProcessSpec;
+use crate::spec::{ExecSpec, ProcessSpec};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -17,7 +17,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Changes whenever daemon and spawner of two builds could misunderstand each other.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 3;
 
 /// Arguments and environment may hold megabytes (execve(2)); this is above what exec takes.
 pub(super) const MAX_PAYLOAD: usize = 16 * 1024 * 1024;
@@ -43,11 +43,27 @@ pub(super) enum RequestBody {
         netns: bool,
         inherit: Vec<i32>,
     },
+    /// A process inside a container.
+    Exec {
+        spec: Box<ExecSpec>,
+    },
     Signal {
         id: String,
         signal: i32,
     },
+    /// To one that [`RequestBody::Exec`] started. An unknown one has ended.
+    SignalExec {
+        id: String,
+        signal: i32,
+    },
     Kill {
+        id: String,
+    },
+    /// Until [`RequestBody::Thaw`], or until this daemon is gone.
+    Freeze {
+        id: String,
+    },
+    Thaw {
         id: String,
     },
     Forget {
@@ -81,6 +97,11 @@ pub(super) enum Message {
         id: String,
         exit: Exit,
     },
+    /// A process inside a container has ended, and is forgotten.
+    ExecExited {
+        id: String,
+        exit: Exit,
+    },
     /// Another daemon took this one's place.
     Replaced,
 }
@@ -92,6 +113,16 @@ pub(super) enum ReplyBody {
         id: String,
         pid: i32,
     },
+    /// Descriptors: none for no streams; standard output, error and, if it is a pipe, input; or the terminal.
+    ExecStarted {
+        id: String,
+        pid: i32,
+        inside_pid: i32,
+    },
+    /// The container that a process was to run in does not.
+    NotRunning {
+        message: String,
+    },
     Refused {
         message: String,
         exit_code: i32,
@@ -101,6 +132,8 @@ pub(super) enum ReplyBody {
     },
     /// Whether the signal found a process.
     Signalled(bool),
+    /// Whether all processes stand still by now.
+    Frozen(bool),
     Done,
 }
 

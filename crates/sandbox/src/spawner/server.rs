@@ -6,9 +6,12 @@
 //! the spawner: waiting (grace period) <--connection lost / Hello--> serving
 //!                 \--grace over, SIGTERM--> ending --no process left--> exit        serving --Shutdown--> ending
 //! ```
+//! What runs inside a container beside its main process: [`execs`].
+//!
 //! A process whose requester is gone before it learnt of it is *abandoned*: killed, and forgotten when it has ended.
 
 mod connections;
+mod execs;
 mod processes;
 
 use super::Exit;
@@ -71,8 +74,10 @@ struct Entry {
     stdout: OwnedFd,
     stderr: OwnedFd,
     cgroup: Cgroup,
+    is_container: bool,
     state: State,
     abandoned: bool,
+    frozen: bool,
 }
 
 #[derive(Debug)]
@@ -90,6 +95,8 @@ pub(super) struct Server {
     filter: Vec<BpfInstruction>,
     grace: Duration,
     entries: BTreeMap<String, Entry>,
+    /// Inside containers; see [`execs`].
+    execs: BTreeMap<String, execs::Exec>,
     daemon: Option<Connection>,
     /// Connected, has not said Hello yet.
     newcomer: Option<Connection>,
@@ -110,6 +117,7 @@ struct Ready {
     daemon: bool,
     newcomer: bool,
     reports: Vec<String>,
+    exec_reports: Vec<String>,
 }
 
 impl Server {
@@ -127,6 +135,7 @@ impl Server {
             filter,
             grace,
             entries: BTreeMap::new(),
+            execs: BTreeMap::new(),
             daemon: None,
             newcomer: None,
             connections: 0,
@@ -146,6 +155,9 @@ impl Server {
             }
             for id in ready.reports {
                 self.read_report(&id);
+            }
+            for id in ready.exec_reports {
+                self.read_exec_report(&id);
             }
             if ready.newcomer {
                 self.hear_newcomer();
@@ -206,7 +218,7 @@ impl Server {
             tv_nsec: i64::from(t.subsec_nanos()),
         });
 
-        let mut ids = Vec::new();
+        let (mut ids, mut exec_ids) = (Vec::new(), Vec::new());
         let mut fds = vec![
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::new(&self.listener, PollFlags::IN),
@@ -225,6 +237,12 @@ impl Server {
                 fds.push(PollFd::new(report, PollFlags::IN));
             }
         }
+        for (id, exec) in &self.execs {
+            if let Some(report) = exec.report() {
+                exec_ids.push(id);
+                fds.push(PollFd::new(report, PollFlags::IN));
+            }
+        }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Ready::default()),
@@ -240,6 +258,7 @@ impl Server {
         ready.daemon = self.daemon.is_some() && next();
         ready.newcomer = self.newcomer.is_some() && next();
         ready.reports = ids.into_iter().filter(|_| next()).cloned().collect();
+        ready.exec_reports = exec_ids.into_iter().filter(|_| next()).cloned().collect();
         Ok(ready)
     }
 

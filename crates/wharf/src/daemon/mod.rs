@@ -22,6 +22,7 @@ use wharf_engine::{Engine, EngineConfig};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Networks};
 use wharf_sandbox::{Spawner, SpawnerConfig, Survivor};
+use wharf_snapshot::Snapshots;
 use wharf_store::Store;
 use wharf_workerd::{Supervisor, WorkerdConfig};
 
@@ -31,6 +32,7 @@ pub(crate) struct Node {
     pub(crate) config: Arc<Config>,
     pub(crate) store: Store,
     pub(crate) images: ImageStore,
+    pub(crate) snapshots: Snapshots,
     pub(crate) networks: Networks,
     pub(crate) engine: Engine,
     pub(crate) supervisor: Supervisor,
@@ -95,6 +97,7 @@ pub(crate) async fn up(mut config: Config) -> anyhow::Result<()> {
     let data = config.data_dir.clone();
     let store = Store::open(&data).with_context(|| format!("the store in {}", data.display()))?;
     let images = ImageStore::open(&data.join("images"))?;
+    let snapshots = Snapshots::open(&data.join("snapshots"), snapshot_config(&config))?;
     let port = config.control.listen.port();
     let mut hosts = vec![
         config.control.listen.to_string(),
@@ -110,6 +113,7 @@ pub(crate) async fn up(mut config: Config) -> anyhow::Result<()> {
     let opened = Opened {
         store,
         images,
+        snapshots,
         workerd: binary,
         gateway,
         control,
@@ -166,6 +170,7 @@ impl Stopping {
 struct Opened {
     store: Store,
     images: ImageStore,
+    snapshots: Snapshots,
     workerd: PathBuf,
     gateway: TcpListener,
     control: TcpListener,
@@ -181,6 +186,7 @@ async fn serve(
     let Opened {
         store,
         images,
+        snapshots,
         workerd,
         gateway,
         control,
@@ -222,6 +228,7 @@ async fn serve(
         store.clone(),
         engine.clone(),
         networks.clone(),
+        snapshots.clone(),
     ));
     let supervisor = Supervisor::new(
         WorkerdConfig {
@@ -243,6 +250,7 @@ async fn serve(
         config: config.clone(),
         store: store.clone(),
         images: images.clone(),
+        snapshots,
         networks: networks.clone(),
         engine: engine.clone(),
         supervisor: supervisor.clone(),
@@ -279,6 +287,16 @@ async fn serve(
     control_task.abort();
     operator.abort();
     served.context("the gateway failed")
+}
+
+fn snapshot_config(config: &Config) -> wharf_snapshot::SnapshotConfig {
+    let config = &config.snapshots;
+    wharf_snapshot::SnapshotConfig {
+        max_bytes: config.max_mib << 20,
+        owner_bytes: config.script_mib << 20,
+        ttl_ms: config.ttl_hours.saturating_mul(3_600_000),
+        offer_ms: 120_000,
+    }
 }
 
 fn gateway_config(config: &Config) -> wharf_gateway::GatewayConfig {

@@ -9,12 +9,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use wharf_docker_api::operator::Operator;
 use wharf_docker_api::script::{ApplicationInfo, Applications};
-use wharf_engine::Engine;
+use wharf_engine::{Engine, Owner};
 use wharf_gateway::{Unavailable, Upstream, Upstreams};
 use wharf_net::Networks;
 use wharf_sandbox::Spawner;
+use wharf_snapshot::Snapshots;
 use wharf_store::Store;
-use wharf_workerd::WorkerdError;
+use wharf_workerd::{EnginePaths, WorkerdError};
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -23,6 +24,7 @@ pub(super) struct ScriptSockets {
     store: Store,
     engine: Engine,
     networks: Networks,
+    snapshots: Snapshots,
     applications: Arc<StoredApplications>,
 }
 
@@ -32,6 +34,7 @@ impl ScriptSockets {
         store: Store,
         engine: Engine,
         networks: Networks,
+        snapshots: Snapshots,
     ) -> Self {
         let applications = Arc::new(StoredApplications {
             config,
@@ -41,6 +44,7 @@ impl ScriptSockets {
             store,
             engine,
             networks,
+            snapshots,
             applications,
         }
     }
@@ -50,23 +54,33 @@ impl wharf_workerd::Sockets for ScriptSockets {
     fn docker(
         &self,
         script: &str,
-        path: PathBuf,
+        paths: EnginePaths,
         uid: u32,
     ) -> Boxed<'_, std::io::Result<Box<dyn Any + Send + Sync>>> {
-        let router = wharf_docker_api::script::router(
+        let docker = wharf_docker_api::script::router(
             script.to_owned(),
             self.engine.clone(),
-            self.networks.clone(),
+            self.networks.of_user(uid),
+            self.snapshots.clone(),
             self.applications.clone(),
         );
+        let prelude = wharf_docker_api::script::prelude::router(
+            script.to_owned(),
+            self.engine.clone(),
+            self.snapshots.clone(),
+        );
+        let (engine, owner) = (self.engine.clone(), Owner::Script(script.to_owned()));
         Box::pin(async move {
-            let listener = bind_unix(&path, 0o600, Some(uid))?;
-            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-            tokio::spawn(wharf_docker_api::serve_unix(listener, router, async {
-                // Resolves when the guard is dropped.
-                let _ = stopped.await;
-            }));
-            Ok(Box::new(SocketGuard { path, _stop: stop }) as Box<dyn Any + Send + Sync>)
+            let sockets = [
+                ScriptSocket::open(paths.docker, uid, docker)?,
+                ScriptSocket::open(paths.prelude, uid, prelude)?,
+            ];
+            Ok(Box::new(ProcessGuard {
+                runtime: tokio::runtime::Handle::current(),
+                engine,
+                owner,
+                _sockets: sockets,
+            }) as Box<dyn Any + Send + Sync>)
         })
     }
 
@@ -75,13 +89,40 @@ impl wharf_workerd::Sockets for ScriptSockets {
     }
 }
 
+/// The engine's sockets of one workerd process. Dropped when that has ended: its containers live on, until they are forgotten.
+struct ProcessGuard {
+    runtime: tokio::runtime::Handle,
+    engine: Engine,
+    owner: Owner,
+    _sockets: [ScriptSocket; 2],
+}
+
+impl Drop for ProcessGuard {
+    fn drop(&mut self) {
+        let _entered = self.runtime.enter();
+        self.engine.orphan(&self.owner);
+    }
+}
+
 /// Serves until dropped.
-struct SocketGuard {
+struct ScriptSocket {
     path: PathBuf,
     _stop: tokio::sync::oneshot::Sender<()>,
 }
 
-impl Drop for SocketGuard {
+impl ScriptSocket {
+    fn open(path: PathBuf, uid: u32, router: axum::Router) -> std::io::Result<Self> {
+        let listener = bind_unix(&path, 0o600, Some(uid))?;
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        tokio::spawn(wharf_docker_api::serve_unix(listener, router, async {
+            // Resolves when the guard is dropped.
+            let _ = stopped.await;
+        }));
+        Ok(ScriptSocket { path, _stop: stop })
+    }
+}
+
+impl Drop for ScriptSocket {
     fn drop(&mut self) {
         if let Err(e) = std::fs::remove_file(&self.path)
             && e.kind() != std::io::ErrorKind::NotFound
@@ -136,11 +177,8 @@ impl StoredApplications {
             .to_owned();
         let limits = application.limits();
         let node = &self.config.node;
-        let deployment = self
-            .store
-            .script(script)
-            .map_err(fault)?
-            .and_then(|s| s.deployed_version);
+        let deployments = self.store.deployments(script, 1).map_err(fault)?;
+        let deployment = deployments.into_iter().next().map(|d| d.id);
         let variables = [
             ("CLOUDFLARE_APPLICATION_ID", application.id.clone()),
             ("CLOUDFLARE_COUNTRY_A2", node.country.clone()),
@@ -155,11 +193,11 @@ impl StoredApplications {
             image,
             limits: wharf_engine::Limits {
                 memory_bytes: Some(limits.memory_mib << 20),
-                // At least a hundredth of a core: the kernel's smallest quota.
-                cpu_millis: Some(((limits.vcpu * 1000.0) as u64).max(10)),
+                cpu_millis: Some(wharf_docker_api::script::cpu_millis(limits.vcpu)),
                 pids: Some(PIDS_PER_INSTANCE),
                 nofile: None,
             },
+            disk_mb: Some(limits.disk_mb),
             max_instances: application.max_instances,
             variables: variables.map(|(k, v)| (k.to_owned(), v)).to_vec(),
         })
@@ -187,6 +225,7 @@ pub(super) fn operator(
         engine: node.engine.clone(),
         networks: node.networks.clone(),
         images: node.images.clone(),
+        snapshots: node.snapshots.clone(),
         builder,
         check_password,
         registry_host: node.config.control.listen.to_string(),

@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
-use wharf_engine::lifecycle;
+use wharf_engine::lifecycle::{self, EndedBy};
 
 pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
     let scripts = node.supervisor.status().into_iter().map(|s| {
@@ -23,19 +23,27 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
         "data_dir": node.config.data_dir,
         "limits": wharf_sandbox::cgroup::describe().to_string(),
         "scripts": scripts.collect::<Vec<_>>(),
-        "instances": instances.iter().map(instance).collect::<Vec<_>>(),
+        "instances": instances.iter().map(|i| {
+            let mut value = instance(i);
+            value["listening"] = node.engine.listening(&i.id).into();
+            value
+        }).collect::<Vec<_>>(),
+        "snapshots": node.snapshots.usage(),
         "refusals": node.engine.refusals(),
     }))
 }
 
 /// An instance for people and for the API.
 pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
-    let state = match &i.state {
-        lifecycle::State::Exited(exit) if exit.oom_killed => {
+    let state = match (&i.state, i.ended_by) {
+        (lifecycle::State::Exited(exit), Some(EndedBy::OutOfMemory)) => {
             format!("exited ({}, out of memory)", exit.code)
         }
-        lifecycle::State::Exited(exit) => format!("exited ({})", exit.code),
-        other => format!("{other:?}").to_lowercase(),
+        (lifecycle::State::Exited(exit), Some(by)) if by != EndedBy::Itself => {
+            format!("exited ({}, ended by {})", exit.code, by.describe())
+        }
+        (lifecycle::State::Exited(exit), _) => format!("exited ({})", exit.code),
+        (other, _) => format!("{other:?}").to_lowercase(),
     };
     json!({
         "id": i.id,
@@ -45,8 +53,14 @@ pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
         "image": i.image,
         "image_id": i.image_id,
         "state": state,
+        "exit": match &i.state {
+            lifecycle::State::Exited(exit) => json!({"code": exit.code, "signal": exit.signal, "out_of_memory": exit.oom_killed}),
+            _ => Value::Null,
+        },
+        "ended_by": i.ended_by,
         "generation": i.generation,
         "pid": i.pid,
+        "labels": i.object_labels,
         "created_ms": i.created_ms,
         "started_ms": i.started_ms,
         "finished_ms": i.finished_ms,
@@ -95,5 +109,7 @@ pub(super) async fn environment(
         "WRANGLER_DOCKER_BIN": node.config.data_dir.join("bin/docker"),
         "DOCKER_HOST": format!("unix://{}", node.config.socket().display()),
         "WRANGLER_SEND_METRICS": "false",
+        // `wrangler dev` would ask Cloudflare for the contents of request.cf.
+        "CLOUDFLARE_CF_FETCH_ENABLED": "false",
     })))
 }

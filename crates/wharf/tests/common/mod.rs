@@ -252,6 +252,26 @@ impl Node {
         text
     }
 
+    /// Instances in `wharf status`.
+    pub fn instances(&self) -> Vec<Value> {
+        self.status()["instances"].as_array().unwrap().clone()
+    }
+
+    /// A running instance, by the end of its name (the object's id), or the only one.
+    pub fn running(&self, object: &str) -> Option<Value> {
+        self.instances()
+            .into_iter()
+            .find(|i| i["name"].as_str().unwrap().ends_with(object) && !i["pid"].is_null())
+    }
+
+    /// The workerd process of a script.
+    pub fn workerd(&self, script: &str) -> i32 {
+        let status = self.status();
+        let scripts = status["scripts"].as_array().unwrap();
+        let found = scripts.iter().find(|s| s["script"] == script).unwrap();
+        found["pid"].as_i64().expect("workerd runs") as i32
+    }
+
     pub fn get(&self, script: &str, path: &str) -> Answer {
         self.request("GET", script, path, &[], "")
     }
@@ -276,8 +296,12 @@ impl Node {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let mut response = agent
-            .run(request.body(body.to_owned()).unwrap())
+        // A GET with a length of 0 is one with a body to a Worker.
+        let answer = match body {
+            "" => agent.run(request.body(()).unwrap()),
+            body => agent.run(request.body(body.to_owned()).unwrap()),
+        };
+        let mut response = answer
             .unwrap_or_else(|e| panic!("{method} {script}{path}: {e}\n--- node:\n{}", self.log()));
         let headers = response.headers().iter();
         Answer {
@@ -388,6 +412,39 @@ impl Project {
         project
     }
 
+    /// A copy of `tests/projects/<name>`, with the app of `tests/app` in its folder `app`. `package` is the version of
+    /// @cloudflare/containers that it imports, if any.
+    pub fn fixture(name: &str, package: Option<&str>) -> Project {
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+        let project = Project::new(&[]);
+        let (source, target) = (tests.join("projects").join(name), project.path());
+        for entry in std::fs::read_dir(&source).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), target.join(entry.file_name())).unwrap();
+        }
+        if let Some(version) = package {
+            let modules = tools().join(format!("containers-{version}/node_modules"));
+            assert!(modules.exists(), "run `cargo xtask setup` first");
+            std::os::unix::fs::symlink(modules, target.join("node_modules")).unwrap();
+        }
+        let app = target.join("app");
+        std::fs::create_dir(&app).unwrap();
+        std::fs::copy(tests.join("app/Dockerfile"), app.join("Dockerfile")).unwrap();
+        std::fs::copy("/bin/busybox", app.join("busybox")).expect("busybox-static is installed");
+        let out = Command::new("gcc")
+            .args(["-static", "-O2", "-pthread", "-Wall", "-Wextra", "-o"])
+            .arg(app.join("app"))
+            .arg(tests.join("app/app.c"))
+            .output()
+            .unwrap();
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        project
+    }
+
     /// Compiles the hello example's server with a version of its own.
     pub fn build_server(&self, version: &str) {
         let out = Command::new("npm")
@@ -402,6 +459,12 @@ impl Project {
             String::from_utf8_lossy(&out.stderr)
         );
     }
+}
+
+/// SIGKILL.
+pub fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {

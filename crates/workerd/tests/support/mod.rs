@@ -1,6 +1,8 @@
 //! A real supervisor with a real spawner and the real workerd, in a directory of its own.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod engine;
+
 use http::{HeaderMap, Request, StatusCode};
 use sha2::Digest;
 use std::collections::BTreeMap;
@@ -12,7 +14,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use wharf_model::{Binding, DurableObjectNamespace, Module, ModuleKind, Version};
 use wharf_sandbox::{Spawner, Survivor};
 use wharf_testkit::Place;
-use wharf_workerd::{Desired, DockerSocket, Lease, Sockets, Supervisor, WorkerdConfig};
+use wharf_workerd::{
+    Desired, DockerSocket, EnginePaths, Lease, Sockets, Supervisor, WorkerdConfig,
+};
 
 /// The pinned workerd, linked into `dir`: its users can't pass through every folder that a repository lies in (/root).
 pub fn binary(dir: &Path) -> PathBuf {
@@ -38,10 +42,10 @@ impl Sockets for Blobs {
     fn docker(
         &self,
         _: &str,
-        path: PathBuf,
+        paths: EnginePaths,
         uid: u32,
     ) -> Pin<Box<dyn Future<Output = std::io::Result<DockerSocket>> + Send + '_>> {
-        Box::pin(async move { Ok(Box::new(bind(&path, uid)?) as DockerSocket) })
+        Box::pin(async move { Ok(Box::new(bind(&paths.docker, uid)?) as DockerSocket) })
     }
     fn blob(&self, hash: &str) -> PathBuf {
         self.0.join(hash)

@@ -88,6 +88,9 @@ impl World {
             },
             network: Some(network.clone()),
             application: None,
+            volumes: Vec::new(),
+            snapshot: None,
+            start: Default::default(),
         };
         self.engine.create(request).await?;
         self.engine.start_instance(&Owner::Operator, name).await?;

@@ -72,6 +72,7 @@ impl Server {
         }
         self.send(&Message::Replaced, Vec::new());
         self.daemon = self.newcomer.take();
+        self.thaw_all();
         self.deadline = None;
         self.welcome();
         for (request, descriptors) in request.into_iter().skip(1) {
@@ -147,6 +148,7 @@ impl Server {
 
     pub(super) fn lose_daemon(&mut self) {
         self.daemon = None;
+        self.thaw_all();
         if self.ending.is_none() {
             self.deadline = Some(Instant::now() + self.grace);
         }
@@ -169,17 +171,18 @@ impl Server {
         }
     }
 
+    /// Whether the one who asked is still there.
+    pub(super) fn is_connected(&self, requester: Requester) -> bool {
+        is_connected(&self.daemon, requester)
+    }
+
     pub(super) fn reply(
         &mut self,
         requester: Requester,
         body: ReplyBody,
         descriptors: Vec<OwnedFd>,
     ) {
-        if self
-            .daemon
-            .as_ref()
-            .is_some_and(|d| d.number == requester.connection)
-        {
+        if self.is_connected(requester) {
             self.send(
                 &Message::Reply {
                     number: requester.number,
@@ -215,7 +218,12 @@ impl Server {
                     Err(body) => body,
                 }
             }
+            RequestBody::Exec { spec } => match self.exec(&spec, requester) {
+                Ok(()) => return, // The report decides.
+                Err(body) => body,
+            },
             RequestBody::Signal { id, signal } => self.signal(&id, signal),
+            RequestBody::SignalExec { id, signal } => self.signal_exec(&id, signal),
             RequestBody::Kill { id } => match self.entries.contains_key(&id) {
                 true => {
                     self.kill(&id);
@@ -223,6 +231,8 @@ impl Server {
                 }
                 false => no_such(&id),
             },
+            RequestBody::Freeze { id } => self.freeze(&id),
+            RequestBody::Thaw { id } => self.thaw(&id),
             RequestBody::Forget { id } => match self.entries.get(&id).map(|e| &e.state) {
                 None => no_such(&id),
                 Some(State::Ended(_)) => {
@@ -246,6 +256,12 @@ impl Server {
         };
         self.reply(requester, body, Vec::new());
     }
+}
+
+pub(super) fn is_connected(daemon: &Option<Connection>, requester: Requester) -> bool {
+    daemon
+        .as_ref()
+        .is_some_and(|d| d.number == requester.connection)
 }
 
 /// Sends what waits, and reads all whole requests. UnexpectedEof when the other side is gone.

@@ -1,14 +1,16 @@
 //! Processes: from the request to the end of the last one in the cgroup.
 
+use super::connections::is_connected;
 use super::{DRAIN_TICK, Entry, Outcome, Requester, Server, State};
 use crate::spawner::Exit;
 use crate::spawner::launch::{self, Given};
 use crate::spawner::protocol::{Message, ReplyBody};
+use crate::spec::Root;
 use crate::sys;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 impl Server {
     pub(super) fn spawn(
@@ -27,7 +29,7 @@ impl Server {
             });
         }
         launch::check(spec, given).map_err(refuse)?;
-        if self.entries.contains_key(&spec.id) {
+        if self.entries.contains_key(&spec.id) || self.execs.contains_key(&spec.id) {
             return Err(refuse(format!(
                 "a process with the id {} exists already",
                 spec.id
@@ -51,8 +53,10 @@ impl Server {
             stdout: launched.stdout,
             stderr: launched.stderr,
             cgroup: launched.cgroup,
+            is_container: matches!(spec.root, Root::Overlay { .. }),
             state,
             abandoned: false,
+            frozen: false,
         };
         self.entries.insert(spec.id.clone(), entry);
         Ok(())
@@ -70,6 +74,53 @@ impl Server {
             Err(error) => ReplyBody::Failed {
                 message: format!("signal {signal} to process {id}: {error}"),
             },
+        }
+    }
+
+    /// Asked until the answer is that they stand still.
+    pub(super) fn freeze(&mut self, id: &str) -> ReplyBody {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return no_such(id);
+        };
+        if !matches!(entry.state, State::Running) {
+            return ReplyBody::Failed {
+                message: format!("process {id} does not run"),
+            };
+        }
+        entry.frozen = true;
+        match entry.cgroup.freeze() {
+            Ok(still) => ReplyBody::Frozen(still),
+            Err(error) => ReplyBody::Failed {
+                message: format!("freezing process {id}: {error}"),
+            },
+        }
+    }
+
+    pub(super) fn thaw(&mut self, id: &str) -> ReplyBody {
+        // One that was forgotten while it was frozen needs no more.
+        let Some(entry) = self.entries.get_mut(id) else {
+            return ReplyBody::Done;
+        };
+        if !std::mem::take(&mut entry.frozen) {
+            return ReplyBody::Done;
+        }
+        match entry.cgroup.thaw() {
+            // It has ended meanwhile, and its cgroup is gone.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => ReplyBody::Failed {
+                message: format!("thawing process {id}: {error}"),
+            },
+            _ => ReplyBody::Done,
+        }
+    }
+
+    /// A daemon that is gone can let nothing run again.
+    pub(super) fn thaw_all(&mut self) {
+        let frozen = self.entries.iter().filter(|(_, e)| e.frozen);
+        let ids: Vec<String> = frozen.map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            if let ReplyBody::Failed { message } = self.thaw(&id) {
+                eprintln!("spawner: {message}");
+            }
         }
     }
 
@@ -127,6 +178,9 @@ impl Server {
                 State::Starting { .. } | State::Running | State::Refused { .. }
             )
         };
+        if self.exec_reaped(pid, status) {
+            return;
+        }
         // Others are orphans that a process of ours left (this is their subreaper).
         let Some(id) = self
             .entries
@@ -150,17 +204,7 @@ impl Server {
                 message,
                 exit_code,
             },
-            _ => {
-                let signal = status.terminating_signal();
-                let code = status
-                    .exit_status()
-                    .unwrap_or_else(|| 128 + signal.unwrap_or_default());
-                Outcome::Exit(Exit {
-                    code,
-                    signal,
-                    oom_killed: false,
-                })
-            }
+            _ => Outcome::Exit(exit_of(status)),
         };
         entry.state = State::Draining(outcome);
         self.tick = DRAIN_TICK.0;
@@ -249,18 +293,8 @@ impl Server {
         let State::Starting { report, text, .. } = &mut entry.state else {
             return;
         };
-        let mut chunk = [0u8; 4096];
-        loop {
-            match rustix::io::read(&*report, &mut chunk) {
-                Ok(0) => break,
-                Ok(length) => text.extend_from_slice(&chunk[..length]),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
-                Err(error) => {
-                    eprintln!("spawner: reading the report of {id}: {error}");
-                    break;
-                }
-            }
+        if !read_to_end(report, text, id) {
+            return;
         }
         let State::Starting {
             text,
@@ -280,16 +314,12 @@ impl Server {
             };
             return;
         }
-        let known = self
-            .daemon
-            .as_ref()
-            .is_some_and(|d| d.number == requester.connection);
         let streams = entry
             .stdout
             .try_clone()
             .and_then(|out| Ok(vec![out, entry.stderr.try_clone()?]));
         match streams {
-            Ok(mut streams) if known => {
+            Ok(mut streams) if is_connected(&self.daemon, requester) => {
                 streams.extend(stdin);
                 let body = ReplyBody::Spawned {
                     id: id.to_owned(),
@@ -311,6 +341,33 @@ impl Server {
                 self.kill(id);
             }
         }
+    }
+}
+
+/// Reads what a starting process reports. `false`: there may be more.
+pub(super) fn read_to_end(report: &OwnedFd, text: &mut Vec<u8>, id: &str) -> bool {
+    let mut chunk = [0u8; 4096];
+    loop {
+        match rustix::io::read(report, &mut chunk) {
+            Ok(0) => return true,
+            Ok(length) => text.extend_from_slice(&chunk[..length]),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return false,
+            Err(error) => {
+                eprintln!("spawner: reading the report of {id}: {error}");
+                return true;
+            }
+        }
+    }
+}
+
+pub(super) fn exit_of(status: WaitStatus) -> Exit {
+    let signal = status.terminating_signal();
+    let code = status.exit_status();
+    Exit {
+        code: code.unwrap_or_else(|| 128 + signal.unwrap_or_default()),
+        signal,
+        oom_killed: false,
     }
 }
 

@@ -1,0 +1,158 @@
+//! Connections to a port inside that wait until somebody listens there.
+//!
+//! Those that wait for the same port share one task that looks at it ([`Lookouts`]); it ends with the last of them. Looking is asking the
+//! kernel for a listener (sock_diag), not connecting: the program sees only the connections that are meant for it. Where the kernel
+//! cannot be asked, each look wakes those who wait, and they try.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use wharf_sandbox::netns::{Listeners, Pause};
+
+use super::hold;
+use crate::{Shared, Target};
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) enum DialError {
+    /// Nobody listens, and the time to wait for it is over; the process has been running for this long, or has not been started.
+    NotListening(Option<Duration>),
+    /// The process has ended; this is how.
+    Ended(Arc<str>),
+    /// The kernel refused.
+    Io(io::Error),
+}
+
+/// The tasks that look at ports, and what they look with.
+#[derive(Debug)]
+pub(crate) struct Lookouts {
+    /// `None`: the kernel cannot be asked.
+    listeners: Option<Mutex<Listeners>>,
+    /// The count goes up with each look that found a listener.
+    ports: Mutex<HashMap<u16, watch::Sender<u64>>>,
+}
+
+impl Lookouts {
+    pub(crate) fn new(listeners: Option<Listeners>) -> Self {
+        Self {
+            listeners: listeners.map(Mutex::new),
+            ports: Mutex::default(),
+        }
+    }
+
+    /// All ports that are listened on inside; `None` if the kernel cannot be asked.
+    pub(crate) fn listening(&self) -> Option<Vec<u16>> {
+        let mut listeners = lock(self.listeners.as_ref()?);
+        let ports = listeners
+            .ports()
+            .inspect_err(|error| tracing::debug!(%error, "listeners inside not known"));
+        Some(ports.ok()?.into_iter().collect())
+    }
+
+    /// Whether it is worth trying to connect.
+    pub(super) fn look(&self, port: u16) -> bool {
+        let Some(listeners) = &self.listeners else {
+            return true;
+        };
+        lock(listeners).is_listening(port).unwrap_or_else(|error| {
+            tracing::debug!(%error, port, "a port inside could not be looked at");
+            true
+        })
+    }
+
+    /// Joins those who wait for a port.
+    fn join(&self, shared: &Arc<Shared>, port: u16) -> watch::Receiver<u64> {
+        let mut ports = lock(&self.ports);
+        if let Some(seen) = ports.get(&port) {
+            return seen.subscribe();
+        }
+        let (seen, receiver) = watch::channel(0);
+        ports.insert(port, seen.clone());
+        drop(ports);
+        shared.spawn(watch_port(shared.clone(), port, seen));
+        receiver
+    }
+
+    /// Whether nobody waits any more; then the port is nobody's.
+    fn leave(&self, port: u16, seen: &watch::Sender<u64>) -> bool {
+        let mut ports = lock(&self.ports);
+        let last = seen.receiver_count() == 0;
+        if last {
+            ports.remove(&port);
+        }
+        last
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Looks at a port while somebody waits for it and the process runs.
+async fn watch_port(shared: Arc<Shared>, port: u16, seen: watch::Sender<u64>) {
+    let mut targets = shared.target.subscribe();
+    let mut pause = Pause::default();
+    loop {
+        let age = age(&targets.borrow_and_update());
+        if age.is_some() && shared.lookouts.look(port) {
+            seen.send_modify(|count| *count += 1);
+        }
+        if shared.lookouts.leave(port, &seen) {
+            return;
+        }
+        match age {
+            Some(age) => pause.wait(hold::next_look(age)).await,
+            // What does not run does not listen.
+            None => tokio::select! {
+                _ = targets.changed() => {}
+                () = seen.closed() => {}
+            },
+        }
+    }
+}
+
+/// How long the process has been running.
+fn age(target: &Target) -> Option<Duration> {
+    match target {
+        Target::Running(since) => Some(since.elapsed()),
+        Target::Pending | Target::Ended(_) => None,
+    }
+}
+
+/// Dials inside, holding while nobody listens.
+pub(super) async fn dial(shared: &Arc<Shared>, port: u16) -> Result<TcpStream, DialError> {
+    let mut targets = shared.target.subscribe();
+    let mut attempt = shared.inside.attempt(port);
+    let mut seen = None;
+    loop {
+        let target = targets.borrow_and_update().clone();
+        if let Target::Ended(how) = target {
+            return Err(DialError::Ended(how));
+        }
+        let held_for = hold::held_for(port, shared.config.hold, age(&target));
+        let deadline = Instant::now() + held_for;
+        // Until the target changes.
+        loop {
+            match attempt.connect().await {
+                Ok(stream) => return Ok(stream),
+                Err(e) if e.kind() == ErrorKind::ConnectionRefused => {}
+                Err(e) => return Err(DialError::Io(e)),
+            }
+            if Instant::now() >= deadline {
+                return Err(DialError::NotListening(age(&target)));
+            }
+            let seen = seen.get_or_insert_with(|| shared.lookouts.join(shared, port));
+            tokio::select! {
+                // Its task lives as long as this receiver.
+                _ = seen.changed() => {}
+                () = tokio::time::sleep_until(deadline) => {}
+                _ = targets.changed() => break,
+            }
+        }
+    }
+}

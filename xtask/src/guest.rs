@@ -203,7 +203,7 @@ fn file_system(root: &Path, kernel: &Kernel) -> Result<()> {
     }
     fs::write(root.join("modules"), modules.join("\n") + "\n")?;
 
-    let mut build = Command::new(env!("CARGO"));
+    let mut build = setup::cargo();
     build
         .args([
             "test",

@@ -147,14 +147,7 @@ async fn create_container(
     let mut body = body;
     let host = body.host_config.take().unwrap_or_default();
     let mounts = host.mounts.as_deref().unwrap_or_default();
-    let volumes = shared.storage.mounts(mounts).await.inspect_err(|error| {
-        // workerd tells the Worker no more than that its container failed to start.
-        tracing::warn!(
-            name,
-            reason = error.message,
-            "a container's mounts are refused"
-        );
-    })?;
+    let volumes = shared.storage.mounts(mounts).await?;
     let mode = host.network_mode.as_deref().unwrap_or_default();
     let (network, of_workerd) = network(shared, &name, mode).await?;
     if !of_workerd {

@@ -36,6 +36,11 @@ pub(crate) enum Kind {
     Debian,
     /// the same with Python 3 and pip
     Python,
+    /// the same with Node.js
+    Node,
+    /// the same with Python 3, NumPy, FastAPI and uvicorn
+    #[value(name = "numpy")]
+    NumPy,
 }
 
 /// Makes a base image, or finds the one made before, and returns its tar.
@@ -47,6 +52,16 @@ pub(crate) fn base_image(kind: Kind) -> anyhow::Result<PathBuf> {
         Kind::Busybox => busybox(),
         Kind::Debian => debian_image("debian", &[]),
         Kind::Python => debian_image("python", &["python3", "python3-pip"]),
+        Kind::Node => debian_image("node", &["nodejs"]),
+        Kind::NumPy => debian_image(
+            "numpy",
+            &[
+                "python3",
+                "python3-numpy",
+                "python3-fastapi",
+                "python3-uvicorn",
+            ],
+        ),
     }
 }
 

@@ -53,6 +53,32 @@ pub(crate) const KMOD: Package = Package {
     file: "modprobe",
 };
 
+/// To be measured against: dockerd, with the containerd that it needs.
+pub(crate) const DOCKER: Package = Package {
+    name: "docker.io",
+    file: "dockerd",
+};
+/// To be measured against.
+pub(crate) const PODMAN: Package = Package {
+    name: "podman",
+    file: "podman",
+};
+/// Docker's seccomp profile; podman needs it too.
+pub(crate) const CONTAINERS_COMMON: Package = Package {
+    name: "golang-github-containers-common",
+    file: "/usr/share/containers/seccomp.json",
+};
+/// To be measured against.
+pub(crate) const RUNC: Package = Package {
+    name: "runc",
+    file: "runc",
+};
+/// To be measured against.
+pub(crate) const CRUN: Package = Package {
+    name: "crun",
+    file: "crun",
+};
+
 /// A program in `PATH`.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -77,6 +103,11 @@ impl Package {
 /// Whether this process may install packages, mount, and so on.
 pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|it| it.uid() == 0)
+}
+
+/// Whether none of these is missing.
+pub(crate) fn are_there(packages: &[Package]) -> bool {
+    packages.iter().all(Package::is_there)
 }
 
 /// Installs those packages that are missing.

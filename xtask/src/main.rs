@@ -2,6 +2,7 @@
 
 mod base_image;
 mod bench;
+mod bench_start;
 mod conformance;
 mod debian;
 mod demo;

@@ -48,7 +48,7 @@ pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
         Profile::Release => ("release", &["build", "--package", "wharf", "--release"]),
     };
     step("building wharf (some minutes the first time)", || {
-        let mut cargo = Command::new(env!("CARGO"));
+        let mut cargo = setup::cargo();
         run(cargo.args(arguments).current_dir(setup::root()))
     })?;
     interrupt::check()?;
@@ -103,6 +103,11 @@ impl Node {
     /// What the node printed.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.data_dir.join("log")).unwrap_or_default()
+    }
+
+    /// Its data directory.
+    pub(crate) fn data_dir(&self) -> &Path {
+        &self.data_dir
     }
 
     /// The operator's socket.

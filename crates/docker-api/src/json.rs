@@ -42,10 +42,20 @@ fn state(container: &Inspect) -> Value {
         "Dead": false,
         "Pid": container.pid.unwrap_or(0),
         "ExitCode": exit.map_or(0, |exit| exit.code),
-        "Error": container.error.as_deref().unwrap_or(""),
+        "Error": error(container),
         "StartedAt": time(container.started_ms),
         "FinishedAt": time(container.finished_ms),
     })
+}
+
+/// Why it did not start, or an end that neither it nor its user has brought about.
+fn error(container: &Inspect) -> String {
+    let ended = matches!(container.state, State::Exited(_));
+    match (&container.error, container.ended_by) {
+        (Some(error), _) => error.clone(),
+        (None, Some(by)) if ended && !by.is_expected() => format!("ended by {}", by.describe()),
+        _ => String::new(),
+    }
 }
 
 /// `GET /containers/<id>/json`. `image` is the name to show.

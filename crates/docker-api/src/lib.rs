@@ -14,6 +14,7 @@ mod peer;
 mod ports;
 pub mod script;
 mod serve;
+mod storage;
 mod upgrade;
 mod version;
 

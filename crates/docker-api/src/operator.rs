@@ -10,16 +10,18 @@ mod images;
 mod output;
 
 use crate::errors::ApiError;
+use crate::storage::Storage;
 use crate::version::{API_VERSION, OLDEST, versioned};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use wharf_build::Builder;
-use wharf_engine::Engine;
+use wharf_engine::{Engine, Owner};
 use wharf_image::{ImageError, ImageStore};
 
 /// Largest JSON body, bytes; a Dockerfile travels in one.
@@ -37,6 +39,8 @@ pub struct Operator {
     pub networks: wharf_net::Networks,
     /// Images.
     pub images: ImageStore,
+    /// Snapshots of the operator's own containers.
+    pub snapshots: wharf_snapshot::Snapshots,
     /// Builds.
     pub builder: Builder,
     /// `docker login`.
@@ -47,10 +51,18 @@ pub struct Operator {
 
 /// The routes of the operator socket.
 pub fn router(operator: Operator) -> Router {
-    let containers =
-        crate::script::operator_routes(operator.engine.clone(), operator.networks.clone());
+    let storage = Arc::new(Storage::new(
+        Owner::Operator,
+        operator.engine.clone(),
+        operator.snapshots.clone(),
+    ));
+    let containers = crate::script::operator_routes(
+        operator.engine.clone(),
+        operator.networks.clone(),
+        storage.clone(),
+    );
     let inner = Router::new()
-        .route("/_ping", get(async || "OK").head(async || ()))
+        .route("/_ping", get(ping))
         .route("/version", get(version))
         .route("/info", get(info))
         .route("/auth", post(auth))
@@ -67,6 +79,7 @@ pub fn router(operator: Operator) -> Router {
         .route("/wharf/build", post(build::build))
         .route("/wharf/manifest", get(images::manifest))
         .layer(DefaultBodyLimit::max(MAX_JSON))
+        .layer(axum::Extension(storage))
         .with_state(operator)
         .merge(containers)
         .fallback(async || ApiError::page_not_found())
@@ -88,6 +101,16 @@ async fn blocking<T: Send + 'static>(
         .await
         .map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?
         .map_err(ApiError::from)
+}
+
+/// A client that is not told the version here speaks one so old that `docker exec` has no `--workdir`.
+async fn ping() -> impl IntoResponse {
+    let headers = [
+        ("api-version", API_VERSION),
+        ("ostype", "linux"),
+        ("docker-experimental", "false"),
+    ];
+    (headers, "OK")
 }
 
 async fn version() -> Json<Value> {

@@ -10,13 +10,14 @@ use crate::errors::ApiError;
 use crate::exec;
 use crate::json;
 use crate::peer::Peer;
+use crate::storage::{self, Storage};
 use crate::version::versioned;
 use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
+use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use http::StatusCode;
@@ -28,6 +29,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use wharf_engine::lifecycle::Until;
 use wharf_engine::{Engine, EngineError, Owner};
+use wharf_snapshot::Snapshots;
 
 mod admission;
 mod create;
@@ -37,7 +39,7 @@ mod start_options;
 
 use admission::Admission;
 use sidecar::Sidecars;
-pub use start_options::{START_VARIABLE, cpu_millis};
+pub use start_options::{START_VARIABLE, cpu_millis, disk_bytes};
 
 /// The `imageName` that workerd's configuration names for each container class: the application's present image.
 pub const APPLICATION_IMAGE: &str = "wharf:application";
@@ -60,8 +62,6 @@ pub struct ApplicationInfo {
     pub image: String,
     /// Limits.
     pub limits: wharf_engine::Limits,
-    /// Limit of the disk, MB (10^6 bytes).
-    pub disk_mb: Option<u64>,
     /// Most instances at a time.
     pub max_instances: u32,
     /// Values of the CLOUDFLARE_* variables (`CLOUDFLARE_APPLICATION_ID`, ...), to replace workerd's placeholders.
@@ -87,6 +87,7 @@ pub(crate) struct Shared {
     networks: wharf_net::Networks,
     admission: Admission,
     sidecars: Arc<Sidecars>,
+    storage: Arc<Storage>,
 }
 
 type Context = State<Arc<Shared>>;
@@ -114,10 +115,12 @@ pub fn router(
     script: String,
     engine: Engine,
     networks: wharf_net::Networks,
+    snapshots: Snapshots,
     applications: Arc<dyn Applications>,
 ) -> Router {
     let owner = Owner::Script(script.clone());
     let execs = exec::routes(engine.clone(), owner.clone());
+    let storage = Arc::new(Storage::new(owner.clone(), engine.clone(), snapshots));
     let shared = Shared {
         owner,
         engine,
@@ -127,20 +130,25 @@ pub fn router(
             applications,
         },
         sidecars: Arc::default(),
+        storage: storage.clone(),
     };
     versioned(
         routes()
             .merge(execs)
-            .merge(snapshot_images())
-            .fallback(page_not_found)
-            .method_not_allowed_fallback(page_not_found)
             .layer(axum::middleware::from_fn(refuse_long_bodies))
-            .with_state(Arc::new(shared)),
+            .with_state(Arc::new(shared))
+            .merge(storage::routes(storage))
+            .fallback(page_not_found)
+            .method_not_allowed_fallback(page_not_found),
     )
 }
 
 /// The same routes for the operator, who may have what it asks for; without those of images, which are the operator's own.
-pub(crate) fn operator_routes(engine: Engine, networks: wharf_net::Networks) -> Router {
+pub(crate) fn operator_routes(
+    engine: Engine,
+    networks: wharf_net::Networks,
+    storage: Arc<Storage>,
+) -> Router {
     let execs = exec::routes(engine.clone(), Owner::Operator);
     let shared = Shared {
         owner: Owner::Operator,
@@ -148,14 +156,17 @@ pub(crate) fn operator_routes(engine: Engine, networks: wharf_net::Networks) -> 
         networks,
         admission: Admission::Operator,
         sidecars: Arc::default(),
+        storage: storage.clone(),
     };
-    routes().merge(execs).with_state(Arc::new(shared))
+    routes()
+        .merge(execs)
+        .with_state(Arc::new(shared))
+        .merge(storage::routes(storage))
 }
 
 /// The routes that every caller has.
 fn routes() -> Router<Arc<Shared>> {
     Router::new()
-        .route("/volumes", get(volumes))
         .route("/networks/bridge", get(bridge))
         .route("/containers/create", post(create::create))
         .route("/containers/{name}", delete(remove))
@@ -174,34 +185,7 @@ fn unsupported() -> Router<Arc<Shared>> {
     async fn resize(_: Bytes) -> ApiError {
         ApiError::unsupported("resize of a terminal")
     }
-    async fn directory_snapshots(_: Bytes) -> ApiError {
-        ApiError::unsupported("snapshotDirectory()")
-    }
-    async fn container_snapshots(_: Bytes) -> ApiError {
-        ApiError::unsupported("snapshotContainer()")
-    }
-    async fn put_archive(_: Bytes) -> ApiError {
-        ApiError::unsupported("interception of outbound HTTPS (upload of its CA certificate)")
-    }
-    Router::new()
-        .route("/containers/{name}/resize", post(resize))
-        .route(
-            "/containers/{name}/archive",
-            put(put_archive).get(directory_snapshots),
-        )
-        .route("/volumes/create", post(directory_snapshots))
-        .route("/volumes/{name}", get(directory_snapshots))
-        .route("/commit", post(container_snapshots))
-}
-
-/// A script sees no images but its snapshots.
-fn snapshot_images() -> Router<Arc<Shared>> {
-    async fn container_snapshots(_: Bytes) -> ApiError {
-        ApiError::unsupported("snapshotContainer()")
-    }
-    Router::new()
-        .route("/images/{name}/json", get(container_snapshots))
-        .route("/images/{name}", delete(container_snapshots))
+    Router::new().route("/containers/{name}/resize", post(resize))
 }
 
 /// A body that says it is too long is not even read.
@@ -216,11 +200,6 @@ async fn refuse_long_bodies(request: Request, next: Next) -> Response {
 
 async fn page_not_found() -> ApiError {
     ApiError::page_not_found()
-}
-
-/// Asked once, for snapshots that are older than thirty days. There are none.
-async fn volumes() -> Response {
-    Json(json!({ "Volumes": [], "Warnings": [] })).into_response()
 }
 
 /// workerd binds its egress listener to the gateway's address. Loopback will do: whoever connects is this daemon.
@@ -245,6 +224,9 @@ async fn inspect(
         shared.tie_sidecar(&name, peer.map(|Extension(peer)| peer));
         return Ok(Json(sidecar.json(&name)).into_response());
     }
+    if let Some(helper) = shared.storage.inspect_helper(&name) {
+        return Ok(helper);
+    }
     let container = shared.engine.inspect(&shared.owner, &name).await?;
     let image = container.labels.get(ASKED_IMAGE_LABEL);
     let image = image.unwrap_or(&container.image);
@@ -257,6 +239,9 @@ async fn start(State(shared): Context, Path(name): Path<String>) -> Answer {
             .sidecars
             .start(&name)
             .map(IntoResponse::into_response);
+    }
+    if let Some(started) = shared.storage.start_helper(&name) {
+        return started;
     }
     let started = shared.engine.start_instance(&shared.owner, &name).await;
     started
@@ -318,6 +303,9 @@ async fn remove(
         shared.sidecars.remove(&name)?;
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
+    if shared.storage.remove_helper(&name) {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     let force = is_true(query.force.as_deref());
     shared.engine.remove(&shared.owner, &name, force).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -343,6 +331,9 @@ async fn wait(
             )));
         }
     };
+    if let Some(ended) = shared.storage.wait_for_helper(&name) {
+        return Ok(ended);
+    }
     let code: Pin<Box<dyn Future<Output = Result<i32, EngineError>> + Send>> =
         if shared.is_sidecar(&name).await {
             let removed = shared.sidecars.removed(&name)?;
@@ -393,7 +384,9 @@ pub(crate) fn is_true(text: Option<&str>) -> bool {
 }
 
 /// A JSON body, whatever its Content-Type (workerd sends none with an empty one).
-fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, ApiError> {
+pub(crate) fn parse<T: DeserializeOwned>(
+    body: Result<Bytes, BytesRejection>,
+) -> Result<T, ApiError> {
     serde_json::from_slice(&body?)
         .map_err(|error| ApiError::bad_request(format!("the request body is not valid: {error}")))
 }

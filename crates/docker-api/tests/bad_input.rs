@@ -51,16 +51,19 @@ struct Sockets {
 impl Sockets {
     fn open(world: &World, daemon: &Daemon) -> Sockets {
         let dir = world.place.dir.path();
+        let snapshots = world.snapshots();
         let script = wharf_docker_api::script::router(
             "hello".into(),
             daemon.engine.clone(),
             daemon.networks.clone(),
+            snapshots.clone(),
             Arc::new(NoApplications),
         );
         let operator = wharf_docker_api::operator::router(Operator {
             engine: daemon.engine.clone(),
             networks: daemon.networks.clone(),
             images: world.images(),
+            snapshots,
             builder: wharf_build::Builder::new(
                 world.images(),
                 daemon.spawner.clone(),

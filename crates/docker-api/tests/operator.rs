@@ -30,6 +30,7 @@ impl Socket {
             engine: daemon.engine.clone(),
             networks: daemon.networks.clone(),
             images: world.images(),
+            snapshots: world.snapshots(),
             builder: wharf_build::Builder::new(
                 world.images(),
                 daemon.spawner.clone(),

@@ -37,7 +37,6 @@ impl Applications for OneApplication {
                 name: script.into(),
                 image: "busybox:latest".into(),
                 limits: Limits::default(),
-                disk_mb: None,
                 max_instances: 2,
                 variables: vec![("CLOUDFLARE_REGION".into(), "EEUR".into())],
             })
@@ -60,6 +59,7 @@ impl Socket {
             "hello".into(),
             daemon.engine.clone(),
             daemon.networks.clone(),
+            world.snapshots(),
             Arc::new(OneApplication),
         );
         let (stop, stopped) = oneshot::channel::<()>();
@@ -426,24 +426,15 @@ async fn refusals_say_why() {
     assert_eq!(&status, b"HTTP/1.1 413");
 
     // What is not there yet names itself.
-    for (method, path, feature) in [
+    let path = format!("/containers/{}/resize?h=1&w=1", container(1));
+    let answer = socket.call("POST", &path, None).await;
+    assert_eq!(
+        (answer.0, message(&answer)),
         (
-            "GET",
-            format!("/containers/{}/archive?path=/x/.", container(1)),
-            "snapshotDirectory()",
-        ),
-        (
-            "POST",
-            format!("/commit?container={}", container(1)),
-            "snapshotContainer()",
-        ),
-    ] {
-        let answer = socket.call(method, &path, None).await;
-        assert_eq!(
-            (answer.0, message(&answer)),
-            (501, format!("{feature} is not supported yet by this Wharf"))
-        );
-    }
+            501,
+            "resize of a terminal is not supported yet by this Wharf".into()
+        )
+    );
     socket.close().await;
     world.end(daemon).await;
 }

@@ -9,7 +9,7 @@
 //! | none | the operator's | kept; one that ran when the spawner died has exit code 255, as with Docker |
 
 use crate::instance::{Ask, Handle, Instance, discard, unseen_exit};
-use crate::lifecycle::State;
+use crate::lifecycle::{EndedBy, State};
 use crate::record::{Label, Record};
 use crate::{EngineError, Owner, Shared, insert, log, now_ms};
 use std::collections::HashSet;
@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
-use wharf_sandbox::{Exit, Process, Survivor};
+use wharf_sandbox::{Disk, Exit, Process, Survivor};
 
 /// Begins the names of directories that are being removed.
 pub(crate) const GONE_PREFIX: &str = ".gone-";
@@ -68,6 +68,7 @@ async fn adopt_process(shared: &Arc<Shared>, survivor: Survivor) -> Option<Strin
         label,
         process,
         exit,
+        disk,
     } = survivor;
     let process_id = process.id.clone();
     let read = Label::decode(&label).and_then(|label| {
@@ -87,9 +88,13 @@ async fn adopt_process(shared: &Arc<Shared>, survivor: Survivor) -> Option<Strin
     let id = label.id.clone();
     record.progress.generation = label.generation;
     record.progress.started_ms = Some(label.started_ms);
+    let device = record.fixed.device.clone();
+    let disk = disk
+        .zip(device)
+        .map(|(mount, device)| Arc::new(Disk::from_mount(mount, device)));
     let handle = match exit {
-        Some(exit) => adopt_ended(shared, &dir, record, process, exit).await,
-        None => adopt_running(shared, &dir, record, process, &label).await,
+        Some(exit) => adopt_ended(shared, &dir, record, process, exit, disk).await,
+        None => adopt_running(shared, &dir, record, process, &label, disk).await,
     };
     match handle {
         Ok(handle) => {
@@ -112,12 +117,18 @@ async fn adopt_ended(
     mut record: Record,
     process: Process,
     exit: Exit,
+    disk: Option<Arc<Disk>>,
 ) -> Result<Arc<Handle>, EngineError> {
     let writer = log::Writer::new(dir, shared.config.log_bytes, watch::Sender::default());
     let rest = log::pump(writer, process.stdout, process.stderr);
     // Also without the end of the pipes what they hold has been read by then.
     let _ = tokio::time::timeout(LEFT_OUTPUT, rest).await;
     record.progress.exit = Some(exit);
+    // Nobody else could reach it, except for what was begun before.
+    record.progress.ended_by = match exit.oom_killed {
+        true => Some(EndedBy::OutOfMemory),
+        false => record.progress.ended_by.or(Some(EndedBy::Itself)),
+    };
     record.progress.finished_ms.get_or_insert_with(now_ms);
     record
         .write(dir)
@@ -126,7 +137,15 @@ async fn adopt_ended(
         tracing::warn!(process = process.id, %error, "the spawner keeps an ended process");
     }
     let state = State::Exited(exit);
-    let instance = Instance::new(shared.clone(), record, dir.to_owned(), state, None, true);
+    let instance = Instance::new(
+        shared.clone(),
+        record,
+        dir.to_owned(),
+        state,
+        None,
+        true,
+        disk,
+    );
     insert(shared, instance)
 }
 
@@ -136,15 +155,22 @@ async fn adopt_running(
     mut record: Record,
     process: Process,
     label: &Label,
+    disk: Option<Arc<Disk>>,
 ) -> Result<Arc<Handle>, EngineError> {
     record.progress.exit = None;
+    record.progress.ended_by = None;
     record.progress.finished_ms = None;
     let networks = &shared.networks;
     let adopted = networks
         .adopt(process.pid, label.ingress, label.ca.clone())
         .await;
     let network = adopted.map_err(|error| EngineError::Internal(error.to_string()))?;
-    network.set_target(wharf_net::Target::Running(Instant::now()));
+    let age_ms = now_ms().saturating_sub(label.started_ms);
+    let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+    let now = Instant::now();
+    network.set_target(wharf_net::Target::Running(
+        now.checked_sub(age).unwrap_or(now),
+    ));
     let published = match record.fixed.own_network.apply(&network).await {
         Ok(published) => published,
         Err(error) => {
@@ -159,6 +185,7 @@ async fn adopt_running(
         State::Running,
         Some(network),
         true,
+        disk,
     );
     instance.adopt(process, published);
     insert(shared, instance)
@@ -199,7 +226,12 @@ pub(crate) fn reap_if_forgotten(handle: Arc<Handle>, idle_ms: u64) {
             "its object has not woken: removed"
         );
         // Gone already is as good.
-        let _ = handle.ask(Ask::Remove { force: true }).await;
+        let _ = handle
+            .ask(Ask::Remove {
+                force: true,
+                by: EndedBy::Reaper,
+            })
+            .await;
     });
 }
 
@@ -217,6 +249,7 @@ fn adopt_directory(shared: &Arc<Shared>, dir: &Path) {
     let progress = &mut record.progress;
     if progress.started_ms.is_some() && progress.exit.is_none() {
         progress.exit = Some(unseen_exit());
+        progress.ended_by = Some(EndedBy::Unseen);
         progress.finished_ms = Some(now_ms());
         progress.error = Some("the machine or the spawner ended while it ran".to_owned());
         if let Err(error) = record.write(dir) {
@@ -224,7 +257,15 @@ fn adopt_directory(shared: &Arc<Shared>, dir: &Path) {
         }
     }
     let state = record.progress.exit.map_or(State::Created, State::Exited);
-    let instance = Instance::new(shared.clone(), record, dir.to_owned(), state, None, true);
+    let instance = Instance::new(
+        shared.clone(),
+        record,
+        dir.to_owned(),
+        state,
+        None,
+        true,
+        None,
+    );
     if let Err(error) = insert(shared, instance) {
         tracing::warn!(dir = %dir.display(), %error, "not taken over: removed");
         discard(dir);

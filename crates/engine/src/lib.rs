@@ -4,28 +4,35 @@
 //! Must not: speak HTTP or know of scripts; the caller's identity is an opaque [`Owner`].
 
 mod adopt;
+mod disks;
 mod exec;
+mod files;
 mod follow;
 mod instance;
 pub mod lifecycle;
 mod log;
 mod merge;
+mod object;
 mod own_network;
 mod record;
 mod table;
+mod usage;
 
 pub use exec::{Exec, ExecError};
+pub use files::{Files, FromSnapshot, Held, Volume, VolumeMount};
 pub use follow::Follower;
 pub use log::Entry;
 pub use merge::parse_signal;
+pub use object::StartOptions;
 pub use own_network::{OwnNetwork, Published};
 pub use record::owns;
+pub use usage::Usage;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
 use crate::instance::{Ask, Handle, Instance};
-use crate::lifecycle::{Answer, State, Until};
+use crate::lifecycle::{Answer, EndedBy, State, Until};
 use crate::record::{Fixed, Progress, Record};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -42,6 +49,16 @@ pub enum Owner {
     Script(String),
     /// The operator's own containers.
     Operator,
+}
+
+/// As it is written in records and messages: `script hello`, `operator`.
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Owner::Script(name) => write!(f, "script {name}"),
+            Owner::Operator => f.write_str("operator"),
+        }
+    }
 }
 
 /// The application that an instance counts against.
@@ -99,19 +116,12 @@ pub struct Create {
     pub auto_remove: bool,
     /// Application it counts against.
     pub application: Option<Application>,
+    /// Directories of its own that are mounted, in this order.
+    pub volumes: Vec<VolumeMount>,
+    /// What to start from instead of the bare image.
+    pub snapshot: Option<FromSnapshot>,
     /// What a Durable Object said with its start.
     pub start: StartOptions,
-}
-
-/// Options of `ctx.container.start()` that Docker has no word for (contract: workerd, 1.4).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StartOptions {
-    /// Distinguishes this start from others of the same name; later calls may name it.
-    pub token: Option<String>,
-    /// The object's own labels; [`Engine::set_labels`] replaces them.
-    pub labels: BTreeMap<String, String>,
-    /// The process is stopped so long after its start, milliseconds.
-    pub hard_timeout_ms: Option<u64>,
 }
 
 /// Where the state is in an instance's life, with what a caller may want to know.
@@ -151,6 +161,8 @@ pub struct Inspect {
     pub labels: BTreeMap<String, String>,
     /// Of these, those that the Durable Object has given.
     pub object_labels: BTreeMap<String, String>,
+    /// Who or what ended its last process, or is about to end the one that runs.
+    pub ended_by: Option<EndedBy>,
     /// Its ports that the host shows while it runs.
     pub published: Vec<Published>,
     /// Why it did not start, or what else is to be known of its end.
@@ -207,6 +219,7 @@ pub(crate) struct Shared {
     pub(crate) spawner: wharf_sandbox::Spawner,
     pub(crate) images: wharf_image::ImageStore,
     pub(crate) networks: wharf_net::Networks,
+    pub(crate) disks: Arc<disks::Disks>,
     table: Mutex<table::Table>,
 }
 
@@ -226,11 +239,19 @@ impl Engine {
         images: wharf_image::ImageStore,
         networks: wharf_net::Networks,
     ) -> Result<Engine, EngineError> {
+        // Disks' files are there, and so is what they must not fill.
+        let dir = config.dir.clone();
+        let disks = blocking(move || {
+            std::fs::create_dir_all(&dir).map(|()| Arc::new(disks::Disks::open(&dir)))
+        })
+        .await?
+        .map_err(|e| EngineError::Internal(format!("{}: {e}", config.dir.display())))?;
         let shared = Arc::new(Shared {
             config,
             spawner,
             images,
             networks,
+            disks,
             table: Mutex::default(),
         });
         adopt::adopt(&shared, survivors).await?;
@@ -270,7 +291,8 @@ impl Engine {
         grace_ms: Option<u64>,
     ) -> Result<(), EngineError> {
         let grace_ms = grace_ms.unwrap_or(self.shared.config.stop_grace_ms);
-        self.act(owner, reference, Ask::Stop { grace_ms }).await
+        let by = EndedBy::Stop;
+        self.act(owner, reference, Ask::Stop { grace_ms, by }).await
     }
 
     /// Removes; running only with `force` (SIGKILL).
@@ -280,7 +302,8 @@ impl Engine {
         reference: &str,
         force: bool,
     ) -> Result<(), EngineError> {
-        self.act(owner, reference, Ask::Remove { force }).await
+        let by = EndedBy::Destroy;
+        self.act(owner, reference, Ask::Remove { force, by }).await
     }
 
     /// Waits for the exit (of the running or last process), or, with `removed`, for the removal.
@@ -312,40 +335,6 @@ impl Engine {
         }
     }
 
-    /// Replaces the labels that a running instance's object has given it. With a token, only of the start that has this token.
-    pub async fn set_labels(
-        &self,
-        owner: &Owner,
-        reference: &str,
-        token: Option<&str>,
-        labels: BTreeMap<String, String>,
-    ) -> Result<(), EngineError> {
-        self.pinned(owner, reference, token)?;
-        self.act(owner, reference, Ask::SetLabels(labels)).await
-    }
-
-    /// How long a running instance is kept while nobody asks for it once its owner's process has gone, milliseconds. Token as above.
-    pub async fn set_inactivity(
-        &self,
-        owner: &Owner,
-        reference: &str,
-        token: Option<&str>,
-        ms: u64,
-    ) -> Result<(), EngineError> {
-        self.pinned(owner, reference, token)?;
-        self.act(owner, reference, Ask::SetInactivity(ms)).await
-    }
-
-    /// The process that asks for an owner's instances has gone. They run on; those that nobody asks for within the bound are removed.
-    /// To be called within a tokio runtime.
-    pub fn orphan(&self, owner: &Owner) {
-        for handle in self.shared.table().all(Some(owner)) {
-            if handle.view.borrow().state.is_live() {
-                adopt::reap_if_forgotten(handle, self.shared.config.adopt_idle_ms);
-            }
-        }
-    }
-
     /// Looks at one.
     pub async fn inspect(&self, owner: &Owner, reference: &str) -> Result<Inspect, EngineError> {
         Ok(inspect(&*self.find(owner, reference)?))
@@ -357,26 +346,31 @@ impl Engine {
         handles.iter().map(|handle| inspect(handle)).collect()
     }
 
-    /// Remembers that an application was not given an instance, and why, for [`Engine::refusals`].
-    pub fn refuse(&self, application: &Application, reason: &str) {
-        if !self.shared.table().refused(application, reason) {
-            tracing::warn!(application = application.name, reason, "instance refused");
+    /// What each instance uses, or has used in the end, by id.
+    pub async fn usage(&self) -> HashMap<String, Usage> {
+        let handles = self.shared.table().all(None);
+        let mut found = HashMap::new();
+        for handle in handles {
+            if let Some(usage) = handle.usage(&self.shared.spawner).await {
+                found.insert(handle.fixed.id.clone(), usage);
+            }
         }
+        found
     }
 
-    /// Remembers why a start (a create, or the start of what was created) failed, for [`Engine::failure`]: workerd does not tell the Worker.
-    pub fn note_failure(&self, owner: &Owner, name: &str, token: Option<String>, reason: String) {
-        let mut table = self.shared.table();
-        let token = token.or_else(|| {
-            let handle = table.find(owner, name).ok()?;
-            handle.fixed.start_token.clone()
+    /// Why this machine does not hold instances to [`Limits::disk_bytes`], if it does not; for the operator.
+    pub fn disks_unsupported(&self) -> Option<&str> {
+        self.shared.disks.unsupported()
+    }
+
+    /// Makes disks of this size ready: instances with it will be created. In the background.
+    pub fn expect_disks(&self, bytes: u64) {
+        let disks = self.shared.disks.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = disks.expect(bytes) {
+                tracing::warn!(%error, "no disk could be made ahead");
+            }
         });
-        table.failed(owner, name, token, reason);
-    }
-
-    /// Why the start of this name with this token failed, if it did a short while ago.
-    pub fn failure(&self, owner: &Owner, name: &str, token: &str) -> Option<String> {
-        self.shared.table().failure(owner, name, token)
     }
 
     /// The last refusal of each application since the daemon's start, oldest first.
@@ -423,6 +417,14 @@ impl Engine {
         })
     }
 
+    /// The TCP ports that an instance (by its whole id) listens on; `None` if it does not run or the kernel cannot say. The look does not count as
+    /// its owner's.
+    pub fn listening(&self, id: &str) -> Option<Vec<u16>> {
+        let handle = self.shared.table().by_id(id)?;
+        let runs = handle.view.borrow().pid.is_some();
+        handle.network().filter(|_| runs)?.listening()
+    }
+
     /// Stops (with grace) all running instances of an application whose image id is not `image_id`. Returns how many, after their end.
     pub async fn roll(&self, application: &str, image_id: &str) -> usize {
         let mut handles = self.shared.table().all(None);
@@ -437,9 +439,10 @@ impl Engine {
                 && handle.view.borrow().state.is_live()
         });
         let grace_ms = self.shared.config.stop_grace_ms;
+        let by = EndedBy::Rollout;
         let mut stops = JoinSet::new();
         for handle in handles {
-            stops.spawn(async move { handle.ask(Ask::Stop { grace_ms }).await });
+            stops.spawn(async move { handle.ask(Ask::Stop { grace_ms, by }).await });
         }
         let stopped = stops.join_all().await;
         stopped
@@ -451,12 +454,16 @@ impl Engine {
     /// Stops and removes everything of an owner, or of all owners.
     pub async fn remove_all(&self, owner: Option<&Owner>) {
         let grace_ms = self.shared.config.stop_grace_ms;
+        let by = match owner {
+            Some(_) => EndedBy::Deletion,
+            None => EndedBy::Daemon,
+        };
         let mut removals = JoinSet::new();
         for handle in self.shared.table().all(owner) {
             removals.spawn(async move {
                 // Any answer will do: what is not stopped now is killed by the removal.
-                let _ = handle.ask(Ask::Stop { grace_ms }).await;
-                if let Err(error) = handle.ask(Ask::Remove { force: true }).await {
+                let _ = handle.ask(Ask::Stop { grace_ms, by }).await;
+                if let Err(error) = handle.ask(Ask::Remove { force: true, by }).await {
                     tracing::debug!(instance = handle.fixed.id, %error, "removed by somebody else");
                 }
             });
@@ -483,22 +490,6 @@ impl Engine {
             handle.touch();
         }
         Ok(handle)
-    }
-
-    /// That the name is still (or already) that of the start with this token.
-    fn pinned(
-        &self,
-        owner: &Owner,
-        reference: &str,
-        token: Option<&str>,
-    ) -> Result<(), EngineError> {
-        let handle = self.find(owner, reference)?;
-        match token {
-            Some(token) if handle.fixed.start_token.as_deref() != Some(token) => {
-                Err(missing(&handle.fixed.name))
-            }
-            _ => Ok(()),
-        }
     }
 
     async fn act(&self, owner: &Owner, reference: &str, ask: Ask) -> Result<(), EngineError> {
@@ -554,6 +545,11 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         wharf_image::ImageError::NotFound(message) => EngineError::NotFound(message),
         other => EngineError::Internal(other.to_string()),
     })?;
+    let mut lower = lower;
+    if let Some(snapshot) = &request.snapshot {
+        check_snapshot(shared, &request, snapshot, image.id.as_str())?;
+        lower.insert(0, snapshot.files.clone());
+    }
     let id = format!(
         "{}{}",
         uuid::Uuid::new_v4().simple(),
@@ -564,6 +560,17 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         &request,
         &id[..12],
     )?;
+    let disks = shared.disks.clone();
+    let disk = match request.limits.disk_bytes {
+        Some(bytes) => match disks.take_ready(bytes) {
+            Some(disk) => Some(disk),
+            None => blocking(move || disks.take(bytes))
+                .await?
+                .map_err(|error| EngineError::Internal(format!("the instance's disk: {error}")))?,
+        },
+        None => None,
+    };
+    let disk = disk.map(Arc::new);
     let generation = shared
         .table()
         .last_generation(&request.owner, &request.name);
@@ -580,6 +587,8 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
                 .map(|layer| layer.diff_id.as_str().to_owned())
                 .collect(),
             lower,
+            snapshot: request.snapshot.map(|snapshot| snapshot.files),
+            volumes: request.volumes,
             application: request.application,
             argv: merged.argv,
             env: merged.env,
@@ -588,6 +597,7 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
             stop_signal: merged.stop_signal,
             labels: merged.labels,
             limits: request.limits,
+            device: disk.as_ref().map(|disk| disk.device().to_owned()),
             start_token: request.start.token,
             hard_timeout_ms: request.start.hard_timeout_ms,
             own_network: request.own_network,
@@ -607,6 +617,14 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         // It is the container's `/`, also for its unprivileged users, whatever the daemon's umask is.
         .and_then(|()| std::fs::set_permissions(&upper, Permissions::from_mode(0o755)))
         .and_then(|()| std::fs::create_dir(dir.join("work")))
+        .and_then(|()| match &disk {
+            Some(_) => std::fs::create_dir(dir.join(instance::DISK)),
+            None => Ok(()),
+        })
+        .and_then(|()| {
+            let writable = disk.as_ref().map_or(dir.clone(), |disk| disk.path());
+            files::make_volumes(&record.fixed.volumes, &writable)
+        })
         .and_then(|()| record.write(&dir));
     if let Err(error) = prepared {
         instance::discard(&dir);
@@ -620,12 +638,38 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         State::Created,
         request.network,
         own_network,
+        disk,
     );
     if let Err(error) = insert(shared, instance) {
         instance::discard(&dir);
         return Err(error);
     }
     Ok(id)
+}
+
+/// A snapshot is a layer over one image; on another it would show a mixture of both.
+fn check_snapshot(
+    shared: &Shared,
+    request: &Create,
+    snapshot: &FromSnapshot,
+    image_id: &str,
+) -> Result<(), EngineError> {
+    if snapshot.image_id == image_id {
+        return Ok(());
+    }
+    let short = |id: &str| id.get(..19).unwrap_or(id).to_owned();
+    let text = format!(
+        "the container snapshot {} was taken of the image {}, but {} is {} now; a snapshot fits only the image that it was taken of: go back to that image (wrangler rollback), or start without the snapshot",
+        snapshot.name,
+        short(&snapshot.image_id),
+        request.image,
+        short(image_id)
+    );
+    tracing::warn!(reason = text, "instance refused");
+    if let Some(application) = &request.application {
+        shared.table().refused(application, &text);
+    }
+    Err(EngineError::Invalid(text))
 }
 
 /// Puts an instance into the table and starts its task.
@@ -657,7 +701,12 @@ pub(crate) fn drop_excess(excess: Vec<Arc<Handle>>) {
                 "one of too many without a process: removed"
             );
             // It may have been started or removed meanwhile: then it stays, or is gone.
-            let _ = handle.ask(Ask::Remove { force: false }).await;
+            let _ = handle
+                .ask(Ask::Remove {
+                    force: false,
+                    by: EndedBy::Destroy,
+                })
+                .await;
         });
     }
 }
@@ -683,6 +732,7 @@ fn inspect(handle: &Handle) -> Inspect {
         env: fixed.env.clone(),
         labels: labels(fixed, &view.progress),
         object_labels: view.progress.object_labels,
+        ended_by: view.progress.ended_by,
         published: view.published,
         error: view.progress.error,
     }

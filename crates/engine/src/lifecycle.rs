@@ -19,8 +19,11 @@
 
 use wharf_sandbox::Exit;
 
+mod ended;
 #[cfg(test)]
 mod tests;
+
+pub use ended::{EndedBy, describe};
 
 /// State of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +105,8 @@ pub enum Event {
     Stop {
         /// Time between the two, milliseconds.
         grace_ms: u64,
+        /// Why.
+        by: EndedBy,
         /// Who asks.
         token: Token,
     },
@@ -121,6 +126,8 @@ pub enum Event {
     Remove {
         /// Also if it runs.
         force: bool,
+        /// Why.
+        by: EndedBy,
         /// Who asks.
         token: Token,
     },
@@ -241,6 +248,10 @@ pub struct Machine {
     removing: bool,
     /// A stop that came while Starting.
     stop_after_start: Option<u64>,
+    /// Who or what first asked for the end of this process.
+    ending: Option<EndedBy>,
+    /// The last signal that its owner sent.
+    signalled: Option<i32>,
     starters: Vec<Token>,
     stoppers: Vec<Token>,
     removers: Vec<Token>,
@@ -257,6 +268,8 @@ impl Machine {
             hard_timeout: None,
             removing: false,
             stop_after_start: None,
+            ending: None,
+            signalled: None,
             starters: Vec::new(),
             stoppers: Vec::new(),
             removers: Vec::new(),
@@ -285,6 +298,21 @@ impl Machine {
         self.removing
     }
 
+    /// Who or what has asked for the end of the process that runs.
+    pub fn ending(&self) -> Option<EndedBy> {
+        self.ending
+    }
+
+    /// Who or what is behind this end of the process that runs.
+    pub fn cause(&self, exit: &Exit) -> EndedBy {
+        // The image's own stop signal asks for an end as SIGTERM does.
+        let signal = self.signalled.map(|sent| match sent {
+            sent if sent == self.stop_signal => 15,
+            sent => sent,
+        });
+        ended::cause(exit, self.ending, signal)
+    }
+
     /// Takes an event, returns what is to be done.
     pub fn handle(&mut self, event: Event) -> Vec<Effect> {
         let mut out = Vec::new();
@@ -306,7 +334,11 @@ impl Machine {
                 self.timed_out(&mut out);
             }
             Event::Signal { signal, token } => self.signal(signal, token, &mut out),
-            Event::Stop { grace_ms, token } => self.stop(grace_ms, token, &mut out),
+            Event::Stop {
+                grace_ms,
+                by,
+                token,
+            } => self.stop(grace_ms, by, token, &mut out),
             Event::GraceElapsed { generation } if generation == self.generation => {
                 if self.state == State::Stopping {
                     out.push(Effect::KillAll { generation });
@@ -317,7 +349,7 @@ impl Machine {
                     self.ended(exit, true, &mut out);
                 }
             }
-            Event::Remove { force, token } => self.remove(force, token, &mut out),
+            Event::Remove { force, by, token } => self.remove(force, by, token, &mut out),
             Event::Wait { until, token } => self.wait(until, token, &mut out),
             Event::Abandoned(tokens) => self.waiters.retain(|(_, t)| !tokens.contains(t)),
             Event::Cleaned => self.cleaned(&mut out),
@@ -337,6 +369,8 @@ impl Machine {
             _ if self.removing => reply(out, token, Answer::BeingRemoved),
             State::Created | State::Exited(_) => {
                 self.generation += 1;
+                self.ending = None;
+                self.signalled = None;
                 self.state = State::Starting;
                 self.starters.push(token);
                 out.push(Effect::Spawn {
@@ -389,6 +423,7 @@ impl Machine {
         if self.state == State::Running
             && let Some(HardTimeout { ms, grace_ms }) = self.hard_timeout
         {
+            self.ending.get_or_insert(EndedBy::HardTimeout);
             out.push(Effect::NoteHardTimeout { ms });
             self.begin_stop(grace_ms, out);
         }
@@ -436,17 +471,23 @@ impl Machine {
 
     fn signal(&mut self, signal: i32, token: Token, out: &mut Vec<Effect>) {
         match self.state {
-            State::Running | State::Stopping => out.push(Effect::Signal {
-                generation: self.generation,
-                signal,
-                token: Some(token),
-            }),
+            State::Running | State::Stopping => {
+                self.signalled = Some(signal);
+                out.push(Effect::Signal {
+                    generation: self.generation,
+                    signal,
+                    token: Some(token),
+                });
+            }
             State::Removed => reply(out, token, Answer::Gone),
             _ => reply(out, token, Answer::NotRunning),
         }
     }
 
-    fn stop(&mut self, grace_ms: u64, token: Token, out: &mut Vec<Effect>) {
+    fn stop(&mut self, grace_ms: u64, by: EndedBy, token: Token, out: &mut Vec<Effect>) {
+        if self.state.is_live() {
+            self.ending.get_or_insert(by);
+        }
         match self.state {
             State::Created | State::Exited(_) => reply(out, token, Answer::NotModified),
             State::Removed => reply(out, token, Answer::Gone),
@@ -482,9 +523,11 @@ impl Machine {
             generation,
             ms: grace_ms,
         });
+        // So that the reason outlives the daemon too.
+        out.push(Effect::Persist);
     }
 
-    fn remove(&mut self, force: bool, token: Token, out: &mut Vec<Effect>) {
+    fn remove(&mut self, force: bool, by: EndedBy, token: Token, out: &mut Vec<Effect>) {
         if self.state == State::Removed {
             return reply(out, token, Answer::Gone);
         }
@@ -496,6 +539,9 @@ impl Machine {
         }
         self.removing = true;
         self.removers.push(token);
+        if self.state.is_live() {
+            self.ending.get_or_insert(by);
+        }
         match self.state {
             State::Running | State::Stopping => {
                 self.state = State::Stopping;

@@ -217,6 +217,8 @@ mod tests {
             own_network: crate::OwnNetwork::default(),
             auto_remove: false,
             application: None,
+            volumes: Vec::new(),
+            snapshot: None,
             start: crate::StartOptions::default(),
         }
     }

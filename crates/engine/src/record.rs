@@ -1,6 +1,7 @@
 //! What outlives the daemon: `instance.json` in the instance's directory, and the label that the spawner keeps with the process.
 
 use crate::Owner;
+use crate::lifecycle::EndedBy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -21,7 +22,12 @@ pub(crate) struct Fixed {
     pub(crate) image: String,
     pub(crate) image_id: String,
     pub(crate) diff_ids: Vec<String>,
+    /// All layers, with a snapshot's on top.
     pub(crate) lower: Vec<PathBuf>,
+    #[serde(default)]
+    pub(crate) snapshot: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) volumes: Vec<crate::VolumeMount>,
     pub(crate) application: Option<crate::Application>,
     pub(crate) argv: Vec<String>,
     pub(crate) env: Vec<String>,
@@ -30,6 +36,8 @@ pub(crate) struct Fixed {
     pub(crate) stop_signal: i32,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) limits: Limits,
+    /// Of its disk, if it has one.
+    pub(crate) device: Option<PathBuf>,
     /// What the start was called, to tell it from others of the name.
     #[serde(default)]
     pub(crate) start_token: Option<String>,
@@ -58,6 +66,12 @@ pub(crate) struct Progress {
     pub(crate) finished_ms: Option<i64>,
     /// How the last process ended; `None` while one runs or before the first.
     pub(crate) exit: Option<Exit>,
+    /// Of the last process.
+    #[serde(default)]
+    pub(crate) usage: Option<crate::Usage>,
+    /// Who or what ended the last process, or is about to end the one that runs.
+    #[serde(default)]
+    pub(crate) ended_by: Option<EndedBy>,
     /// Why it did not start, or what else is to be known of its end.
     pub(crate) error: Option<String>,
     /// Labels that its object has given it; they can change.

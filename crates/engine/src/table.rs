@@ -133,6 +133,10 @@ impl Table {
         }
     }
 
+    pub(crate) fn by_id(&self, id: &str) -> Option<Arc<Handle>> {
+        self.by_id.get(id).cloned()
+    }
+
     /// All, of one owner or of everyone, oldest first.
     pub(crate) fn all(&self, owner: Option<&Owner>) -> Vec<Arc<Handle>> {
         let mut handles: Vec<_> = self

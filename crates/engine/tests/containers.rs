@@ -1,7 +1,7 @@
 //! Real containers through the engine.
 
 use std::time::Duration;
-use wharf_engine::lifecycle::{State, Until};
+use wharf_engine::lifecycle::{EndedBy, State, Until};
 use wharf_engine::{Application, EngineError, Owner};
 use wharf_testkit::engine::{World, script_owner, shell};
 
@@ -298,6 +298,54 @@ async fn two_containers_can_share_a_network_and_the_ingress_reaches_it() {
 }
 
 #[tokio::test]
+async fn who_ended_a_container_is_known() {
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let (owner, engine) = (script_owner(), &daemon.engine);
+    let ended_by = async |name: &str| {
+        engine.wait(&owner, name, false).await.unwrap();
+        engine.inspect(&owner, name).await.unwrap().ended_by
+    };
+    daemon.run(&owner, "returns", "exit 3").await;
+    assert_eq!(ended_by("returns").await, Some(EndedBy::Itself));
+    daemon
+        .run(&owner, "crashes", "sh -c 'kill -SEGV $$'; exit 139")
+        .await;
+    assert_eq!(ended_by("crashes").await, Some(EndedBy::Itself));
+
+    for name in ["stopped", "signalled", "rolled"] {
+        let mut request = shell(&owner, name, FOREVER);
+        request.application = (name == "rolled").then(|| Application {
+            id: "app".to_owned(),
+            name: "app".to_owned(),
+            max_instances: 1,
+        });
+        engine.create(request).await.unwrap();
+        engine.start_instance(&owner, name).await.unwrap();
+        assert_eq!(engine.inspect(&owner, name).await.unwrap().ended_by, None);
+        daemon.says(&owner, name, "ready").await;
+    }
+    engine.stop(&owner, "stopped", None).await.unwrap();
+    assert_eq!(ended_by("stopped").await, Some(EndedBy::Stop));
+    engine.signal(&owner, "signalled", 15).await.unwrap();
+    assert_eq!(ended_by("signalled").await, Some(EndedBy::Signal));
+    assert_eq!(engine.roll("app", "sha256:other").await, 1);
+    assert_eq!(ended_by("rolled").await, Some(EndedBy::Rollout));
+    // A new start has a new end.
+    engine.start_instance(&owner, "rolled").await.unwrap();
+    daemon.says(&owner, "rolled", "ready\nready").await;
+    engine.signal(&owner, "rolled", 9).await.unwrap();
+    assert_eq!(ended_by("rolled").await, Some(EndedBy::Signal));
+
+    let mut request = shell(&owner, "greedy", "tail /dev/zero");
+    request.limits.memory_bytes = Some(16 << 20);
+    engine.create(request).await.unwrap();
+    engine.start_instance(&owner, "greedy").await.unwrap();
+    assert_eq!(ended_by("greedy").await, Some(EndedBy::OutOfMemory));
+    world.end(daemon).await;
+}
+
+#[tokio::test]
 async fn output_is_read_along_to_its_end() {
     let world = World::new(SPAWNER);
     let daemon = world.daemon(60_000).await;
@@ -329,6 +377,24 @@ async fn output_is_read_along_to_its_end() {
     assert!(!kept.is_empty() && late.next().await.unwrap().is_none());
     let mut later = daemon.engine.follow(&owner, "c", true).await.unwrap();
     assert!(later.next().await.unwrap().is_none());
+    world.end(daemon).await;
+}
+
+#[tokio::test]
+async fn what_a_container_listens_on_is_known() {
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let (owner, engine) = (script_owner(), &daemon.engine);
+    let id = daemon
+        .run(&owner, "a", "nc -l -p 8080 & nc -l -p 9090 & wait")
+        .await;
+    wharf_testkit::eventually("two listeners", async || {
+        (engine.listening(&id) == Some(vec![8080, 9090])).then_some(())
+    })
+    .await;
+    engine.signal(&owner, "a", 9).await.unwrap();
+    engine.wait(&owner, "a", false).await.unwrap();
+    assert_eq!(engine.listening(&id), None);
     world.end(daemon).await;
 }
 

@@ -1,6 +1,6 @@
 //! Entrances for fuzzing; not part of the interface.
 //!
-//! The input is a script of what both sides do. Each step is a byte: its last two bits say who does what (0 the client sends, 1 the app sends, 2 the
+//! [`dns`] and [`sniff`] take bytes as they are. The input of [`ingress`] is a script of what both sides do. Each step is a byte: its last two bits say who does what (0 the client sends, 1 the app sends, 2 the
 //! client ends its side, 3 the app closes and what it sends next is for its next connection), the rest how many of the following bytes are sent; or, if
 //! it is the highest number, that the following byte names one of [`PIECES`].
 
@@ -50,6 +50,16 @@ const PIECES: &[&str] = &[
     "HTTP/1.1",
     " ",
 ];
+
+/// What a container sends to the DNS answerer, and what a server outside answers it with: two messages, the first one's length in front.
+pub fn dns(bytes: &[u8]) {
+    crate::dns::fuzz(bytes);
+}
+
+/// The first bytes of an outbound connection.
+pub fn sniff(bytes: &[u8]) {
+    crate::egress::sniff::fuzz(bytes);
+}
 
 /// What one side does.
 #[derive(Debug, Clone)]

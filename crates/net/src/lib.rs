@@ -19,6 +19,7 @@ pub mod fuzzing;
 mod ingress;
 mod inside;
 mod outbound;
+mod peer;
 mod pool;
 mod publish;
 pub mod ranges;
@@ -84,6 +85,7 @@ pub struct NetConfig {
 pub struct Networks {
     config: Arc<Config>,
     pool: Arc<Pool>,
+    owner: Option<u32>,
 }
 
 /// One network. Cheap to clone; the namespace and its listeners end when the last clone and the last process in it are gone.
@@ -141,6 +143,8 @@ struct Shared {
     ingress: SocketAddr,
     /// Whether there is an IPv6 route inside.
     ipv6: AtomicBool,
+    /// The user who may use the ingress.
+    owner: watch::Sender<Option<u32>>,
     ended: CancellationToken,
 }
 
@@ -155,6 +159,10 @@ impl Drop for Handle {
 }
 
 impl Shared {
+    fn owner(&self) -> Option<u32> {
+        *self.owner.borrow()
+    }
+
     /// Runs a task until it or the network ends.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(self.ended.clone().run_until_cancelled_owned(task));
@@ -179,7 +187,22 @@ impl Networks {
                 ipv6,
             }),
             pool: Arc::new(Pool::new(config.pool_size, ipv6)),
+            owner: None,
         }
+    }
+
+    /// The same, for a workerd process that runs as this user: the ingress of what it makes or claims takes connections of that user, and of root,
+    /// alone. Without an owner only root can use an ingress.
+    pub fn of_user(&self, uid: u32) -> Self {
+        Self {
+            owner: Some(uid),
+            ..self.clone()
+        }
+    }
+
+    /// Makes a network that somebody else has made (an adopted container's) this user's.
+    pub fn claim(&self, network: &Network) {
+        network.shared().owner.send_replace(self.owner);
     }
 
     /// How many namespaces are ready.
@@ -245,6 +268,7 @@ impl Networks {
             lookouts: ingress::Lookouts::new(prepared.listeners),
             ingress: ingress.local_addr().map_err(registering)?,
             ipv6: AtomicBool::new(self.config.ipv6),
+            owner: watch::Sender::new(self.owner),
             ended: CancellationToken::new(),
         });
         // From here on, an error ends the tasks that were started.

@@ -7,12 +7,14 @@ use wharf_engine::{Create, Engine, EngineConfig, Owner, StartOptions};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Networks};
 use wharf_sandbox::{Limits, Spawner};
+use wharf_snapshot::{SnapshotConfig, Snapshots};
 
 /// Everything that outlives one engine.
 pub struct World {
     /// The node's directory and its spawner.
     pub place: Place,
-    images: ImageStore,
+    /// The node's images.
+    pub images: ImageStore,
 }
 
 /// One daemon's life.
@@ -45,6 +47,17 @@ impl World {
     /// Its images.
     pub fn images(&self) -> ImageStore {
         self.images.clone()
+    }
+
+    /// An empty store of snapshots, or what an earlier one left; of at most 64 MiB an owner, for an hour.
+    pub fn snapshots(&self) -> Snapshots {
+        let config = SnapshotConfig {
+            max_bytes: 32 << 20,
+            owner_bytes: 64 << 20,
+            ttl_ms: 3_600_000,
+            offer_ms: 60_000,
+        };
+        Snapshots::open(&self.place.path("snapshots"), config).unwrap()
     }
 
     /// Where the engine keeps its instances.
@@ -155,11 +168,17 @@ pub fn shell(owner: &Owner, name: &str, script: &str) -> Create {
         user: None,
         working_dir: None,
         labels: BTreeMap::new(),
-        limits: Limits::default(),
+        limits: Limits {
+            // As the instances of applications have one.
+            disk_bytes: (*owner != Owner::Operator).then_some(32_000_000),
+            ..Limits::default()
+        },
         network: None,
         own_network: wharf_engine::OwnNetwork::default(),
         auto_remove: false,
         application: None,
+        volumes: Vec::new(),
+        snapshot: None,
         start: StartOptions::default(),
     }
 }

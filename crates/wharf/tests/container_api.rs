@@ -4,70 +4,9 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS, kill, wait_until};
+use common::direct::World;
+use common::{Node, WRANGLERS, kill, wait_until};
 use serde_json::{Value, json};
-
-const CONFIG: &str = "[containers]\nstop_grace_ms = 500\norphan_grace_ms = 3000\n\n[node]\nlocation = \"vie01\"\nregion = \"EEUR\"\ncountry = \"AT\"\n";
-
-/// A node with the project `direct`.
-struct World {
-    node: Node,
-    project: Project,
-}
-
-impl World {
-    fn new() -> World {
-        let mut node = Node::start();
-        node.stop();
-        let config = node.dir.path().join("wharf.toml");
-        std::fs::write(&config, CONFIG).unwrap();
-        node.set_extra(&["--config", config.to_str().unwrap()]);
-        node.launch();
-        let project = Project::fixture("direct", None);
-        node.wrangler_ok(WRANGLERS[1], &project.path(), &["deploy"]);
-        World { node, project }
-    }
-
-    /// An operation of an object; its value, or `error: ...`.
-    fn ask(&self, object: &str, operation: &str, argument: Value) -> Value {
-        let path = format!("/{object}/{operation}");
-        let answer = self
-            .node
-            .request("POST", "direct", &path, &[], &argument.to_string());
-        assert_eq!(
-            answer.status,
-            200,
-            "{path}: {}\n{}",
-            answer.body,
-            self.node.log()
-        );
-        let answer = answer.json();
-        match &answer["error"] {
-            Value::Null => answer["value"].clone(),
-            error => json!(format!("error: {}", error.as_str().unwrap())),
-        }
-    }
-
-    fn start(&self, object: &str, options: Value) -> Value {
-        assert_eq!(self.ask(object, "start", options), true);
-        self.app(object, "/who");
-        let id = self.ask(object, "id", Value::Null);
-        self.node.running(id.as_str().unwrap()).unwrap()
-    }
-
-    /// Text of the app inside.
-    fn app(&self, object: &str, path: &str) -> String {
-        let answer = self.ask(object, "app", json!(path));
-        assert_eq!(answer["status"], 200, "{answer}\n{}", self.node.log());
-        answer["text"].as_str().unwrap().to_owned()
-    }
-
-    /// How its container ended.
-    fn end(&self, object: &str) -> String {
-        let end = self.ask(object, "end", Value::Null);
-        end.as_str().unwrap().to_owned()
-    }
-}
 
 /// A file of the process's cgroup: version 1's, else version 2's.
 fn cgroup(pid: &Value, controller: &str, v1: &str, v2: &str) -> String {
@@ -327,30 +266,4 @@ fn signals_ends_and_idle_objects_are_as_documented() {
     let id = ask("held", "id", Value::Null);
     let after = world.node.running(id.as_str().unwrap()).unwrap();
     assert_eq!(after["pid"], held["pid"]);
-}
-
-#[test]
-fn containers_outlive_workerd_and_are_reaped_if_their_object_does_not_wake() {
-    let world = World::new();
-    let woken = world.start("woken", Value::Null);
-    let patient = world.start("patient", Value::Null);
-    world.ask("patient", "inactivity", json!(60_000));
-    let forgotten = world.start("forgotten", Value::Null);
-    kill(world.node.workerd("direct"));
-    wait_until("the next process", || {
-        world.node.get("direct", "/").status != 502
-    });
-    assert_eq!(world.ask("woken", "running", Value::Null), true);
-    assert_eq!(world.ask("woken", "monitor", Value::Null), true);
-    let runs = |instance: &Value| {
-        let all = world.node.instances();
-        all.iter()
-            .any(|i| i["id"] == instance["id"] && i["pid"] == instance["pid"])
-    };
-    wait_until("the reaper", || {
-        // Also objects fall asleep: this one is kept awake.
-        world.app("woken", "/who");
-        !runs(&forgotten)
-    });
-    assert!(runs(&woken) && runs(&patient));
 }

@@ -12,15 +12,22 @@ use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use tokio::io::{AsyncRead, AsyncWrite};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio_util::io::ReaderStream;
 use wharf_engine::{Exec, ExecError, ExecProcess, ExecStreams, Streams};
 
 /// Bytes between a process and a client whose connection cannot be taken over.
 const BUFFER: usize = 64 * 1024;
+/// How long a client may take to receive the answer's head before output follows all the same.
+const HEAD_LIMIT: Duration = Duration::from_secs(1);
 /// Exit code of workerd's kill helper when there is no file with a number.
 const NO_SUCH_TOKEN: i32 = 3;
 /// Exit code of a process that could not be started through no fault of its own, as Docker has it.
@@ -85,6 +92,7 @@ pub(super) async fn start(
     let (told, started) = oneshot::channel();
     let (client, connected) = oneshot::channel();
     let tty = facts.tty;
+    let by_workerd = !matches!(&waiting, Waiting::Process(process) if !process.by_workerd);
     let start = Start {
         id,
         container,
@@ -113,8 +121,9 @@ pub(super) async fn start(
         (true, _) => StatusCode::OK.into_response(),
         (false, Some(upgrade)) => {
             upgrade::switch(upgrade, content_type(tty), async move |connection| {
+                let connection = after_head(connection.into_inner(), by_workerd).await;
                 // A start whose task has gone has ended.
-                drop(client.send(Box::new(connection)));
+                drop(client.send(connection));
             })
         }
         (false, None) => stream_in_body(client, tty),
@@ -129,11 +138,29 @@ fn content_type(tty: bool) -> &'static str {
     }
 }
 
+/// The connection, when the client has received the answer's head. docker-py reads the head through a buffer, and loses whatever of the
+/// output comes with it; Docker never is that fast. workerd loses nothing.
+async fn after_head(connection: Upgraded, by_workerd: bool) -> Box<dyn Client> {
+    match connection.downcast::<TokioIo<UnixStream>>() {
+        Ok(parts) => {
+            let stream = parts.io.into_inner();
+            if !by_workerd
+                && let Err(error) = wharf_sandbox::received(stream.as_fd(), HEAD_LIMIT).await
+            {
+                tracing::debug!(%error, "not known whether a client has read the head");
+            }
+            let (read, write) = stream.into_split();
+            let already = std::io::Cursor::new(parts.read_buf);
+            Box::new(tokio::io::join(already.chain(read), write))
+        }
+        Err(connection) => Box::new(TokioIo::new(connection)),
+    }
+}
+
 /// A client that did not ask for it gets the output as the answer's body, and can give no input.
 fn stream_in_body(client: oneshot::Sender<Box<dyn Client>>, tty: bool) -> Response {
-    let (ours, theirs) = tokio::io::duplex(BUFFER);
-    let (output, _) = tokio::io::split(ours);
-    drop(client.send(Box::new(theirs)));
+    let (output, ours) = tokio::io::duplex(BUFFER);
+    drop(client.send(Box::new(tokio::io::join(tokio::io::empty(), ours))));
     let body = Body::from_stream(ReaderStream::new(output));
     ([(header::CONTENT_TYPE, content_type(tty))], body).into_response()
 }

@@ -112,6 +112,7 @@ mod tests {
             env: Vec::new(),
             labels: labels.iter().map(owned).collect(),
             object_labels: BTreeMap::new(),
+            ended_by: None,
             published: Vec::new(),
             error: None,
         }

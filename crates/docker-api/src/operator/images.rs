@@ -2,15 +2,17 @@
 
 use super::{Operator, blocking};
 use crate::errors::ApiError;
-use axum::Json;
+use crate::storage::{Storage, is_snapshot};
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use wharf_image::{Image, ImageError, ImageStore, Reference};
 
 /// Docker's image JSON (Engine API, ImageInspect).
@@ -81,10 +83,14 @@ fn name_and_action<'a>(rest: &'a str, actions: &[&'static str]) -> Option<(&'a s
 
 pub(super) async fn get(
     State(op): State<Operator>,
+    Extension(storage): Extension<Arc<Storage>>,
     Path(rest): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let (name, action) =
         name_and_action(&rest, &["json", "history"]).ok_or_else(ApiError::page_not_found)?;
+    if action == "json" && is_snapshot(name) {
+        return storage.snapshot_image(name).map(Json);
+    }
     let (images, name) = (op.images.clone(), name.to_owned());
     let image = blocking(move || images.resolve(&name)).await?;
     Ok(Json(match action {
@@ -157,8 +163,12 @@ fn json_lines(lines: Vec<Value>) -> Response {
 
 pub(super) async fn delete(
     State(op): State<Operator>,
+    Extension(storage): Extension<Arc<Storage>>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
+    if is_snapshot(&name) {
+        return storage.remove_snapshot_image(&name).await.map(Json);
+    }
     let removed = blocking(move || op.images.remove(&name)).await?;
     let lines: Vec<Value> = removed
         .into_iter()

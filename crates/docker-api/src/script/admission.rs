@@ -3,7 +3,7 @@
 //! | | a script's workerd | the operator |
 //! |---|---|---|
 //! | names | `workerd-<uniqueKey>-<object id>`, and `-proxy` after it for the sidecar | any |
-//! | image | its application's | any that is here |
+//! | image | its application's, or its own snapshots of that | any that is here |
 //! | limits | its application's, or lower | as asked |
 //! | variables | real values for workerd's placeholders | as asked |
 //! | network | its sidecar's | as asked |
@@ -14,6 +14,7 @@ use super::sidecar::{INGRESS_PORT, sidecar_of};
 use super::start_options::Carried;
 use super::{APPLICATION_IMAGE, Applications};
 use crate::errors::ApiError;
+use crate::storage::is_snapshot;
 use http::StatusCode;
 use std::sync::Arc;
 use wharf_engine::{Application, Engine, Limits, StartOptions};
@@ -76,7 +77,8 @@ impl Admission {
             tracing::warn!(script, reason, "no container for an object");
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason)
         })?;
-        if asked != APPLICATION_IMAGE && asked != application.image {
+        let may = asked == APPLICATION_IMAGE || asked == application.image || is_snapshot(asked);
+        if !may {
             return Err(no_image(&format!(
                 "{asked} (application \"{}\" may not use it)",
                 application.name

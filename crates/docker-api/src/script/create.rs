@@ -6,6 +6,7 @@ use super::{ASKED_IMAGE_LABEL, Answer, ApplicationInfo, Context, Shared};
 use crate::errors::ApiError;
 use crate::peer::Peer;
 use crate::ports::{self, Bindings};
+use crate::storage::{HelperBody, is_snapshot};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Query, State};
 use axum::response::IntoResponse;
@@ -79,6 +80,17 @@ struct RestartPolicy {
     name: Option<String>,
 }
 
+impl Body {
+    fn as_helper(&self) -> HelperBody<'_> {
+        let host = self.host_config.as_ref();
+        HelperBody {
+            entrypoint: self.entrypoint.as_deref().unwrap_or_default(),
+            cmd: self.cmd.as_deref().unwrap_or_default(),
+            binds: host.and_then(|h| h.binds.as_deref()).unwrap_or_default(),
+        }
+    }
+}
+
 pub(crate) async fn create(
     State(shared): Context,
     Query(query): Query<CreateQuery>,
@@ -88,11 +100,15 @@ pub(crate) async fn create(
     let mut body: Body = super::parse(body)?;
     let name = match query.name.filter(|name| !name.is_empty()) {
         Some(name) => name,
-        // workerd's nameless helper containers copy volumes for it.
-        None if matches!(shared.admission, Admission::Script { .. }) => {
-            return Err(ApiError::unsupported("snapshotDirectory()"));
+        None => {
+            if let Some(helper) = shared.storage.create_helper(body.as_helper()) {
+                return Ok(helper);
+            }
+            if matches!(shared.admission, Admission::Script { .. }) {
+                return Err(ApiError::unsupported("a container without a name"));
+            }
+            format!("c-{}", &uuid::Uuid::new_v4().simple().to_string()[..12])
         }
-        None => format!("c-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]),
     };
     if shared.admission.is_sidecar(&name, &body) {
         let created = shared.create_sidecar(&name).await?;
@@ -130,8 +146,19 @@ async fn create_container(
         .admission
         .admit(&shared.engine, &name, &body, carried)
         .await?;
+    let mut image = image;
+    let mut snapshot = None;
+    if let Some(asked) = body.image.as_deref().filter(|asked| is_snapshot(asked)) {
+        let (found, base) = shared.storage.to_start(asked).await?;
+        if let Admission::Operator = shared.admission {
+            image = base;
+        }
+        snapshot = Some(found);
+    }
     let mut body = body;
     let host = body.host_config.take().unwrap_or_default();
+    let mounts = host.mounts.as_deref().unwrap_or_default();
+    let volumes = shared.storage.mounts(mounts).await?;
     let mode = host.network_mode.as_deref().unwrap_or_default();
     let (network, of_workerd) = network(shared, &name, mode).await?;
     if !of_workerd {
@@ -169,6 +196,8 @@ async fn create_container(
         own_network,
         auto_remove: host.auto_remove == Some(true),
         application,
+        volumes,
+        snapshot,
         start,
     };
     match shared.engine.create(request.clone()).await {
@@ -240,10 +269,7 @@ fn refuse_unsupported(host: &HostConfig) -> Result<(), ApiError> {
         list.is_some_and(|list| !list.is_empty())
     }
     let refused = [
-        (
-            any(host.mounts.as_ref()) || any(host.binds.as_ref()),
-            "start({directorySnapshots}) (volumes)",
-        ),
+        (any(host.binds.as_ref()), "binding directories (-v)"),
         (any(host.cap_add.as_ref()), "adding capabilities"),
         (any(host.devices.as_ref()), "passing devices"),
         (any(host.security_opt.as_ref()), "SecurityOpt"),
@@ -338,6 +364,7 @@ pub(crate) fn limits(application: &Limits, host: Option<&HostConfig>) -> Limits 
         cpu_millis: lower(application.cpu_millis, asked(|h| h.nano_cpus), 1_000_000),
         pids: lower(application.pids, asked(|h| h.pids_limit), 1),
         nofile: application.nofile,
+        disk_bytes: application.disk_bytes,
     }
 }
 
@@ -355,7 +382,6 @@ mod tests {
                 memory_bytes: Some(1 << 28),
                 ..Limits::default()
             },
-            disk_mb: None,
             max_instances: 3,
             variables: variables.iter().map(owned).collect(),
         }

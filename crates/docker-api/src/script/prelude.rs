@@ -7,8 +7,9 @@
 //! | `GET /containers/<name>/failure/<token>` | | `{"reason": "..."}`: why that start failed |
 //! | `PUT /containers/<name>/labels` | `{"token"?, "labels"}` | 204 |
 //! | `PUT /containers/<name>/inactivity` | `{"token"?, "ms"}` | 204 |
+//! | `GET /snapshots/<id>` | | `{"size": bytes}` of a directory snapshot: workerd only saw a token |
 //!
-//! 404: there is no such container, or it is not (yet) the one of that start, or it does not run.
+//! 404: there is no such snapshot or container, or it is not (yet) the one of that start, or it does not run.
 
 use super::start_options::check_labels;
 use crate::errors::ApiError;
@@ -22,6 +23,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use wharf_engine::{Engine, EngineError, Owner};
+use wharf_snapshot::Snapshots;
 
 const MAX_BODY: usize = 64 << 10;
 
@@ -29,17 +31,20 @@ const MAX_BODY: usize = 64 << 10;
 struct Shared {
     owner: Owner,
     engine: Engine,
+    snapshots: Snapshots,
 }
 
 /// The routes for one script.
-pub fn router(script: String, engine: Engine) -> Router {
+pub fn router(script: String, engine: Engine, snapshots: Snapshots) -> Router {
     let shared = Shared {
         owner: Owner::Script(script),
         engine,
+        snapshots,
     };
     Router::new()
         .route("/containers/{name}/labels", get(labels).put(set_labels))
         .route("/containers/{name}/inactivity", put(set_inactivity))
+        .route("/snapshots/{id}", get(snapshot))
         .route("/containers/{name}/failure/{token}", get(failure))
         .fallback(async || ApiError::page_not_found())
         .method_not_allowed_fallback(async || ApiError::page_not_found())
@@ -77,7 +82,7 @@ async fn set_labels(
 ) -> Result<StatusCode, ApiError> {
     let Labels { token, labels } = super::parse(body)?;
     check_labels(&labels)?;
-    let Shared { owner, engine } = &shared;
+    let Shared { owner, engine, .. } = &shared;
     let set = engine.set_labels(owner, &name, token.as_deref(), labels);
     done(set.await)
 }
@@ -94,9 +99,19 @@ async fn set_inactivity(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<StatusCode, ApiError> {
     let Inactivity { token, ms } = super::parse(body)?;
-    let Shared { owner, engine } = &shared;
+    let Shared { owner, engine, .. } = &shared;
     let set = engine.set_inactivity(owner, &name, token.as_deref(), ms);
     done(set.await)
+}
+
+async fn snapshot(
+    State(shared): State<Shared>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let name = crate::storage::directory_snapshot(&id);
+    let found = shared.snapshots.get(&shared.owner.to_string(), &name);
+    let found = found.ok_or_else(|| ApiError::not_found(format!("there is no snapshot {id}")))?;
+    Ok(Json(json!({ "size": found.archive })))
 }
 
 fn done(result: Result<(), EngineError>) -> Result<StatusCode, ApiError> {

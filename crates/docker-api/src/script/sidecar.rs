@@ -174,6 +174,7 @@ impl Shared {
         let container = sidecar_of(name).unwrap_or(name);
         let network = self.engine.network(&self.owner, container).await;
         let network = network.map_err(|_| missing(name))?;
+        self.networks.claim(&network);
         // Kept: workerd uses it again for the next start, after the container has gone.
         Ok(self.sidecars.insert(name, Sidecar::new(network, true)).0)
     }

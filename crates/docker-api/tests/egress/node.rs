@@ -1,10 +1,5 @@
 //! A real workerd, and objects in it with their containers.
 
-use axum::body::to_bytes;
-use axum::extract::Request;
-use axum::middleware::{Next, from_fn};
-use axum::response::IntoResponse;
-use http::Method;
 use std::future::Future;
 use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -14,7 +9,7 @@ use std::sync::Arc;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use wharf_docker_api::script::{ApplicationInfo, Applications, router};
-use wharf_engine::{Limits, Owner};
+use wharf_engine::Limits;
 use wharf_testkit::engine::{Daemon, World};
 use wharf_testkit::{ask, eventually};
 
@@ -55,7 +50,6 @@ impl Applications for OneApplication {
                 name: script.into(),
                 image: "python:latest".into(),
                 limits: Limits::default(),
-                disk_mb: None,
                 max_instances: 10,
                 variables: Vec::new(),
             })
@@ -92,18 +86,9 @@ impl Node {
             "hello".into(),
             daemon.engine.clone(),
             daemon.networks.clone(),
+            world.snapshots(),
             Arc::new(OneApplication),
         );
-        let engine = daemon.engine.clone();
-        let router = router.layer(from_fn(move |request: Request, next: Next| {
-            let engine = engine.clone();
-            async move {
-                match archive(&engine, request).await {
-                    Ok(answer) => answer.into_response(),
-                    Err(request) => next.run(request).await,
-                }
-            }
-        }));
         let (stop, stopped) = oneshot::channel::<()>();
         let served = tokio::spawn(wharf_docker_api::serve_unix(listener, router, async {
             let _ = stopped.await;
@@ -142,31 +127,6 @@ impl Node {
         self.served.await.unwrap();
         self.world.end(self.daemon).await;
     }
-}
-
-/// TEMPORARY: uploads into a running container, until the API has it.
-async fn archive(
-    engine: &wharf_engine::Engine,
-    request: Request,
-) -> Result<http::StatusCode, Request> {
-    if request.method() != Method::PUT || !request.uri().path().ends_with("/archive") {
-        return Err(request);
-    }
-    let name = request.uri().path().split('/').nth(2).unwrap().to_owned();
-    let tar = to_bytes(request.into_body(), 1 << 20).await.unwrap();
-    let inspect = engine
-        .inspect(&Owner::Script("hello".into()), &name)
-        .await
-        .unwrap();
-    let root = format!("/proc/{}/root/etc", inspect.pid.unwrap());
-    let mut child = Command::new("tar")
-        .args(["-x", "-C", &root])
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    std::io::Write::write_all(child.stdin.as_mut().unwrap(), &tar).unwrap();
-    assert!(child.wait().unwrap().success());
-    Ok(http::StatusCode::OK)
 }
 
 /// A Durable Object and its container.

@@ -170,11 +170,19 @@ impl World {
             }
             Step::Stop(grace_ms) => {
                 let grace_ms = *grace_ms;
-                self.ask(|token| Event::Stop { grace_ms, token });
+                self.ask(|token| Event::Stop {
+                    grace_ms,
+                    by: EndedBy::Stop,
+                    token,
+                });
             }
             Step::Remove(force) => {
                 let force = *force;
-                self.ask(|token| Event::Remove { force, token });
+                self.ask(|token| Event::Remove {
+                    force,
+                    by: EndedBy::Destroy,
+                    token,
+                });
             }
             Step::Wait(until) => {
                 let until = *until;
@@ -291,7 +299,11 @@ fn a_stop_ends_with_sigkill_when_the_process_ignores_it() {
     let mut world = World::new();
     world.step(&Step::Start);
     world.step(&Step::SpawnAnswers(true));
-    let stop = world.ask(|token| Event::Stop { grace_ms: 5, token });
+    let stop = world.ask(|token| Event::Stop {
+        grace_ms: 5,
+        by: EndedBy::Rollout,
+        token,
+    });
     assert!(!world.kill_asked);
     world.step(&Step::TimerFires);
     assert!(world.kill_asked);
@@ -347,6 +359,7 @@ fn a_stop_during_the_start_is_not_lost() {
         machine
             .handle(Event::Stop {
                 grace_ms: 100,
+                by: EndedBy::Rollout,
                 token: 2
             })
             .is_empty()
@@ -358,6 +371,48 @@ fn a_stop_during_the_start_is_not_lost() {
         token: None
     }));
     assert_eq!(machine.state(), &State::Stopping);
+    assert_eq!(machine.ending(), Some(EndedBy::Rollout));
+}
+
+#[test]
+fn the_first_reason_for_an_end_counts_and_a_new_start_has_none() {
+    let mut machine = Machine::new(State::Created, 0, 3);
+    let exit = Exit {
+        code: 137,
+        signal: Some(9),
+        oom_killed: false,
+    };
+    machine.handle(Event::Start(1));
+    machine.handle(Event::Spawned { generation: 1 });
+    assert_eq!(machine.cause(&exit), EndedBy::Itself);
+    machine.handle(Event::Stop {
+        grace_ms: 0,
+        by: EndedBy::Stop,
+        token: 2,
+    });
+    machine.handle(Event::Remove {
+        force: true,
+        by: EndedBy::Destroy,
+        token: 3,
+    });
+    assert_eq!(machine.cause(&exit), EndedBy::Stop);
+
+    let mut machine = Machine::new(State::Created, 0, 3);
+    machine.handle(Event::Start(1));
+    machine.handle(Event::Spawned { generation: 1 });
+    // The image's own stop signal.
+    machine.handle(Event::Signal {
+        signal: 3,
+        token: 2,
+    });
+    assert_eq!(machine.cause(&exit), EndedBy::Signal);
+    machine.handle(Event::Exited {
+        generation: 1,
+        exit,
+    });
+    machine.handle(Event::Start(3));
+    machine.handle(Event::Spawned { generation: 2 });
+    assert_eq!(machine.cause(&exit), EndedBy::Itself);
 }
 
 #[test]

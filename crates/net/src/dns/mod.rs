@@ -29,6 +29,31 @@ const CONNECTIONS: usize = 64;
 /// How long a client's TCP connection may be silent.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// Reads messages of any kind, and sees that what comes out of them holds together.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let Some((&length, rest)) = bytes.split_first() else {
+        return;
+    };
+    let (packet, other) = rest.split_at(usize::from(length).min(rest.len()));
+    let Some(query) = Query::parse(packet) else {
+        return;
+    };
+    let found = query.answer_with(&[FAKE_V4.into(), FAKE_V6.into()]);
+    for answer in [&query.answer(Code::NoSuchName), &found] {
+        assert_eq!(answer[..2], packet[..2]);
+        let takes_it = query.is_answered_by(answer);
+        assert_eq!(takes_it, query.forwardable().is_some());
+    }
+    assert_eq!(query.name().is_some(), query.forwardable().is_some());
+    assert!(found.len() <= packet.len() + 40, "no use for amplifying");
+    Mapped::of(&Hosts::new(&["*.example".to_owned()]), &query);
+    query.is_answered_by(other);
+    is_failure(other);
+    is_no_error(other);
+    is_no_such_name(other);
+}
+
 #[derive(Clone, Copy)]
 enum By {
     Udp,
@@ -161,4 +186,24 @@ fn invented(shared: &Shared, query: &Query<'_>) -> Vec<u8> {
     // Without a route to it the second would only cost the client an attempt.
     let count = if shared.config.ipv6 { 2 } else { 1 };
     query.answer_with(&addresses[..count])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fuzz;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            fuzz(&bytes);
+        }
+
+        /// With a head that says that there is one question.
+        #[test]
+        fn any_question(rest in proptest::collection::vec(prop_oneof![0u8..8, any::<u8>()], 0..300)) {
+            let head = [255, 1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+            fuzz(&[&head[..], &rest[..]].concat());
+        }
+    }
 }

@@ -157,6 +157,11 @@ impl Asked {
                     // one; so there it is done on unusual ports only.
                     let usual = is_tls || self.destination.port() == HTTP_PORT;
                     if silent.is_none() && self.may_dial() && (usual || !self.hosts.any()) {
+                        let here = self.shared.egress.borrow().passes_nothing(now());
+                        if here {
+                            drop(tunnel);
+                            return self.outside().await;
+                        }
                         return Ok(self.raw(tunnel));
                     }
                 }
@@ -208,6 +213,10 @@ impl Asked {
             cut_without_internet: self.may_dial(),
         }
     }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 /// Waits until a peer has sent something, or (0) has ended. Unlike readiness alone, this never comes too early.

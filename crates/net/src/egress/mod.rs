@@ -21,6 +21,10 @@
 //!
 //! What is decided holds for the connection, as in the original: requests behind the first one go where the first one went, and the Worker
 //! sees each one's own Host. TCP mappings are not asked for TLS with a name nor for HTTP on port 80 if the policy allows the address.
+//!
+//! A process of workerd that has adopted the container passes nothing through. When its mappings are back, TLS with a name and HTTP on port 80 that
+//! no mapping takes are dialled here instead ([`Egress`]); the rest stays denied until the container is started again, since nothing tells it from
+//! what a mapping of TCP has taken.
 
 mod config;
 mod decide;
@@ -36,6 +40,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -64,7 +69,9 @@ pub(crate) fn is_fake(shared: &Shared, address: IpAddr) -> bool {
 /// Takes over what `PUT /egress` says.
 pub(crate) async fn apply(shared: &Shared, update: Update) {
     let internet = update.internet();
-    shared.egress.send_modify(|egress| egress.apply(update));
+    shared
+        .egress
+        .send_modify(|egress| egress.apply(update, Instant::now()));
     if let Some(internet) = internet {
         shared
             .policy

@@ -25,8 +25,8 @@ const KEPT: usize = 512;
 const RENEW: Duration = LEAF_VALID.checked_div(2).expect("not by zero");
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// HTTP/1.1 first: workerd speaks nothing else, and only then bytes need no translation. Clients that offer h2 alone get it.
-const PROTOCOLS: [&[u8]; 2] = [b"http/1.1", b"h2"];
+/// HTTP/1 first: workerd speaks nothing else, and only then bytes need no translation. Clients that offer h2 alone get it.
+const PROTOCOLS: [&[u8]; 3] = [b"http/1.1", b"http/1.0", b"h2"];
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(default_provider()));
 
@@ -92,7 +92,7 @@ impl Leaves {
 /// Whether a client has chosen HTTP/2. `None` if it did not say.
 pub(super) fn chose_http2<S>(stream: &TlsStream<S>) -> Option<bool> {
     let protocol = stream.get_ref().1.alpn_protocol()?;
-    Some(protocol == PROTOCOLS[1])
+    Some(protocol == b"h2")
 }
 
 fn config(ca: &Ca, name: &str) -> io::Result<ServerConfig> {
@@ -202,6 +202,7 @@ pub(super) mod tests {
         for (offered, chosen) in [
             (&["h2", "http/1.1"][..], Some("http/1.1")),
             (&["h2"], Some("h2")),
+            (&["http/1.0"], Some("http/1.0")),
             (&[], None),
         ] {
             let found = handshake(config.clone(), &ca, "a.example", offered).unwrap();

@@ -26,7 +26,7 @@ const NOBODYS_PORT: u16 = 33;
 const FINE_FOR: Duration = Duration::from_millis(20);
 const FINE_STEP: Duration = Duration::from_micros(200);
 /// and for so long one millisecond,
-const CLOSE_FOR: Duration = Duration::from_secs(10);
+const CLOSE_FOR: Duration = Duration::from_secs(2);
 const CLOSE_STEP: Duration = Duration::from_millis(1);
 /// and then two.
 const STEP: Duration = Duration::from_millis(2);

@@ -46,6 +46,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
 }
 
 async fn connection(shared: Arc<Shared>, stream: TcpStream, slot: Slot) {
+    if !crate::peer::is_admitted(&shared, &stream) {
+        return;
+    }
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "an ingress connection ended at once");
         return;

@@ -257,3 +257,55 @@ async fn a_client_that_gives_up_is_held_no_longer() {
     client.shutdown().await.unwrap();
     assert_eq!(read_to_end(&mut client).await.unwrap(), b"");
 }
+
+/// What `GET /ca` gives to a program of this user; nothing if the ingress hangs up.
+fn ask_as(uid: u32, network: &Network) -> String {
+    use std::os::unix::process::CommandExt;
+    let port = network.ingress().port().to_string();
+    let mut nc = std::process::Command::new("/bin/busybox")
+        .args(["nc", "-w", "10", "127.0.0.1", &port])
+        .uid(uid)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = nc.stdin.take().unwrap();
+    // It may have been hung up on.
+    let _ = std::io::Write::write_all(
+        &mut input,
+        b"GET /ca HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut nc.stdout.take().unwrap(), &mut answer).unwrap();
+    drop(input);
+    nc.wait().unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ingress_is_its_owners_and_roots_alone() {
+    let networks = Networks::with_dialer(config(), Arc::new(World::default()));
+    let (one, two) = (networks.of_user(2_000_001), networks.of_user(2_000_002));
+    let network = one.create().await.unwrap();
+    let ask = |uid| {
+        let network = network.clone();
+        tokio::task::spawn_blocking(move || ask_as(uid, &network))
+    };
+    for (uid, served) in [(2_000_001, true), (0, true), (2_000_002, false)] {
+        let answer = ask(uid).await.unwrap();
+        assert_eq!(
+            answer.contains("BEGIN CERTIFICATE"),
+            served,
+            "{uid}: {answer}"
+        );
+        assert!(served || answer.is_empty(), "{answer}");
+    }
+    // An adopted network is whose process finds it.
+    two.claim(&network);
+    assert!(ask(2_000_002).await.unwrap().contains("BEGIN CERTIFICATE"));
+    assert_eq!(ask(2_000_001).await.unwrap(), "");
+    // Nobody's is root's.
+    networks.claim(&network);
+    assert_eq!(ask(2_000_001).await.unwrap(), "");
+    assert!(ask(0).await.unwrap().contains("BEGIN CERTIFICATE"));
+}

@@ -89,10 +89,18 @@ impl wharf_control::Effects for Effects {
         Box::pin(async move {
             self.0.schedules.notify_one();
             self.0.supervisor.remove(script, true).await;
-            self.0
-                .engine
-                .remove_all(Some(&Owner::Script(script.to_owned())))
-                .await;
+            let owner = Owner::Script(script.to_owned());
+            self.0.engine.remove_all(Some(&owner)).await;
+            let node = self.0.clone();
+            let swept = tokio::task::spawn_blocking(move || {
+                // Of this owner whatever it has, of all others what is due anyway.
+                super::housekeeping::sweep_snapshots(&node, |known| known != owner.to_string())
+            });
+            match swept.await {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => tracing::error!("snapshots of {script} could not be removed: {e:#}"),
+                Err(e) => tracing::error!("snapshots of {script} could not be removed: {e}"),
+            }
         })
     }
 
@@ -130,6 +138,10 @@ async fn roll(node: &Node, id: &str) -> anyhow::Result<()> {
     let Some(reference) = application.image().map(str::to_owned) else {
         return Ok(());
     };
+    node.engine
+        .expect_disks(wharf_docker_api::script::disk_bytes(
+            application.limits().disk_mb,
+        ));
     let images = node.images.clone();
     let image = tokio::task::spawn_blocking(move || {
         let image = images.resolve(&reference)?;

@@ -1,7 +1,9 @@
-//! What is removed in the background: blobs, layers and upload sessions that nothing names any more.
+//! What is removed in the background: blobs, layers and upload sessions that nothing names any more, and snapshots that nobody uses.
 
 use super::Node;
-use std::time::Duration;
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use wharf_engine::Owner;
 
 /// From one round to the next.
 const EVERY: Duration = Duration::from_secs(600);
@@ -19,6 +21,13 @@ pub(super) async fn run(node: Node) {
                 .images
                 .collect_garbage(&node.engine.layers_in_use(), min_age_ms)?;
             node.store.blob_gc(MIN_AGE)?;
+            let scripts = node.store.scripts()?;
+            let mut owners: HashSet<String> = scripts
+                .into_iter()
+                .map(|script| Owner::Script(script.name).to_string())
+                .collect();
+            owners.insert(Owner::Operator.to_string());
+            sweep_snapshots(&node, |owner| owners.contains(owner))?;
             tracing::debug!(bytes, "unused images removed");
             Ok(())
         });
@@ -28,4 +37,15 @@ pub(super) async fn run(node: Node) {
             Err(e) => tracing::error!("unused content could not be removed: {e}"),
         }
     }
+}
+
+/// Removes snapshots whose time is over or whose owner is gone; not those that instances use.
+pub(super) fn sweep_snapshots(node: &Node, known: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+    let now_ms = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
+    let in_use = node.engine.snapshots_in_use();
+    let removed = node.snapshots.sweep(&in_use, known, now_ms)?;
+    if removed > 0 {
+        tracing::info!(removed, "snapshots removed");
+    }
+    Ok(())
 }

@@ -22,6 +22,7 @@ use wharf_engine::{Engine, EngineConfig};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Networks};
 use wharf_sandbox::{Spawner, SpawnerConfig, Survivor};
+use wharf_snapshot::Snapshots;
 use wharf_store::Store;
 use wharf_workerd::{Supervisor, WorkerdConfig};
 
@@ -31,6 +32,7 @@ pub(crate) struct Node {
     pub(crate) config: Arc<Config>,
     pub(crate) store: Store,
     pub(crate) images: ImageStore,
+    pub(crate) snapshots: Snapshots,
     pub(crate) networks: Networks,
     pub(crate) engine: Engine,
     pub(crate) supervisor: Supervisor,
@@ -95,6 +97,7 @@ pub(crate) async fn up(mut config: Config) -> anyhow::Result<()> {
     let data = config.data_dir.clone();
     let store = Store::open(&data).with_context(|| format!("the store in {}", data.display()))?;
     let images = ImageStore::open(&data.join("images"))?;
+    let snapshots = Snapshots::open(&data.join("snapshots"), snapshot_config(&config))?;
     let port = config.control.listen.port();
     let mut hosts = vec![
         config.control.listen.to_string(),
@@ -110,6 +113,7 @@ pub(crate) async fn up(mut config: Config) -> anyhow::Result<()> {
     let opened = Opened {
         store,
         images,
+        snapshots,
         workerd: binary,
         gateway,
         control,
@@ -166,6 +170,7 @@ impl Stopping {
 struct Opened {
     store: Store,
     images: ImageStore,
+    snapshots: Snapshots,
     workerd: PathBuf,
     gateway: TcpListener,
     control: TcpListener,
@@ -181,6 +186,7 @@ async fn serve(
     let Opened {
         store,
         images,
+        snapshots,
         workerd,
         gateway,
         control,
@@ -222,6 +228,7 @@ async fn serve(
         store.clone(),
         engine.clone(),
         networks.clone(),
+        snapshots.clone(),
     ));
     let supervisor = Supervisor::new(
         WorkerdConfig {
@@ -243,6 +250,7 @@ async fn serve(
         config: config.clone(),
         store: store.clone(),
         images: images.clone(),
+        snapshots,
         networks: networks.clone(),
         engine: engine.clone(),
         supervisor: supervisor.clone(),
@@ -255,6 +263,11 @@ async fn serve(
         }
     }
     supervisor.set_all(scripts);
+    for application in store.applications()? {
+        engine.expect_disks(wharf_docker_api::script::disk_bytes(
+            application.limits().disk_mb,
+        ));
+    }
     let operator = sockets::operator(&node, spawner, stopping.wait())?;
     let control_task = tokio::spawn(
         axum::serve(control, effects::control_router(&node))
@@ -265,6 +278,17 @@ async fn serve(
     let housekeeping = tokio::spawn(housekeeping::run(node.clone()));
     if let Some(warning) = wharf_sandbox::cgroup::describe().warning() {
         tracing::warn!("{warning}");
+    }
+    if let Some(reason) = engine.disks_unsupported() {
+        tracing::warn!(
+            "this machine does not hold instances to their disk_mb: {reason}; until that is mended, containers can fill the disk of {}",
+            config.data_dir.display()
+        );
+    }
+    if config.containers.ids().is_none() {
+        tracing::warn!(
+            "containers.user_namespaces is false: root in a container is the host's root, held by nothing but the other walls"
+        );
     }
     announce(&node, adopted)?;
 
@@ -279,6 +303,16 @@ async fn serve(
     control_task.abort();
     operator.abort();
     served.context("the gateway failed")
+}
+
+fn snapshot_config(config: &Config) -> wharf_snapshot::SnapshotConfig {
+    let config = &config.snapshots;
+    wharf_snapshot::SnapshotConfig {
+        max_bytes: config.max_mib << 20,
+        owner_bytes: config.script_mib << 20,
+        ttl_ms: config.ttl_hours.saturating_mul(3_600_000),
+        offer_ms: 120_000,
+    }
 }
 
 fn gateway_config(config: &Config) -> wharf_gateway::GatewayConfig {
@@ -412,6 +446,7 @@ fn spawner_config(config: &Config) -> anyhow::Result<SpawnerConfig> {
         command: vec![executable.to_owned(), crate::SPAWNER_VERB.to_owned()],
         grace_ms: config.containers.orphan_grace_ms,
         cgroup_name: format!("wharf-{}", &hash[..8]),
+        ids: config.containers.ids(),
     })
 }
 

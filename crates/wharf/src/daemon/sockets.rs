@@ -13,6 +13,7 @@ use wharf_engine::{Engine, Owner};
 use wharf_gateway::{Unavailable, Upstream, Upstreams};
 use wharf_net::Networks;
 use wharf_sandbox::Spawner;
+use wharf_snapshot::Snapshots;
 use wharf_store::Store;
 use wharf_workerd::{EnginePaths, WorkerdError};
 
@@ -23,6 +24,7 @@ pub(super) struct ScriptSockets {
     store: Store,
     engine: Engine,
     networks: Networks,
+    snapshots: Snapshots,
     applications: Arc<StoredApplications>,
 }
 
@@ -32,6 +34,7 @@ impl ScriptSockets {
         store: Store,
         engine: Engine,
         networks: Networks,
+        snapshots: Snapshots,
     ) -> Self {
         let applications = Arc::new(StoredApplications {
             config,
@@ -41,6 +44,7 @@ impl ScriptSockets {
             store,
             engine,
             networks,
+            snapshots,
             applications,
         }
     }
@@ -56,11 +60,15 @@ impl wharf_workerd::Sockets for ScriptSockets {
         let docker = wharf_docker_api::script::router(
             script.to_owned(),
             self.engine.clone(),
-            self.networks.clone(),
+            self.networks.of_user(uid),
+            self.snapshots.clone(),
             self.applications.clone(),
         );
-        let prelude =
-            wharf_docker_api::script::prelude::router(script.to_owned(), self.engine.clone());
+        let prelude = wharf_docker_api::script::prelude::router(
+            script.to_owned(),
+            self.engine.clone(),
+            self.snapshots.clone(),
+        );
         let (engine, owner) = (self.engine.clone(), Owner::Script(script.to_owned()));
         Box::pin(async move {
             let sockets = [
@@ -188,8 +196,8 @@ impl StoredApplications {
                 cpu_millis: Some(wharf_docker_api::script::cpu_millis(limits.vcpu)),
                 pids: Some(PIDS_PER_INSTANCE),
                 nofile: None,
+                disk_bytes: Some(wharf_docker_api::script::disk_bytes(limits.disk_mb)),
             },
-            disk_mb: Some(limits.disk_mb),
             max_instances: application.max_instances,
             variables: variables.map(|(k, v)| (k.to_owned(), v)).to_vec(),
         })
@@ -217,6 +225,7 @@ pub(super) fn operator(
         engine: node.engine.clone(),
         networks: node.networks.clone(),
         images: node.images.clone(),
+        snapshots: node.snapshots.clone(),
         builder,
         check_password,
         registry_host: node.config.control.listen.to_string(),

@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
-use wharf_engine::lifecycle;
+use wharf_engine::lifecycle::{self, EndedBy};
 
 pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
     let scripts = node.supervisor.status().into_iter().map(|s| {
@@ -15,27 +15,42 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
         value
     });
     let instances = node.engine.list(None).await;
+    let usage = node.engine.usage().await;
+    let instances = instances.iter().map(|it| {
+        let mut value = instance(it);
+        value["usage"] = json!(usage.get(&it.id));
+        value["listening"] = node.engine.listening(&it.id).into();
+        value
+    });
+    let disk = match node.engine.disks_unsupported() {
+        None => "a file system of its own for each instance",
+        Some(_) => "not enforced",
+    };
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
         "gateway": node.config.gateway.listen.to_string(),
         "control": node.config.control.listen.to_string(),
         "data_dir": node.config.data_dir,
-        "limits": wharf_sandbox::cgroup::describe().to_string(),
+        "limits": format!("{}, disk: {disk}", wharf_sandbox::cgroup::describe()),
         "scripts": scripts.collect::<Vec<_>>(),
-        "instances": instances.iter().map(instance).collect::<Vec<_>>(),
+        "instances": instances.collect::<Vec<_>>(),
+        "snapshots": node.snapshots.usage(),
         "refusals": node.engine.refusals(),
     }))
 }
 
 /// An instance for people and for the API.
 pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
-    let state = match &i.state {
-        lifecycle::State::Exited(exit) if exit.oom_killed => {
+    let state = match (&i.state, i.ended_by) {
+        (lifecycle::State::Exited(exit), Some(EndedBy::OutOfMemory)) => {
             format!("exited ({}, out of memory)", exit.code)
         }
-        lifecycle::State::Exited(exit) => format!("exited ({})", exit.code),
-        other => format!("{other:?}").to_lowercase(),
+        (lifecycle::State::Exited(exit), Some(by)) if by != EndedBy::Itself => {
+            format!("exited ({}, ended by {})", exit.code, by.describe())
+        }
+        (lifecycle::State::Exited(exit), _) => format!("exited ({})", exit.code),
+        (other, _) => format!("{other:?}").to_lowercase(),
     };
     json!({
         "id": i.id,
@@ -45,6 +60,11 @@ pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
         "image": i.image,
         "image_id": i.image_id,
         "state": state,
+        "exit": match &i.state {
+            lifecycle::State::Exited(exit) => json!({"code": exit.code, "signal": exit.signal, "out_of_memory": exit.oom_killed}),
+            _ => Value::Null,
+        },
+        "ended_by": i.ended_by,
         "generation": i.generation,
         "pid": i.pid,
         "labels": i.object_labels,

@@ -1,6 +1,8 @@
 //! A real node in a temporary directory, the real wrangler, and a small HTTP client. Everything is ended and looked for on drop.
 #![allow(dead_code, clippy::unwrap_used, unreachable_pub)] // each test binary uses a part; a panic is a failed test
 
+pub mod direct;
+
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
@@ -262,6 +264,25 @@ impl Node {
         self.instances()
             .into_iter()
             .find(|i| i["name"].as_str().unwrap().ends_with(object) && !i["pid"].is_null())
+    }
+
+    /// Ports of 127.0.0.1 on which the daemon listens, the gateway's and the control API's aside: those of containers' ingresses.
+    pub fn ingresses(&self) -> Vec<u16> {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        let sockets: Vec<PathBuf> = fds
+            .flatten()
+            .filter_map(|e| std::fs::read_link(e.path()).ok())
+            .collect();
+        let own = [self.gateway.port(), self.control.port()];
+        // proc_net_tcp(5): local address, state (0A listens), inode.
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let ports = table.lines().skip(1).filter_map(|line| {
+            let columns: Vec<&str> = line.split_ascii_whitespace().collect();
+            let port = u16::from_str_radix(columns[1].strip_prefix("0100007F:")?, 16).unwrap();
+            let socket = PathBuf::from(format!("socket:[{}]", columns[9]));
+            (columns[3] == "0A" && sockets.contains(&socket)).then_some(port)
+        });
+        ports.filter(|port| !own.contains(port)).collect()
     }
 
     /// The workerd process of a script.

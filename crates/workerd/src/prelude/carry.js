@@ -3,6 +3,7 @@
 // start():                the options that workerd drops travel in a variable of the environment, which the engine takes out again.
 // setLabels(), inspect(): the engine keeps the labels, so they outlive this process.
 // setInactivityTimeout(): the engine is told too, for the time when there is no process.
+// snapshotDirectory():    workerd only saw a token in place of the files; the engine knows their size.
 // monitor():              the engine says why a start failed.
 //
 // This module is evaluated before any of the Worker's own, and takes its binding out of `env` at once.
@@ -95,6 +96,14 @@ function patch(prototype) {
     return { ...info, labels: (await read(answer)).labels };
   });
 
+  // Behind a compatibility flag.
+  if (native.snapshotDirectory) {
+    replace("snapshotDirectory", async function snapshotDirectory(options) {
+      const snapshot = await native.snapshotDirectory.value.call(this, options);
+      return objects.has(this) ? await sized(snapshot) : snapshot;
+    });
+  }
+
   replace("setInactivityTimeout", async function setInactivityTimeout(durationMs) {
     const object = objects.get(this);
     await native.setInactivityTimeout.value.call(this, durationMs);
@@ -102,6 +111,14 @@ function patch(prototype) {
       await inOrder(object, () => tell(this, object, "inactivity", { ms: Number(durationMs) }, "setInactivityTimeout"));
     }
   });
+}
+
+/** The snapshot with its real size. */
+async function sized(snapshot) {
+  const answer = await engine.fetch(`http://engine/snapshots/${snapshot.id}`);
+  if (answer.ok) return { ...snapshot, size: (await answer.json()).size };
+  await answer.body?.cancel();
+  return snapshot;
 }
 
 /** The options with what workerd drops in a variable. Whatever is wrong with the rest is left to workerd to say. */

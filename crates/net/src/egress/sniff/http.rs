@@ -51,8 +51,9 @@ fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// `method SP request-target SP HTTP/1.x`
 fn is_request(line: &[u8]) -> bool {
-    let mut words = line.split(|&b| b == b' ').filter(|word| !word.is_empty());
+    let mut words = line.split(is_space);
     let method = words.next().is_some_and(is_method);
+    let mut words = words.filter(|word| !word.is_empty());
     let version = words
         .next_back()
         .is_some_and(|version| version.starts_with(b"HTTP/1."));
@@ -61,11 +62,16 @@ fn is_request(line: &[u8]) -> bool {
 
 /// Whether a first line without an end may become a request's.
 fn may_become_request(line: &[u8]) -> bool {
-    match line.iter().position(|&b| b == b' ') {
+    match line.iter().position(is_space) {
         Some(end) => is_method(&line[..end]),
         None if line == b"\r" => true,
         None => line.is_empty() || is_method(line),
     }
+}
+
+/// Some servers take tabs too.
+fn is_space(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\t')
 }
 
 fn is_method(word: &[u8]) -> bool {

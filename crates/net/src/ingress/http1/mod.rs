@@ -12,6 +12,7 @@ mod app;
 mod body;
 mod headers;
 mod io;
+mod local;
 
 use std::fmt;
 use std::io::{Error, ErrorKind, Result};
@@ -80,7 +81,7 @@ pub(super) async fn serve<U: Upstream>(
         // A tunnel is idle for as long as workerd likes.
         .header_read_timeout(None)
         .serve_connection(Prefixed::new(early, client, signs.clone()), service);
-    let served = std::future::poll_fn(|context| {
+    let served = local::poll_fn(|context| {
         if tunnel.poll_app(context) == Idle::Alone {
             Pin::new(&mut server).graceful_shutdown();
         }

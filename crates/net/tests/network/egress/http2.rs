@@ -126,7 +126,7 @@ async fn other_hosts_requests_go_outside_whole() {
     let workerd = Workerd::new(mapping).await;
     let (outside, world) = server(&["203.0.113.5:80"]).await;
     tokio::spawn(async move {
-        let service = hyper::service::service_fn(async |request: Request<Incoming>| {
+        let service = hyper::service::service_fn(|request: Request<Incoming>| async move {
             let seen = format!("outside saw {} {:?}", request.uri(), request.version());
             let frames = [
                 Ok::<_, Infallible>(Frame::data(Bytes::from(seen))),

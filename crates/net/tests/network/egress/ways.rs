@@ -287,6 +287,48 @@ async fn when_workerd_is_away_or_refuses_what_may_be_mapped_goes_nowhere() {
     assert_eq!(dialled(&world), [""; 0]);
 }
 
+/// Takes as long as the mappings have to be quiet.
+#[tokio::test]
+async fn after_an_adoption_unmapped_names_reach_the_internet_again_when_the_mappings_are_back() {
+    let (outside, world) = server(&[WEB]).await;
+    let port = outside.local_addr().unwrap().port();
+    let first = Workerd::new(move |_| Verdict::Pass(port)).await;
+    let (network, world) = mapped(&first, &["*"], true, world).await;
+    let request = b"GET / HTTP/1.1\r\nHost: b.example\r\n\r\n";
+    let mut app = connect_inside(&network, WEB).await.unwrap();
+    app.write_all(request).await.unwrap();
+    read_until(&mut accept(&outside).await, "b.example").await;
+
+    // Another process: it does not know of the internet.
+    let second = Workerd::new(a_example).await;
+    let adopt = format!(r#"{{"port":{}}}"#, second.port());
+    assert_eq!(put_egress(&network, &adopt).await, 204);
+    let back = format!(
+        r#"{{"port":{},"dns":{{"allowHostnames":["a.example","*"]}}}}"#,
+        second.port()
+    );
+    assert_eq!(put_egress(&network, &back).await, 204);
+    assert!(get(&network, WEB, "a.example").await.contains("worker saw"));
+    let mut app = connect_inside(&network, WEB).await.unwrap();
+    app.write_all(request).await.unwrap();
+    assert!(read_to_end(&mut app).await.unwrap_or_default().is_empty());
+    assert_eq!(dialled(&world), [""; 0], "not yet");
+    let mut there = timeout(WAIT, async {
+        loop {
+            let mut app = connect_inside(&network, WEB).await.unwrap();
+            app.write_all(request).await.unwrap();
+            tokio::select! {
+                there = accept(&outside) => return there,
+                _ = read_to_end(&mut app) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    })
+    .await
+    .unwrap();
+    read_until(&mut there, "b.example").await;
+    assert!(get(&network, WEB, "a.example").await.contains("worker saw"));
+}
+
 async fn eventually(mut condition: impl FnMut() -> bool) {
     timeout(WAIT, async {
         while !condition() {

@@ -1,0 +1,66 @@
+//! A node with the project `direct`: `ctx.container` by remote control.
+
+use super::{Node, Project, WRANGLERS};
+use serde_json::{Value, json};
+
+const CONFIG: &str = "[containers]\nstop_grace_ms = 500\norphan_grace_ms = 3000\n\n[node]\nlocation = \"vie01\"\nregion = \"EEUR\"\ncountry = \"AT\"\n";
+
+/// A node with the project `direct`.
+pub struct World {
+    pub node: Node,
+    pub project: Project,
+}
+
+impl World {
+    pub fn new() -> World {
+        let mut node = Node::start();
+        node.stop();
+        let config = node.dir.path().join("wharf.toml");
+        std::fs::write(&config, CONFIG).unwrap();
+        node.set_extra(&["--config", config.to_str().unwrap()]);
+        node.launch();
+        let project = Project::fixture("direct", None);
+        node.wrangler_ok(WRANGLERS[1], &project.path(), &["deploy"]);
+        World { node, project }
+    }
+
+    /// An operation of an object; its value, or `error: ...`.
+    pub fn ask(&self, object: &str, operation: &str, argument: Value) -> Value {
+        let path = format!("/{object}/{operation}");
+        let answer = self
+            .node
+            .request("POST", "direct", &path, &[], &argument.to_string());
+        assert_eq!(
+            answer.status,
+            200,
+            "{path}: {}\n{}",
+            answer.body,
+            self.node.log()
+        );
+        let answer = answer.json();
+        match &answer["error"] {
+            Value::Null => answer["value"].clone(),
+            error => json!(format!("error: {}", error.as_str().unwrap())),
+        }
+    }
+
+    pub fn start(&self, object: &str, options: Value) -> Value {
+        assert_eq!(self.ask(object, "start", options), true);
+        self.app(object, "/who");
+        let id = self.ask(object, "id", Value::Null);
+        self.node.running(id.as_str().unwrap()).unwrap()
+    }
+
+    /// Text of the app inside.
+    pub fn app(&self, object: &str, path: &str) -> String {
+        let answer = self.ask(object, "app", json!(path));
+        assert_eq!(answer["status"], 200, "{answer}\n{}", self.node.log());
+        answer["text"].as_str().unwrap().to_owned()
+    }
+
+    /// How its container ended.
+    pub fn end(&self, object: &str) -> String {
+        let end = self.ask(object, "end", Value::Null);
+        end.as_str().unwrap().to_owned()
+    }
+}

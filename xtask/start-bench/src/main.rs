@@ -1,0 +1,201 @@
+//! Measures container starts: Wharf at three levels beside dockerd, podman, runc, crun and a bare fork and exec. `cargo xtask bench start`
+//! prepares all that this needs (packages, images, a node with the Worker deployed) and runs it in a mount namespace of its own.
+//!
+//! Owns: the measuring, the others' daemons, and the report. Must not: be run by hand; its arguments are xtask's matter. BENCHMARKS.md says how
+//! and what is measured.
+
+mod class;
+mod daemons;
+mod http;
+mod interrupt;
+mod load;
+mod look;
+mod measure;
+mod place;
+mod report;
+mod runtime;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use class::Class;
+use daemons::{Docker, Podman};
+use measure::Subject;
+use place::Place;
+use report::{Machine, Report};
+use runtime::api::ApiRuntime;
+use runtime::engine::{EngineRuntime, SPAWNER_VERB, World};
+use runtime::floor::Floor;
+use runtime::oci::{self, AGENT_VERB, Oci};
+use runtime::whole::{Node, Whole};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// name=rootfs.tar=["program",...]; the first is the static class
+    #[arg(long = "class", required = true)]
+    classes: Vec<Class>,
+    /// The node's gateway
+    #[arg(long)]
+    gateway: SocketAddr,
+    /// The Worker's host name
+    #[arg(long)]
+    host: String,
+    /// The node's data directory
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// Starts of each kind
+    #[arg(long)]
+    n: usize,
+    /// Starts of each kind where one takes a quarter of a second
+    #[arg(long)]
+    n_slow: usize,
+    /// Turns in which the starts are made
+    #[arg(long)]
+    rounds: usize,
+    /// Cold starts at once
+    #[arg(long)]
+    burst: usize,
+    /// Idle containers
+    #[arg(long)]
+    idle: usize,
+    /// Seconds of starts at a rate
+    #[arg(long)]
+    sustained: u64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// The file whose table is replaced
+    #[arg(long)]
+    write: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    // The spawner must stay single-threaded and small: decided before anything else runs.
+    if args.get(1).map(String::as_str) == Some(SPAWNER_VERB) {
+        return wharf_sandbox::spawner::run(&args[2..]);
+    }
+    let result = match args.get(1).map(String::as_str) {
+        Some(AGENT_VERB) => oci::agent(&args[2..]),
+        _ => run(&Args::parse()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    interrupt::install()?;
+    let mut machine = Machine::look()?;
+    let place = Arc::new(Place::new()?);
+    for class in &args.classes {
+        interrupt::check()?;
+        place.unpack(class)?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let runtime = Arc::new(runtime);
+    let world = Ended(
+        runtime.clone(),
+        runtime.block_on(World::start(&place, &args.classes))?,
+    );
+    let node = Node {
+        gateway: args.gateway,
+        host: args.host.clone(),
+        api: http::Api(args.data_dir.join("run/wharf.sock")),
+        data_dir: args.data_dir.display().to_string(),
+    };
+    // Before the first request: what a deployed application costs.
+    let sleeping = load::sleeping(&node);
+    interrupt::check()?;
+    eprintln!("others' daemons and images");
+    let docker = Docker::start(&place, &args.classes);
+    interrupt::check()?;
+    let podman = Podman::start(&place, &args.classes);
+    interrupt::check()?;
+    if let Ok(docker) = &docker {
+        let version = machine.versions.entry("dockerd".to_owned()).or_default();
+        version.push_str(&format!("; storage driver {}", docker.driver()));
+    }
+
+    let (n, slow) = (args.n, args.n_slow);
+    let cgroup = place.cgroup();
+    let api = |name, api: &http::Api| ApiRuntime::new(name, api.clone(), cgroup.clone());
+    let mut subjects = vec![
+        Subject::new(Floor::new(place.clone()), n),
+        Subject::new(EngineRuntime::new(runtime.clone(), world.1.clone()), n),
+    ];
+    for name in ["runc", "crun"] {
+        subjects.push(match Oci::new(name, place.clone()) {
+            Ok(oci) => Subject::new(oci, n),
+            Err(error) => Subject::broken("engine", name, n, &error),
+        });
+    }
+    subjects.push(Subject::new(api("wharf", &node.api), n));
+    subjects.push(match &docker {
+        Ok(docker) => Subject::new(api("dockerd", &docker.api), slow),
+        Err(error) => Subject::broken("docker-api", "dockerd", slow, error),
+    });
+    subjects.push(match &podman {
+        Ok(podman) => Subject::new(api("podman", &podman.api), slow),
+        Err(error) => Subject::broken("docker-api", "podman", slow, error),
+    });
+    subjects.push(Subject::new(Whole::new(node.clone()), n));
+
+    let mut rows = Vec::new();
+    for class in &args.classes {
+        rows.extend(measure::class(class, &mut subjects, args.rounds)?);
+    }
+    // Their memory and their threads are no part of what follows.
+    drop(subjects);
+    drop((docker, podman));
+
+    let first = args.classes.first().context("no class")?;
+    let burst = (args.burst > 0).then(|| load::burst(&node, first, args.burst).into());
+    interrupt::check()?;
+    let density = (args.idle > 0).then(|| load::density(&node, first, args.idle).into());
+    interrupt::check()?;
+    let sustained = (args.sustained > 0).then(|| {
+        let sustained = load::sustained(&world.1, &place, first, 500, args.sustained);
+        runtime.block_on(sustained).into()
+    });
+    interrupt::check()?;
+    machine.load_after = report::load();
+    let report = Report {
+        machine,
+        rows,
+        sleeping: Some(sleeping.into()),
+        burst,
+        density,
+        sustained,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        println!("{}", report.table());
+    }
+    if let Some(path) = &args.write {
+        report.write(path)?;
+        eprintln!("written to {}", path.display());
+    }
+    Ok(())
+}
+
+/// Ends the engine, whatever happened.
+struct Ended(Arc<tokio::runtime::Runtime>, World);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.block_on(self.1.end()) {
+            eprintln!("the engine's end: {error:#}");
+        }
+    }
+}

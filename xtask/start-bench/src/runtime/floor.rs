@@ -1,0 +1,75 @@
+//! The floor: the same program without any isolation, by fork and exec.
+
+use super::Runtime;
+use crate::class::Class;
+use crate::http;
+use crate::place::Place;
+use anyhow::{Context, Result};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Plain processes on the host's loopback. The static class is run as it is; what needs its own libraries through chroot(8).
+pub(crate) struct Floor {
+    place: Arc<Place>,
+    child: Option<Child>,
+}
+
+impl Floor {
+    pub(crate) fn new(place: Arc<Place>) -> Floor {
+        Floor { place, child: None }
+    }
+}
+
+impl Runtime for Floor {
+    fn name(&self) -> &'static str {
+        "floor"
+    }
+
+    fn level(&self) -> &'static str {
+        "engine"
+    }
+
+    fn start(&mut self, class: &Class, _: &str) -> Result<Instant> {
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let root = self.place.rootfs(class);
+        let mut command = if class.name == "static" {
+            Command::new(root.join(class.argv[0].trim_start_matches('/')))
+        } else {
+            let mut command = Command::new("chroot");
+            command.arg(&root).arg(&class.argv[0]);
+            command
+        };
+        command.args(&class.argv[1..]).env_clear();
+        for variable in class.env(address.port()) {
+            if let Some((key, value)) = variable.split_once('=') {
+                command.env(key, value);
+            }
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        self.child = Some(command.spawn().context("fork and exec")?);
+        http::first_byte_of(SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())))
+    }
+
+    fn pid(&mut self) -> Result<i32> {
+        let child = self.child.as_ref().context("no process")?;
+        Ok(i32::try_from(child.id())?)
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Floor {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("the floor's process: {error:#}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What is measured: each runtime starts one container of a class, says when its app's first byte came, and removes it again.
+
+pub(crate) mod api;
+pub(crate) mod engine;
+pub(crate) mod floor;
+pub(crate) mod oci;
+pub(crate) mod whole;
+
+use crate::class::Class;
+use anyhow::Result;
+use std::time::Instant;
+
+/// Has at most one container at a time.
+pub(crate) trait Runtime {
+    /// `wharf`, `dockerd`, ...
+    fn name(&self) -> &'static str;
+
+    /// `engine`, `docker-api` or `whole`.
+    fn level(&self) -> &'static str;
+
+    /// From the decision to start to the first byte of the app's answer. `name` was never used before.
+    ///
+    /// # Errors
+    /// No answer, or one that is not 200. [`Runtime::stop`] must be called all the same.
+    fn start(&mut self, class: &Class, name: &str) -> Result<Instant>;
+
+    /// The container's main process.
+    fn pid(&mut self) -> Result<i32>;
+
+    /// Ends and removes the container; nothing to do if there is none.
+    fn stop(&mut self) -> Result<()>;
+}

@@ -63,6 +63,17 @@ pub(crate) struct HostConfig {
     restart_policy: Option<RestartPolicy>,
 }
 
+impl HostConfig {
+    /// What a network of the container's own is like.
+    pub(crate) fn own_network(&self) -> Result<OwnNetwork, ApiError> {
+        let publish = self.port_bindings.as_ref().map(ports::parse).transpose()?;
+        Ok(OwnNetwork {
+            internet: self.network_mode.as_deref() != Some("none"),
+            publish: publish.unwrap_or_default(),
+        })
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct RestartPolicy {
@@ -153,10 +164,7 @@ async fn create_container(
     if !of_workerd {
         refuse_unsupported_of_docker(&body, &host)?;
     }
-    let own_network = OwnNetwork {
-        internet: mode != "none",
-        publish: ports::parse(host.port_bindings.as_ref().unwrap_or(&Bindings::new()))?,
-    };
+    let own_network = host.own_network()?;
     if network.is_some() && !own_network.publish.is_empty() {
         return Err(ApiError::bad_request(
             "conflicting options: a container in another's network publishes no ports of its own",

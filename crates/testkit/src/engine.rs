@@ -44,11 +44,6 @@ impl World {
         self.images.import_rootfs(name, tar).unwrap();
     }
 
-    /// Its images.
-    pub fn images(&self) -> ImageStore {
-        self.images.clone()
-    }
-
     /// An empty store of snapshots, or what an earlier one left; of at most 64 MiB an owner, for an hour.
     pub fn snapshots(&self) -> Snapshots {
         let config = SnapshotConfig {
@@ -58,6 +53,11 @@ impl World {
             offer_ms: 60_000,
         };
         Snapshots::open(&self.place.path("snapshots"), config).unwrap()
+    }
+
+    /// Its images.
+    pub fn images(&self) -> ImageStore {
+        self.images.clone()
     }
 
     /// Where the engine keeps its instances.

@@ -19,21 +19,68 @@ use tokio::sync::watch;
 /// Far above what any input needs, far below what a person waits for.
 const WAIT: Duration = Duration::from_secs(10);
 const BOUNDS: Bounds = Bounds {
-    head: Duration::from_millis(50),
-    body: Duration::from_millis(50),
+    head: Duration::from_millis(5),
+    body: Duration::from_millis(5),
     connections: 1,
 };
 const MAX_BODY: usize = 64 << 10;
+
+/// Parts of requests, which random bytes would not often be.
+const PIECES: &[&str] = &[
+    "GET /v1.43/containers/json?filters=",
+    "POST /containers/create?name=workerd-k-0000000000000000000000000000000000000000000000000000000000000000",
+    "-proxy",
+    "DELETE /v1.",
+    "HEAD /_ping",
+    " HTTP/1.1\r\n",
+    " HTTP/1.0\r\n",
+    "Host: x\r\n",
+    "Content-Length: 2\r\n",
+    "Content-Length: 200\r\n",
+    "Transfer-Encoding: chunked\r\n",
+    "Connection: Upgrade\r\nUpgrade: tcp\r\n",
+    "Expect: 100-continue\r\n",
+    "\r\n",
+    "5\r\nhello\r\n",
+    "0\r\n\r\n",
+    "{\"label\":[\"a=b\"],\"status\":{\"exited\":true}}",
+    "{\"Image\":\"x\",\"Cmd\":[\"--http-egress-port\"],\"ExposedPorts\":{\"39001/tcp\":{}},\"HostConfig\":",
+    "{\"PortBindings\":{\"80/tcp\":[{\"HostIp\":\"::1\",\"HostPort\":\"8080\"}]},\"NetworkMode\":\"none\",\"Memory\":-1}",
+    "{\"token\":\"t\",\"instance\":{\"vcpu\":1,\"memoryMib\":1,\"diskMb\":1},\"hardTimeoutMs\":1,\"labels\":{\"a\":\"b\"}}",
+    "}",
+    "%7B",
+    "%ff",
+    "&t=",
+];
+/// Bytes from this one on stand for a piece, unless they come after 0xff, which stands for what follows it.
+const FIRST_PIECE: u8 = 0xff - PIECES.len() as u8;
+
+/// What an input stands for.
+fn expand(input: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut input = input.iter();
+    while let Some(byte) = input.next() {
+        match byte.checked_sub(FIRST_PIECE) {
+            None => bytes.push(*byte),
+            Some(n) => match PIECES.get(usize::from(n)) {
+                Some(piece) => bytes.extend_from_slice(piece.as_bytes()),
+                None => bytes.extend(input.next()),
+            },
+        }
+    }
+    bytes
+}
 
 /// One connection: the first byte says into how many pieces the rest is cut, and whether the client ends its side.
 ///
 /// # Panics
 /// The connection is neither answered nor closed in time, or an answer is not HTTP.
 pub fn docker_api(bytes: &[u8]) {
-    let Some((how, bytes)) = bytes.split_first() else {
+    let Some((how, input)) = bytes.split_first() else {
         return;
     };
-    if let Ok(text) = std::str::from_utf8(bytes) {
+    let bytes = expand(input);
+    if let Ok(text) = std::str::from_utf8(&bytes) {
         // Every outcome is right, as long as there is one.
         let _ = read_filters(text);
         read_start_options(text);
@@ -44,7 +91,7 @@ pub fn docker_api(bytes: &[u8]) {
         .build();
     let Ok(runtime) = runtime else { return };
     let answer = runtime.block_on(async {
-        let talk = talk(bytes, usize::from(how >> 1) + 1, how & 1 == 1);
+        let talk = talk(&bytes, usize::from(how >> 1) + 1, how & 1 == 1);
         tokio::time::timeout(WAIT, talk).await
     });
     let Ok(answer) = answer else {

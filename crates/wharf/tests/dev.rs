@@ -87,6 +87,20 @@ impl Dev {
     }
 }
 
+/// wrangler leaves the removal of its containers to a process in a group of its own, which ends by itself.
+fn cleaners(node: &Node) -> usize {
+    let socket = node.data_dir().join("run/wharf.sock");
+    let socket = socket.to_str().unwrap();
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter(|entry| {
+            let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).into_owned();
+            command.contains("dev.workerd.session") && command.contains(socket)
+        })
+        .count()
+}
+
 impl Drop for Dev {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -139,6 +153,7 @@ fn serves_and_leaves_nothing(version: &str, compatibility_date: &str) {
     });
     wait_until("its processes to end", || dev.processes().is_empty());
     wait_until("its containers to be removed", || instances().is_empty());
+    wait_until("the end of the removal", || cleaners(&node) == 0);
 }
 
 #[test]
@@ -176,6 +191,7 @@ fn a_dev_session_that_ends_leaves_the_deployed_containers_alone() {
     assert_eq!(instances(), 2);
     dev.signal(Signal::INT);
     wait_until("the session's container to be removed", || instances() == 1);
+    wait_until("the end of the removal", || cleaners(&node) == 0);
     assert_eq!(seen(), before);
     assert_eq!(node.get("hello", "/api/hello/deployed").status, 200);
 }

@@ -39,7 +39,7 @@ mod start_options;
 
 use admission::Admission;
 use sidecar::Sidecars;
-pub use start_options::{START_VARIABLE, cpu_millis};
+pub use start_options::{START_VARIABLE, cpu_millis, disk_bytes};
 
 /// The `imageName` that workerd's configuration names for each container class: the application's present image.
 pub const APPLICATION_IMAGE: &str = "wharf:application";
@@ -62,8 +62,6 @@ pub struct ApplicationInfo {
     pub image: String,
     /// Limits.
     pub limits: wharf_engine::Limits,
-    /// Limit of the disk, MB (10^6 bytes).
-    pub disk_mb: Option<u64>,
     /// Most instances at a time.
     pub max_instances: u32,
     /// Values of the CLOUDFLARE_* variables (`CLOUDFLARE_APPLICATION_ID`, ...), to replace workerd's placeholders.
@@ -361,6 +359,22 @@ async fn wait(
     });
     let media_type = [("content-type", "application/json")];
     Ok((media_type, Body::from_stream(body)).into_response())
+}
+
+/// Reads a create as its handler does.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_create(name: &str, body: &[u8]) {
+    let _ = create::object_of(name);
+    if let Ok(body) = serde_json::from_slice::<create::Body>(body) {
+        let _ = Admission::Operator.is_sidecar(name, &body);
+        let _ = body.host_config.map(|host| host.own_network());
+    }
+}
+
+/// Reads what a prelude sent along with a start.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_start_options(text: &str) {
+    let _ = start_options::Carried::take(&mut vec![format!("{START_VARIABLE}={text}")]);
 }
 
 /// Docker's booleans in queries: anything but nothing and these is true.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io::Read;
-use wharf_engine::{EngineError, Exec, ExecError, ExecStreams, Streams};
+use wharf_engine::{EngineError, Exec, ExecError, ExecStreams, Owner, Streams};
 use wharf_testkit::engine::{Daemon, World, script_owner, shell};
 
 const SPAWNER: &str = env!("CARGO_BIN_EXE_wharf-engine-spawner-test");
@@ -105,12 +105,7 @@ async fn nothing_gets_into_another_start() {
     assert!(conflict(run(&daemon, 1, sh("true")).await).contains("anew"));
     assert_eq!(run(&daemon, 2, sh("true")).await.unwrap().1, 0);
     let other = engine
-        .exec(
-            &wharf_engine::Owner::Script("other".into()),
-            "a",
-            2,
-            sh("true"),
-        )
+        .exec(&Owner::Script("other".to_owned()), "a", 2, sh("true"))
         .await;
     assert!(matches!(
         other,

@@ -566,3 +566,60 @@ async fn it_shows_nothing_of_the_spawner_while_it_starts() {
     assert_eq!(seen.await.unwrap(), "");
     place.finish(spawner).await;
 }
+
+#[tokio::test]
+async fn the_same_walls_as_the_main_process() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let (mut spec, fds) = place.container("c", IDLE);
+    spec.capabilities = wharf_sandbox::Capabilities::default().without("CHOWN");
+    let process = spawner.spawn(&spec, fds).await.unwrap();
+    assert_eq!(support::first_line(&process).await, "ready");
+    let script = "readlink /proc/self/ns/user; cat /proc/self/uid_map; grep -E '^(Cap|Seccomp:|NoNewPrivs)' /proc/self/status; ulimit -c; id -u; stat -c %u /proc/1 /dev/pts; echo > /tmp/made; stat -c %u /tmp/made";
+    let mine = run(&spawner, &sh("c", script)).await.unwrap();
+    let of_main =
+        |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid)).unwrap();
+    let users = std::fs::read_link(format!("/proc/{}/ns/user", process.pid)).unwrap();
+    let lines: Vec<&str> = mine.out.lines().collect();
+    assert_eq!(lines[0], users.to_str().unwrap(), "{}", mine.err);
+    assert_eq!(lines[1], of_main("uid_map").trim_end());
+    for line in &lines[2..9] {
+        assert!(of_main("status").lines().any(|l| l == *line), "{line}");
+    }
+    assert_eq!(lines[9..], ["0", "0", "0", "0", "0"], "{:?}", mine.out);
+    let uid = of_main("status");
+    let uid = uid
+        .lines()
+        .find_map(|l| l.strip_prefix("Uid:"))
+        .unwrap()
+        .trim()
+        .to_owned();
+    assert!(!uid.starts_with("0\t"), "{uid}");
+    // It is reached by the container's processes and reaches them.
+    let ran = run(&spawner, &sh("c", "kill -0 1 && echo reached"))
+        .await
+        .unwrap();
+    assert_eq!(ran.out, "reached\n", "{}", ran.err);
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
+async fn the_null_device_is_the_containers() {
+    use std::os::unix::fs::MetadataExt;
+    let place = Place::new();
+    let spawner = place.start().await;
+    container(&place, &spawner, "c").await;
+    let mut detached = sh(
+        "c",
+        "chmod 600 /proc/self/fd/0 /proc/self/fd/1; stat -c %u:%a /dev/null > /tmp/seen",
+    );
+    detached.user = "app".into();
+    detached.streams = ExecStreams::Null;
+    let (process, _) = spawner.exec(&detached).await.unwrap();
+    process.wait().await.unwrap();
+    let seen = run(&spawner, &sh("c", "cat /tmp/seen")).await.unwrap();
+    assert_eq!(seen.out, "0:666\n", "{}", seen.err);
+    let host = std::fs::metadata("/dev/null").unwrap();
+    assert_eq!((host.uid(), host.mode() & 0o777), (0, 0o666));
+    place.finish(spawner).await;
+}

@@ -23,12 +23,13 @@ const MAX_ENTRIES: u64 = 5_000_000;
 const TAR_BLOCK: u64 = 512;
 
 /// What the copy is to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+#[derive(Debug, Clone, Copy)]
+pub enum Form<'a> {
     /// A plain tree.
     Tree,
-    /// A layer: what stands for removals is kept, for the layers below those of the view.
-    Layer,
+    /// A layer over those of this view. Removals of what is there are kept, and no others: in a directory that is not merged with one below,
+    /// the kernel's overlay would list what stands for a removal.
+    Layer(&'a View),
 }
 
 /// How much may be copied.
@@ -59,7 +60,7 @@ pub fn copy(
     view: &View,
     from: &Node,
     to: &Path,
-    form: Form,
+    form: Form<'_>,
     allowance: &Allowance,
 ) -> Result<Copied> {
     let root = rustix::fs::open(to, directory(), Mode::empty())
@@ -67,7 +68,10 @@ pub fn copy(
     let mut copier = Copier {
         view,
         root,
-        form,
+        base: match form {
+            Form::Tree => None,
+            Form::Layer(base) => Some(base),
+        },
         allowance,
         copied: Copied {
             archive: 2 * TAR_BLOCK,
@@ -87,9 +91,17 @@ pub fn copy(
         .context(|| "opening the directory".to_owned())?;
     metadata::set(&source, &from.stat, &top).context(|| "copying the directory".to_owned())?;
     copier.directories.push((PathBuf::new(), from.stat));
-    let mut pending = vec![(dir.clone(), PathBuf::new())];
-    while let Some((dir, path)) = pending.pop() {
-        copier.contents(&dir, &path, &mut pending)?;
+    let below = match copier.base {
+        Some(base) if !base.is_empty() => base.root().context(|| "opening layers".to_owned())?.dir,
+        _ => None,
+    };
+    let mut pending = vec![Pending {
+        dir: dir.clone(),
+        path: PathBuf::new(),
+        below,
+    }];
+    while let Some(next) = pending.pop() {
+        copier.contents(&next, &mut pending)?;
     }
     copier.finish()
 }
@@ -98,10 +110,19 @@ fn directory() -> OFlags {
     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }
 
+/// A directory that was made, and is to be filled.
+struct Pending {
+    dir: Dir,
+    path: PathBuf,
+    /// The directory below, of a layer, that it is to be merged with.
+    below: Option<Dir>,
+}
+
 struct Copier<'a> {
     view: &'a View,
     root: OwnedFd,
-    form: Form,
+    /// What lies below the copy, if it is a layer.
+    base: Option<&'a View>,
     allowance: &'a Allowance,
     copied: Copied,
     entries: u64,
@@ -125,14 +146,10 @@ impl Copier<'_> {
             .context(|| format!("opening the copy of {}", path.display()))
     }
 
-    fn contents(
-        &mut self,
-        dir: &Dir,
-        path: &Path,
-        pending: &mut Vec<(Dir, PathBuf)>,
-    ) -> Result<()> {
+    fn contents(&mut self, of: &Pending, pending: &mut Vec<Pending>) -> Result<()> {
+        let path = of.path.as_path();
         let to = self.open(path)?;
-        let entries = self.view.entries(dir);
+        let entries = self.view.entries(&of.dir);
         for (name, node) in entries.context(|| format!("reading {}", path.display()))? {
             let at = path.join(&name);
             self.entries += 1;
@@ -141,7 +158,14 @@ impl Copier<'_> {
                     "more than {MAX_ENTRIES} files; a snapshot may not have more"
                 )));
             }
-            self.entry(&node, &to, &name, &at)
+            let doing = || format!("looking below {}", at.display());
+            let below = match (self.base, &of.below) {
+                (Some(base), Some(dir)) if node.dir.is_some() || node.is_whiteout() => {
+                    base.child(dir, &name).context(doing)?
+                }
+                _ => None,
+            };
+            self.entry(&node, &to, &name, &at, below.is_some())
                 .map_err(|error| match error {
                     Trouble::Snapshot(error) => error,
                     Trouble::Io(source) => SnapshotError::Io {
@@ -151,23 +175,29 @@ impl Copier<'_> {
                 })?;
             if let Some(dir) = node.dir {
                 self.directories.push((at.clone(), node.stat));
-                pending.push((dir, at));
+                pending.push(Pending {
+                    dir,
+                    path: at,
+                    below: below.and_then(|b| b.dir).filter(|_| !node.hides),
+                });
             }
         }
         Ok(())
     }
 
+    /// If it is over something, also what it does to that.
     fn entry(
         &mut self,
         node: &Node,
         to: &OwnedFd,
         name: &OsStr,
         at: &Path,
+        is_over: bool,
     ) -> std::result::Result<(), Trouble> {
         let stat = &node.stat;
         let kind = node.kind();
         if node.is_whiteout() {
-            if self.form == Form::Layer {
+            if is_over {
                 rustix::fs::mknodat(to, name, FileType::CharacterDevice, Mode::empty(), 0)?;
             }
             return Ok(());
@@ -187,7 +217,7 @@ impl Copier<'_> {
                 rustix::fs::mkdirat(to, name, Mode::RWXU)?;
                 let made = File::from(rustix::fs::openat(to, name, directory(), Mode::empty())?);
                 metadata::set(&self.view.open(node)?, stat, &made)?;
-                if self.form == Form::Layer && node.hides {
+                if is_over && node.hides {
                     let (key, value) = ("trusted.overlay.opaque", b"y");
                     rustix::fs::fsetxattr(&made, key, value, XattrFlags::empty())?;
                 }

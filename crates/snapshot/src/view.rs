@@ -136,6 +136,16 @@ impl View {
         Ok(Dir { at, places })
     }
 
+    /// Whether there is no layer at all: an image from scratch.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.root.places.is_empty()
+    }
+
+    /// What is there under a name.
+    pub(crate) fn child(&self, dir: &Dir, name: &OsStr) -> io::Result<Option<Node>> {
+        Ok(self.look_up(dir, name)?.filter(|node| !node.is_whiteout()))
+    }
+
     /// The directory `/`.
     ///
     /// # Errors
@@ -205,8 +215,7 @@ impl View {
                 .collect()
         };
         let mut todo = pieces(path);
-        if self.root.places.is_empty() {
-            // No layers: an image from scratch.
+        if self.is_empty() {
             todo.retain(|name| !matches!(name.as_bytes(), b"/" | b"." | b".."));
             return Ok(Err((PathBuf::new(), todo.into())));
         }
@@ -230,7 +239,7 @@ impl View {
             let Some(dir) = above.last().and_then(|node| node.dir.as_ref()) else {
                 return Ok(Err((PathBuf::new(), Vec::new())));
             };
-            let Some(node) = self.look_up(dir, &name)?.filter(|n| !n.is_whiteout()) else {
+            let Some(node) = self.child(dir, &name)? else {
                 let mut missing = vec![name];
                 for name in todo {
                     match name.as_bytes() {

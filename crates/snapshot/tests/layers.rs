@@ -21,13 +21,15 @@ enum Act {
     Link(u8, u8),
     HardLink(u8, u8),
     Remove(u8),
+    /// Removed, and made anew as a directory with one file.
+    Renew(u8, u16),
     Move(u8, u8),
     Mode(u8, u32),
     Fifo(u8),
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
-    let name = 0..40u8;
+    let name = 0..NAMES;
     let act = prop_oneof![
         4 => (name.clone(), any::<u16>()).prop_map(|(n, s)| Act::Write(n, s)),
         1 => name.clone().prop_map(Act::Grow),
@@ -35,6 +37,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         1 => (name.clone(), name.clone()).prop_map(|(a, b)| Act::Link(a, b)),
         1 => (name.clone(), name.clone()).prop_map(|(a, b)| Act::HardLink(a, b)),
         3 => name.clone().prop_map(Act::Remove),
+        3 => (name.clone(), any::<u16>()).prop_map(|(n, s)| Act::Renew(n, s)),
         2 => (name.clone(), name.clone()).prop_map(|(a, b)| Act::Move(a, b)),
         1 => (name.clone(), 0..0o1000u32).prop_map(|(n, m)| Act::Mode(n, m | 0o600)),
         1 => name.prop_map(Act::Fifo),
@@ -42,7 +45,10 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     prop::collection::vec(act, 0..30)
 }
 
-/// Forty paths, three deep.
+/// Three, nine below them, and some below those: few, so that acts meet.
+const NAMES: u8 = 18;
+
+/// The path of that number.
 fn path(n: u8) -> PathBuf {
     let names = ["a", "b", "c"];
     let mut path = PathBuf::new();
@@ -81,6 +87,12 @@ fn act(root: &Path, acts: &[Act]) {
                 Ok(found) if found.is_dir() => fs::remove_dir_all(root.join(path(*n))),
                 _ => fs::remove_file(root.join(path(*n))),
             },
+            Act::Renew(n, size) => {
+                let at = root.join(path(*n));
+                let _ = fs::remove_dir_all(&at).or_else(|_| fs::remove_file(&at));
+                let content = vec![b'y'; usize::from(*size)];
+                fs::create_dir(&at).and_then(|()| fs::write(at.join("a"), content))
+            }
             // Directories of lower layers cannot be renamed without redirect_dir.
             Act::Move(a, b) => fs::rename(root.join(path(*a)), root.join(path(*b))),
             Act::Mode(n, mode) => match fs::symlink_metadata(root.join(path(*n))) {
@@ -171,7 +183,7 @@ fn view(layers: &[PathBuf], still_from: usize) -> View {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_copy_is_what_the_kernel_shows(rounds in prop::collection::vec(acts(), 1..4)) {
@@ -184,7 +196,7 @@ proptest! {
         let copied = copy(&view, &view.root().unwrap(), &to, Form::Tree, &everything()).unwrap();
         prop_assert_eq!(list(&to), expected);
         // Holes are not filled.
-        prop_assert!(copied.bytes <= 40 * 66_000);
+        prop_assert!(copied.bytes <= 4 * u64::from(NAMES) * 66_000);
     }
 
     #[test]
@@ -197,8 +209,9 @@ proptest! {
         let expected = shown(&layers);
         let to = dir.path().join("copy");
         fs::create_dir(&to).unwrap();
-        let view = view(&layers[..copied], 1);
-        copy(&view, &view.root().unwrap(), &to, Form::Layer, &everything()).unwrap();
+        let view = self::view(&layers[..copied], 1);
+        let base = self::view(&layers[copied..], 0);
+        copy(&view, &view.root().unwrap(), &to, Form::Layer(&base), &everything()).unwrap();
         let mut restored = vec![to];
         restored.extend_from_slice(&layers[copied..]);
         prop_assert_eq!(shown(&restored), expected);

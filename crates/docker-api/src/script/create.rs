@@ -63,6 +63,17 @@ pub(crate) struct HostConfig {
     restart_policy: Option<RestartPolicy>,
 }
 
+impl HostConfig {
+    /// What a network of the container's own is like.
+    pub(crate) fn own_network(&self) -> Result<OwnNetwork, ApiError> {
+        let publish = self.port_bindings.as_ref().map(ports::parse).transpose()?;
+        Ok(OwnNetwork {
+            internet: self.network_mode.as_deref() != Some("none"),
+            publish: publish.unwrap_or_default(),
+        })
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct RestartPolicy {
@@ -147,23 +158,13 @@ async fn create_container(
     let mut body = body;
     let host = body.host_config.take().unwrap_or_default();
     let mounts = host.mounts.as_deref().unwrap_or_default();
-    let volumes = shared.storage.mounts(mounts).await.inspect_err(|error| {
-        // workerd tells the Worker no more than that its container failed to start.
-        tracing::warn!(
-            name,
-            reason = error.message,
-            "a container's mounts are refused"
-        );
-    })?;
+    let volumes = shared.storage.mounts(mounts).await?;
     let mode = host.network_mode.as_deref().unwrap_or_default();
     let (network, of_workerd) = network(shared, &name, mode).await?;
     if !of_workerd {
         refuse_unsupported_of_docker(&body, &host)?;
     }
-    let own_network = OwnNetwork {
-        internet: mode != "none",
-        publish: ports::parse(host.port_bindings.as_ref().unwrap_or(&Bindings::new()))?,
-    };
+    let own_network = host.own_network()?;
     if network.is_some() && !own_network.publish.is_empty() {
         return Err(ApiError::bad_request(
             "conflicting options: a container in another's network publishes no ports of its own",
@@ -363,6 +364,7 @@ pub(crate) fn limits(application: &Limits, host: Option<&HostConfig>) -> Limits 
         cpu_millis: lower(application.cpu_millis, asked(|h| h.nano_cpus), 1_000_000),
         pids: lower(application.pids, asked(|h| h.pids_limit), 1),
         nofile: application.nofile,
+        disk_bytes: application.disk_bytes,
     }
 }
 
@@ -380,7 +382,6 @@ mod tests {
                 memory_bytes: Some(1 << 28),
                 ..Limits::default()
             },
-            disk_mb: None,
             max_instances: 3,
             variables: variables.iter().map(owned).collect(),
         }

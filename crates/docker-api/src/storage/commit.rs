@@ -87,7 +87,13 @@ impl Storage {
             let draft = storage.snapshots.draft()?;
             let allowance = storage.snapshots.allowance(&storage.key);
             let root = view.root().map_err(io)?;
-            let copied = copy(&view, &root, &draft.files(), Form::Layer, &allowance)?;
+            let copied = copy(
+                &view,
+                &root,
+                &draft.files(),
+                Form::Layer(&image),
+                &allowance,
+            )?;
             Ok((draft, copied, image, files.mount_points))
         });
         let copied = copied.await;

@@ -15,8 +15,10 @@ use std::process::{Command, Stdio};
 /// Depends on the current kernel package.
 const KERNEL: &str = "linux-image-cloud-amd64";
 /// What the sandbox uses that Debian builds as modules.
-const MODULES: [&str; 6] = [
+const MODULES: [&str; 8] = [
     "overlay",
+    "loop",
+    "ext4",
     "nf_tables",
     "nft_chain_nat",
     "nft_redir",
@@ -24,13 +26,17 @@ const MODULES: [&str; 6] = [
     "nft_reject_inet",
 ];
 
-/// First program: makes a root that can be left by pivot_root, which a ramdisk's can't.
+/// First program: makes a root that can be left by pivot_root and maps ids, neither of which a ramdisk's can: ext4, in a file.
 const INIT: &str = "#!/bin/busybox sh
 export PATH=/bin
 /bin/busybox --install -s /bin
-mkdir -p /newroot
-mount -t tmpfs -o size=2g tmpfs /newroot
-for d in *; do [ $d = newroot ] || cp -a /$d /newroot/; done
+mkdir -p /newroot /store /dev /proc
+mount -t devtmpfs dev /dev; mount -t proc proc /proc
+while read m; do insmod $m; done < /modules
+mount -t tmpfs -o size=3g tmpfs /store
+truncate -s 3G /store/root; mkfs.ext4 -q -F /store/root; mount -t ext4 -o loop /store/root /newroot
+for d in *; do case $d in newroot|store|dev|proc) ;; *) cp -a /$d /newroot/ ;; esac; done
+umount /dev /proc
 cd /newroot && mkdir -p proc sys dev tmp root run
 exec switch_root /newroot /second
 ";
@@ -39,8 +45,7 @@ const SECOND: &str = "#!/bin/busybox sh
 export PATH=/bin:/usr/bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm; mount -t devpts devpts /dev/pts; mount -t tmpfs shm /dev/shm
-chmod 1777 /tmp; ip link set lo up
-while read m; do insmod $m; done < /modules
+mkdir -p /var/tmp; chmod 1777 /tmp /var/tmp; ip link set lo up
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 echo '+memory +cpu +pids' > /sys/fs/cgroup/cgroup.subtree_control
 mkdir /sys/fs/cgroup/session; echo $$ > /sys/fs/cgroup/session/cgroup.procs
@@ -151,12 +156,27 @@ fn kernel(dir: &Path) -> Result<Kernel> {
     })
 }
 
+/// None for a static program.
+fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
+    let out = Command::new("ldd").arg(program).output()?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let words = text.split_whitespace().filter(|w| w.starts_with('/'));
+    Ok(words
+        .map(|w| PathBuf::from(w.trim_end_matches(':')))
+        .collect())
+}
+
 fn file_system(root: &Path, kernel: &Kernel) -> Result<()> {
     for dir in ["bin", "usr/bin", "tests", "lib/modules"] {
         fs::create_dir_all(root.join(dir))?;
     }
-    let busybox = debian::find_program("busybox").context("busybox is not in PATH")?;
-    fs::copy(&busybox, root.join("bin/busybox"))?;
+    let mut libraries = BTreeSet::new();
+    for program in ["busybox", "mkfs.ext4"] {
+        let found =
+            debian::find_program(program).with_context(|| format!("{program} is not in PATH"))?;
+        fs::copy(&found, root.join("bin").join(program))?;
+        libraries.extend(libraries_of(&found)?);
+    }
     for (name, text) in [("init", INIT), ("second", SECOND)] {
         fs::write(root.join(name), text)?;
         fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755))?;
@@ -183,7 +203,7 @@ fn file_system(root: &Path, kernel: &Kernel) -> Result<()> {
     }
     fs::write(root.join("modules"), modules.join("\n") + "\n")?;
 
-    let mut build = Command::new(env!("CARGO"));
+    let mut build = setup::cargo();
     build
         .args([
             "test",
@@ -193,7 +213,6 @@ fn file_system(root: &Path, kernel: &Kernel) -> Result<()> {
             "--message-format=json",
         ])
         .current_dir(setup::root());
-    let mut libraries = BTreeSet::new();
     for line in run(&mut build)?.lines() {
         let message: serde_json::Value = serde_json::from_str(line)?;
         let Some(executable) = message["executable"].as_str().map(Path::new) else {
@@ -208,12 +227,7 @@ fn file_system(root: &Path, kernel: &Kernel) -> Result<()> {
         };
         fs::create_dir_all(inside.parent().context("a program without a folder")?)?;
         run(Command::new("strip").arg("-o").arg(&inside).arg(executable))?;
-        for word in run(Command::new("ldd").arg(executable))?
-            .split_whitespace()
-            .filter(|w| w.starts_with('/'))
-        {
-            libraries.insert(PathBuf::from(word));
-        }
+        libraries.extend(libraries_of(executable)?);
     }
     for library in libraries {
         let inside = root.join(library.strip_prefix("/")?);

@@ -48,7 +48,7 @@ pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
         Profile::Release => ("release", &["build", "--package", "wharf", "--release"]),
     };
     step("building wharf (some minutes the first time)", || {
-        let mut cargo = Command::new(env!("CARGO"));
+        let mut cargo = setup::cargo();
         run(cargo.args(arguments).current_dir(setup::root()))
     })?;
     interrupt::check()?;

@@ -92,6 +92,19 @@ pub(crate) fn root() -> PathBuf {
     manifest.parent().unwrap_or(manifest).to_owned()
 }
 
+/// The cargo that runs this program, without the variables that it gives to what it runs: ring's build script looks at them, and with others than
+/// before everything above it is built again.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
 /// `target/tools`.
 pub(crate) fn tools_dir() -> PathBuf {
     root().join("target/tools")

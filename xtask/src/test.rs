@@ -3,7 +3,6 @@
 use crate::base_image::{Kind, base_image};
 use crate::{debian, hello, setup};
 use anyhow::{Context, Result, bail};
-use std::process::Command;
 
 /// Runs the checks and all tests.
 pub(crate) fn run(filter: &[String]) -> Result<()> {
@@ -32,9 +31,7 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
     }
     // The daemon and the test programs that are not tests themselves must be there before tests start them.
     cargo("building", &["build", "--workspace", "--bins", "--tests"])?;
-    let nextest = Command::new(env!("CARGO"))
-        .args(["nextest", "--version"])
-        .output();
+    let nextest = setup::cargo().args(["nextest", "--version"]).output();
     let mut args = if nextest.is_ok_and(|o| o.status.success()) {
         vec!["nextest", "run", "--workspace"]
     } else {
@@ -47,7 +44,7 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
 
 fn cargo(what: &str, args: &[&str]) -> Result<()> {
     eprintln!("  ... {what}");
-    let status = Command::new(env!("CARGO"))
+    let status = setup::cargo()
         .args(args)
         .current_dir(setup::root())
         .status()

@@ -126,6 +126,7 @@ async fn guarded(
     let spec = spec(&id, &job, network.resolv_conf());
     let fds = SpawnFds {
         netns: Some(network.namespace().map_err(failed("making a network"))?),
+        disk: None,
         inherit: Vec::new(),
     };
     let process = spawner.spawn(&spec, fds).await.map_err(|e| match e {
@@ -219,6 +220,8 @@ fn spec(id: &str, job: &Job, resolv_conf: String) -> ProcessSpec {
             ..Limits::default()
         },
         stdin_pipe: false,
+        disk: None,
+        capabilities: wharf_sandbox::Capabilities::default(),
     }
 }
 

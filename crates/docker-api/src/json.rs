@@ -1,6 +1,7 @@
 //! Docker's JSON for containers, and how times are written in it.
 
-use serde_json::{Map, Value, json};
+use crate::ports;
+use serde_json::{Value, json};
 use wharf_engine::Inspect;
 use wharf_engine::lifecycle::State;
 
@@ -77,18 +78,10 @@ pub(crate) fn container(container: &Inspect, image: &str) -> Value {
             "Cmd": container.argv,
             "Labels": container.labels,
         },
-        "NetworkSettings": { "Ports": {} },
+        "NetworkSettings": { "Ports": ports::settings(&container.published), "Networks": {} },
         "HostConfig": {},
+        "Mounts": [],
     })
-}
-
-/// `NetworkSettings.Ports` of published ports, given as `"39001/tcp"` and the port on 127.0.0.1.
-pub(crate) fn published(ports: &[(&str, u16)]) -> Value {
-    let entries = ports.iter().map(|(inside, host)| {
-        let binding = json!([{ "HostIp": "127.0.0.1", "HostPort": host.to_string() }]);
-        ((*inside).to_owned(), binding)
-    });
-    Value::Object(entries.collect::<Map<_, _>>())
 }
 
 #[cfg(test)]

@@ -5,12 +5,19 @@
 
 mod errors;
 mod exec;
+mod frames;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod json;
 pub mod operator;
 mod peer;
+mod ports;
 pub mod script;
 mod serve;
 mod storage;
+mod upgrade;
+mod version;
 
 pub use json::time;
-pub use serve::serve_unix;
+pub use serve::{Bounds, serve_unix, serve_unix_within};
+pub use version::API_VERSION;

@@ -7,24 +7,22 @@ mod build;
 mod containers;
 mod filters;
 mod images;
+mod output;
 
 use crate::errors::ApiError;
 use crate::storage::Storage;
-use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{StatusCode, Uri};
+use crate::version::{API_VERSION, OLDEST, versioned};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use tower::ServiceExt;
 use wharf_build::Builder;
 use wharf_engine::{Engine, Owner};
 use wharf_image::{ImageError, ImageStore};
-
-/// The Docker API version this dialect follows.
-pub const API_VERSION: &str = "1.43";
 
 /// Largest JSON body, bytes; a Dockerfile travels in one.
 const MAX_JSON: usize = 8 << 20;
@@ -51,7 +49,7 @@ pub struct Operator {
     pub registry_host: String,
 }
 
-/// The routes of the operator socket. A leading `/v1.NN` is accepted and ignored.
+/// The routes of the operator socket.
 pub fn router(operator: Operator) -> Router {
     let storage = Arc::new(Storage::new(
         Owner::Operator,
@@ -75,35 +73,24 @@ pub fn router(operator: Operator) -> Router {
             get(images::get).post(images::post).delete(images::delete),
         )
         .route("/containers/json", get(containers::list))
-        .route("/containers/{name}/logs", get(containers::logs))
+        .route("/containers/{name}/logs", get(output::logs))
+        .route("/containers/{name}/attach", post(output::attach))
         .route("/build", post(build::with_uploaded_context))
         .route("/wharf/build", post(build::build))
         .route("/wharf/manifest", get(images::manifest))
-        .fallback(async || ApiError::page_not_found())
-        .method_not_allowed_fallback(async || ApiError::page_not_found())
         .layer(DefaultBodyLimit::max(MAX_JSON))
         .layer(axum::Extension(storage))
         .with_state(operator)
-        .merge(containers);
-    Router::new().fallback(async move |request: Request| match strip_version(request) {
-        Ok(request) => inner.oneshot(request).await.into_response(),
-        Err(e) => e.into_response(),
-    })
+        .merge(containers)
+        .fallback(async || ApiError::page_not_found())
+        .method_not_allowed_fallback(async || ApiError::page_not_found());
+    versioned(inner)
 }
 
-/// `/v1.43/info` -> `/info`.
-fn strip_version(mut request: Request) -> Result<Request, ApiError> {
-    let target = request.uri().path_and_query().map_or("/", |p| p.as_str());
-    let Some((version, rest)) = target.strip_prefix("/v1.").and_then(|t| t.split_once('/')) else {
-        return Ok(request);
-    };
-    if version.is_empty() || !version.bytes().all(|b| b.is_ascii_digit()) {
-        return Ok(request);
-    }
-    let uri =
-        Uri::try_from(format!("/{rest}")).map_err(|e| ApiError::bad_request(e.to_string()))?;
-    *request.uri_mut() = uri;
-    Ok(request)
+/// Reads filters of the container list.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_filters(text: &str) -> Result<(), ApiError> {
+    filters::Filters::parse(Some(text)).map(drop)
 }
 
 /// Runs store work, which blocks, off the async threads.
@@ -130,7 +117,7 @@ async fn version() -> Json<Value> {
     Json(json!({
         "Version": env!("CARGO_PKG_VERSION"),
         "ApiVersion": API_VERSION,
-        "MinAPIVersion": "1.24",
+        "MinAPIVersion": OLDEST,
         "Os": "linux",
         "Arch": "amd64",
         "Platform": {"Name": "Wharf"},

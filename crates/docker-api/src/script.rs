@@ -11,6 +11,8 @@ use crate::exec;
 use crate::json;
 use crate::peer::Peer;
 use crate::storage::{self, Storage};
+use crate::version::versioned;
+use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::middleware::Next;
@@ -26,7 +28,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use wharf_engine::lifecycle::Until;
-use wharf_engine::{Engine, Owner};
+use wharf_engine::{Engine, EngineError, Owner};
 use wharf_snapshot::Snapshots;
 
 mod admission;
@@ -37,7 +39,7 @@ mod start_options;
 
 use admission::Admission;
 use sidecar::Sidecars;
-pub use start_options::{START_VARIABLE, cpu_millis};
+pub use start_options::{START_VARIABLE, cpu_millis, disk_bytes};
 
 /// The `imageName` that workerd's configuration names for each container class: the application's present image.
 pub const APPLICATION_IMAGE: &str = "wharf:application";
@@ -60,8 +62,6 @@ pub struct ApplicationInfo {
     pub image: String,
     /// Limits.
     pub limits: wharf_engine::Limits,
-    /// Limit of the disk, MB (10^6 bytes).
-    pub disk_mb: Option<u64>,
     /// Most instances at a time.
     pub max_instances: u32,
     /// Values of the CLOUDFLARE_* variables (`CLOUDFLARE_APPLICATION_ID`, ...), to replace workerd's placeholders.
@@ -132,13 +132,15 @@ pub fn router(
         sidecars: Arc::default(),
         storage: storage.clone(),
     };
-    routes()
-        .merge(execs)
-        .layer(axum::middleware::from_fn(refuse_long_bodies))
-        .with_state(Arc::new(shared))
-        .merge(storage::routes(storage))
-        .fallback(page_not_found)
-        .method_not_allowed_fallback(page_not_found)
+    versioned(
+        routes()
+            .merge(execs)
+            .layer(axum::middleware::from_fn(refuse_long_bodies))
+            .with_state(Arc::new(shared))
+            .merge(storage::routes(storage))
+            .fallback(page_not_found)
+            .method_not_allowed_fallback(page_not_found),
+    )
 }
 
 /// The same routes for the operator, who may have what it asks for; without those of images, which are the operator's own.
@@ -332,15 +334,47 @@ async fn wait(
     if let Some(ended) = shared.storage.wait_for_helper(&name) {
         return Ok(ended);
     }
-    let code = if shared.is_sidecar(&name).await {
-        // It ends only by its removal.
-        shared.sidecars.removed(&name)?.await;
-        137
-    } else {
-        let exit = shared.engine.wait_until(&shared.owner, &name, until).await;
-        exit?.code
-    };
-    Ok(Json(json!({ "StatusCode": code })).into_response())
+    let code: Pin<Box<dyn Future<Output = Result<i32, EngineError>> + Send>> =
+        if shared.is_sidecar(&name).await {
+            let removed = shared.sidecars.removed(&name)?;
+            // It ends only by its removal.
+            Box::pin(async move {
+                removed.await;
+                Ok(137)
+            })
+        } else {
+            shared.engine.inspect(&shared.owner, &name).await?;
+            Box::pin(async move {
+                let exit = shared.engine.wait_until(&shared.owner, &name, until).await;
+                exit.map(|exit| exit.code)
+            })
+        };
+    // The head goes at once: Docker's client waits for it before it starts the container whose end it waits for.
+    let body = futures_util::stream::once(async move {
+        let answer = match code.await {
+            Ok(code) => json!({ "StatusCode": code }),
+            Err(error) => json!({ "StatusCode": 125, "Error": { "Message": error.to_string() } }),
+        };
+        Ok::<_, std::convert::Infallible>(Bytes::from(answer.to_string()))
+    });
+    let media_type = [("content-type", "application/json")];
+    Ok((media_type, Body::from_stream(body)).into_response())
+}
+
+/// Reads a create as its handler does.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_create(name: &str, body: &[u8]) {
+    let _ = create::object_of(name);
+    if let Ok(body) = serde_json::from_slice::<create::Body>(body) {
+        let _ = Admission::Operator.is_sidecar(name, &body);
+        let _ = body.host_config.map(|host| host.own_network());
+    }
+}
+
+/// Reads what a prelude sent along with a start.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_start_options(text: &str) {
+    let _ = start_options::Carried::take(&mut vec![format!("{START_VARIABLE}={text}")]);
 }
 
 /// Docker's booleans in queries: anything but nothing and these is true.

@@ -34,7 +34,6 @@ impl Applications for OwnApplications {
                 name: script.into(),
                 image: "busybox".into(),
                 limits: Limits::default(),
-                disk_mb: None,
                 max_instances: 5,
                 variables: Vec::new(),
             })

@@ -37,7 +37,6 @@ impl Applications for OneApplication {
                 name: script.into(),
                 image: "busybox:latest".into(),
                 limits: Limits::default(),
-                disk_mb: None,
                 max_instances: 2,
                 variables: vec![("CLOUDFLARE_REGION".into(), "EEUR".into())],
             })

@@ -34,7 +34,6 @@ impl Applications for OneApplication {
                 name: script.into(),
                 image: "busybox:latest".into(),
                 limits: Limits::default(),
-                disk_mb: None,
                 max_instances: 9,
                 variables: Vec::new(),
             })

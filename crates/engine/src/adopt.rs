@@ -18,7 +18,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wharf_sandbox::{Exit, Process, Survivor};
+use tokio::sync::watch;
+use wharf_sandbox::{Disk, Exit, Process, Survivor};
 
 /// Begins the names of directories that are being removed.
 pub(crate) const GONE_PREFIX: &str = ".gone-";
@@ -67,6 +68,7 @@ async fn adopt_process(shared: &Arc<Shared>, survivor: Survivor) -> Option<Strin
         label,
         process,
         exit,
+        disk,
     } = survivor;
     let process_id = process.id.clone();
     let read = Label::decode(&label).and_then(|label| {
@@ -86,9 +88,13 @@ async fn adopt_process(shared: &Arc<Shared>, survivor: Survivor) -> Option<Strin
     let id = label.id.clone();
     record.progress.generation = label.generation;
     record.progress.started_ms = Some(label.started_ms);
+    let device = record.fixed.device.clone();
+    let disk = disk
+        .zip(device)
+        .map(|(mount, device)| Arc::new(Disk::from_mount(mount, device)));
     let handle = match exit {
-        Some(exit) => adopt_ended(shared, &dir, record, process, exit).await,
-        None => adopt_running(shared, &dir, record, process, &label).await,
+        Some(exit) => adopt_ended(shared, &dir, record, process, exit, disk).await,
+        None => adopt_running(shared, &dir, record, process, &label, disk).await,
     };
     match handle {
         Ok(handle) => {
@@ -111,8 +117,9 @@ async fn adopt_ended(
     mut record: Record,
     process: Process,
     exit: Exit,
+    disk: Option<Arc<Disk>>,
 ) -> Result<Arc<Handle>, EngineError> {
-    let writer = log::Writer::new(dir, shared.config.log_bytes);
+    let writer = log::Writer::new(dir, shared.config.log_bytes, watch::Sender::default());
     let rest = log::pump(writer, process.stdout, process.stderr);
     // Also without the end of the pipes what they hold has been read by then.
     let _ = tokio::time::timeout(LEFT_OUTPUT, rest).await;
@@ -130,7 +137,15 @@ async fn adopt_ended(
         tracing::warn!(process = process.id, %error, "the spawner keeps an ended process");
     }
     let state = State::Exited(exit);
-    let instance = Instance::new(shared.clone(), record, dir.to_owned(), state, None, true);
+    let instance = Instance::new(
+        shared.clone(),
+        record,
+        dir.to_owned(),
+        state,
+        None,
+        true,
+        disk,
+    );
     insert(shared, instance)
 }
 
@@ -140,6 +155,7 @@ async fn adopt_running(
     mut record: Record,
     process: Process,
     label: &Label,
+    disk: Option<Arc<Disk>>,
 ) -> Result<Arc<Handle>, EngineError> {
     record.progress.exit = None;
     record.progress.ended_by = None;
@@ -155,6 +171,13 @@ async fn adopt_running(
     network.set_target(wharf_net::Target::Running(
         now.checked_sub(age).unwrap_or(now),
     ));
+    let published = match record.fixed.own_network.apply(&network).await {
+        Ok(published) => published,
+        Err(error) => {
+            tracing::warn!(name = record.fixed.name, %error, "a port of an adopted container is not published");
+            Vec::new()
+        }
+    };
     let mut instance = Instance::new(
         shared.clone(),
         record,
@@ -162,8 +185,9 @@ async fn adopt_running(
         State::Running,
         Some(network),
         true,
+        disk,
     );
-    instance.adopt(process);
+    instance.adopt(process, published);
     insert(shared, instance)
 }
 
@@ -233,7 +257,15 @@ fn adopt_directory(shared: &Arc<Shared>, dir: &Path) {
         }
     }
     let state = record.progress.exit.map_or(State::Created, State::Exited);
-    let instance = Instance::new(shared.clone(), record, dir.to_owned(), state, None, true);
+    let instance = Instance::new(
+        shared.clone(),
+        record,
+        dir.to_owned(),
+        state,
+        None,
+        true,
+        None,
+    );
     if let Err(error) = insert(shared, instance) {
         tracing::warn!(dir = %dir.display(), %error, "not taken over: removed");
         discard(dir);

@@ -98,7 +98,8 @@ impl Held {
             let thawed = self.shared.spawner.thaw(&id).await;
             thawed.map_err(|error| EngineError::Internal(error.to_string()))?;
         }
-        match self.files.upper.exists() {
+        // Its files stay while they are held, on a disk; its directory does not.
+        match self.handle.dir.exists() {
             true => Ok(()),
             false => Err(missing(&self.handle.fixed.name)),
         }
@@ -127,7 +128,7 @@ impl Engine {
         loop {
             let turn = settled(&handle).await?;
             let mut held = Held {
-                files: files(&handle.fixed, &handle.dir),
+                files: files(&handle.fixed, &handle.writable()),
                 handle: handle.clone(),
                 shared: self.shared.clone(),
                 frozen: None,
@@ -151,7 +152,7 @@ impl Engine {
     /// Where an instance's files are, without holding them still.
     pub fn files(&self, owner: &Owner, reference: &str) -> Result<Files, EngineError> {
         let handle = self.find(owner, reference)?;
-        Ok(files(&handle.fixed, &handle.dir))
+        Ok(files(&handle.fixed, &handle.writable()))
     }
 
     /// Extracts a tar archive into the directory `into` of an instance, which is made if it is missing. No name in it and no link in the
@@ -169,7 +170,8 @@ impl Engine {
         let pid = handle.view.borrow().pid;
         let root = match pid {
             Some(pid) => {
-                let root = process_root(pid);
+                let root = process_root(pid)
+                    .and_then(|root| Ok((root, wharf_sandbox::root_of_process(pid)?)));
                 // The number was its own all the while if it still is.
                 match handle.view.borrow().pid == Some(pid) {
                     true => Some(root.map_err(|e| EngineError::Internal(e.to_string()))?),
@@ -186,17 +188,28 @@ impl Engine {
         let into = into.as_os_str().as_encoded_bytes().to_vec();
         let extracted = blocking(move || -> io::Result<Result<(), ImageError>> {
             let _turn = turn;
-            if let Some(root) = root {
-                return Ok(wharf_image::extract(archive, to(root, into)));
+            if let Some((root, owner)) = root {
+                // Through the mounts of a container its root is this host id.
+                return wharf_sandbox::files_as(owner, || {
+                    wharf_image::extract_as(archive, to(root, into), owner)
+                });
             }
-            let files = files(&handle.fixed, &handle.dir);
+            let disk = handle.disk_mount();
+            let at = disk.as_ref().map_or(handle.dir.as_path(), |disk| &disk.at);
+            let files = files(&handle.fixed, at);
             let lower: Vec<PathBuf> = files.snapshot.into_iter().chain(files.image).collect();
-            let work = handle.dir.join("work");
-            let mounts = volume_mounts(&handle.fixed, &handle.dir);
-            let extracted = overlay::inside(&lower, &files.upper, &work, &mounts, |root| {
-                wharf_image::extract(archive, to(root, into))
-            });
-            renew_work(&handle.fixed, &handle.dir)?;
+            let work = at.join("work");
+            let mounts = volume_mounts(&handle.fixed, at);
+            let parts = overlay::Parts {
+                lower: &lower,
+                upper: &files.upper,
+                work: &work,
+                disk: disk.as_ref(),
+                mounts: &mounts,
+            };
+            let extracted =
+                overlay::inside(&parts, |root| wharf_image::extract(archive, to(root, into)));
+            renew_work(&handle.fixed, &handle.writable())?;
             extracted
         });
         match extracted.await? {
@@ -296,7 +309,7 @@ pub(crate) fn make_volumes(volumes: &[VolumeMount], dir: &Path) -> io::Result<()
     Ok(())
 }
 
-/// The mounts of an instance's volumes.
+/// The mounts of an instance's volumes; `dir` as the process sees it.
 pub(crate) fn volume_mounts(fixed: &Fixed, dir: &Path) -> Vec<Mount> {
     let volumes = fixed.volumes.iter().enumerate();
     volumes

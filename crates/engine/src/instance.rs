@@ -3,8 +3,10 @@
 use crate::lifecycle::{
     Answer, Effect, EndedBy, Event, HardTimeout, Machine, State, Token, Until, describe,
 };
+use crate::log::Grown;
+use crate::own_network::Published;
 use crate::record::{Fixed, Label, Progress, Record, process_id};
-use crate::{EngineError, Shared, files, log, now_ms};
+use crate::{EngineError, Shared, Usage, files, log, now_ms};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,10 +16,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use wharf_net::Target;
-use wharf_sandbox::{Exit, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds};
+use wharf_sandbox::{
+    Disk, DiskMount, DiskUsage, Exit, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds,
+    Spawner,
+};
 
 /// How long an exit waits for the rest of the output. Its processes are dead, so the pipes end as soon as they are read empty.
 const DRAIN: Duration = Duration::from_secs(1);
+/// How long the removal of an instance that ended waits for readers of its output.
+const LAST_READ: Duration = Duration::from_secs(5);
+/// Directory in an instance's own where its disk is mounted, for its process alone.
+pub(crate) const DISK: &str = "disk";
 /// Requests that may wait for one instance.
 const QUEUE: usize = 64;
 
@@ -27,6 +36,15 @@ pub(crate) struct View {
     pub(crate) state: State,
     pub(crate) pid: Option<i32>,
     pub(crate) progress: Progress,
+    /// Its ports that the host shows now.
+    pub(crate) published: Vec<Published>,
+}
+
+impl View {
+    /// Whether no output will come: its process has ended. One that was not started yet may write.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.state, State::Exited(_) | State::Removed)
+    }
 }
 
 /// The way to an instance's task.
@@ -36,10 +54,14 @@ pub(crate) struct Handle {
     pub(crate) dir: PathBuf,
     pub(crate) view: watch::Receiver<View>,
     pub(crate) network: Mutex<Option<wharf_net::Network>>,
+    /// What it writes is here; without, in its directory.
+    pub(crate) disk: Option<Arc<Disk>>,
     /// Whoever needs the files to himself: a start, a writer from outside, a copy.
     pub(crate) files: Arc<tokio::sync::Mutex<()>>,
     /// Counts what its owner asks for, and its being orphaned: who sees the same figure twice knows that nobody has asked in between.
     touches: AtomicU64,
+    /// How far its output has grown. Who reads it along holds a receiver.
+    pub(crate) grown: watch::Sender<Grown>,
     requests: mpsc::Sender<Request>,
 }
 
@@ -92,6 +114,41 @@ impl Handle {
         network.clone()
     }
 
+    /// Where `upper` and `work` are, for this process.
+    pub(crate) fn writable(&self) -> PathBuf {
+        match &self.disk {
+            Some(disk) => disk.path(),
+            None => self.dir.clone(),
+        }
+    }
+
+    /// For the mount namespace of its process, where its disk is mounted and `upper` and `work` are there.
+    pub(crate) fn disk_mount(&self) -> Option<DiskMount> {
+        self.disk.as_ref().map(|disk| DiskMount {
+            device: disk.device().to_owned(),
+            at: self.dir.join(DISK),
+        })
+    }
+
+    /// What it uses, or has used in the end.
+    pub(crate) async fn usage(&self, spawner: &Spawner) -> Option<Usage> {
+        let view = self.view.borrow().clone();
+        if !view.state.is_live() {
+            return view.progress.usage;
+        }
+        let id = process_id(&self.fixed.id, view.progress.generation);
+        // Not started yet, or gone by now.
+        let process = spawner.usage(&id).await.ok()?;
+        Some(Usage::new(process, self.disk_usage()))
+    }
+
+    fn disk_usage(&self) -> Option<DiskUsage> {
+        let usage = self.disk.as_ref()?.usage();
+        usage
+            .inspect_err(|error| tracing::warn!(instance = self.fixed.id, %error, "disk's usage"))
+            .ok()
+    }
+
     fn set_network(&self, network: Option<wharf_net::Network>) {
         *self.network.lock().unwrap_or_else(PoisonError::into_inner) = network;
     }
@@ -102,11 +159,12 @@ impl Handle {
 enum Happening {
     Spawned {
         generation: u64,
-        result: Result<(Process, wharf_net::Network), SpawnError>,
+        result: Result<Started, SpawnError>,
     },
     Exited {
         generation: u64,
         result: Result<Exit, SpawnError>,
+        usage: Option<wharf_sandbox::Usage>,
     },
     GraceElapsed {
         generation: u64,
@@ -114,6 +172,14 @@ enum Happening {
     HardTimeout {
         generation: u64,
     },
+}
+
+/// A start that succeeded.
+#[derive(Debug)]
+struct Started {
+    process: Process,
+    network: wharf_net::Network,
+    published: Vec<Published>,
 }
 
 /// An instance about to get its task.
@@ -128,6 +194,7 @@ pub(crate) struct Instance {
     adopted: bool,
     /// Whether the network was made for it alone and goes with its process.
     own_network: bool,
+    published: Vec<Published>,
     view: watch::Sender<View>,
     requests: mpsc::Receiver<Request>,
     happenings: mpsc::UnboundedReceiver<Happening>,
@@ -147,12 +214,14 @@ impl Instance {
         state: State,
         network: Option<wharf_net::Network>,
         own_network: bool,
+        disk: Option<Arc<Disk>>,
     ) -> Self {
         let Record { fixed, progress } = record;
         let (view_sender, view) = watch::channel(View {
             state: state.clone(),
             pid: None,
             progress: progress.clone(),
+            published: Vec::new(),
         });
         let (requests_sender, requests) = mpsc::channel(QUEUE);
         let (happens, happenings) = mpsc::unbounded_channel();
@@ -169,8 +238,10 @@ impl Instance {
                 dir,
                 view,
                 network: Mutex::new(network),
+                disk,
                 files: Arc::default(),
                 touches: AtomicU64::new(0),
+                grown: watch::Sender::default(),
                 requests: requests_sender,
             }),
             shared,
@@ -178,6 +249,7 @@ impl Instance {
             pid: None,
             adopted: false,
             own_network,
+            published: Vec::new(),
             view: view_sender,
             requests,
             happenings,
@@ -198,7 +270,8 @@ impl Instance {
     }
 
     /// Takes over a process that runs already.
-    pub(crate) fn adopt(&mut self, process: Process) {
+    pub(crate) fn adopt(&mut self, process: Process, published: Vec<Published>) {
+        self.published = published;
         self.pid = Some(process.pid);
         self.watch_process(self.machine.generation(), process);
         self.adopted = true;
@@ -207,6 +280,9 @@ impl Instance {
     /// Runs until the instance is removed.
     pub(crate) async fn run(mut self) {
         self.publish();
+        if matches!(self.machine.state(), State::Exited(_)) {
+            self.remove_if_asked();
+        }
         if self.adopted {
             let started_ms = self.progress.started_ms.unwrap_or_else(now_ms);
             let ran_ms = u64::try_from(now_ms() - started_ms).unwrap_or(0);
@@ -323,12 +399,17 @@ impl Instance {
     fn event_of(&mut self, happening: Happening) -> Option<Event> {
         match happening {
             Happening::Spawned { generation, result } => Some(self.spawned(generation, result)),
-            Happening::Exited { generation, result } => {
+            Happening::Exited {
+                generation,
+                result,
+                usage,
+            } => {
                 let exit_seen = result.is_ok();
                 let exit = result.unwrap_or_else(|error| {
                     self.progress.error = Some(format!("its end was not seen: {error}"));
                     unseen_exit()
                 });
+                self.account(exit, usage);
                 let by = match exit_seen {
                     true => self.machine.cause(&exit),
                     false => EndedBy::Unseen,
@@ -344,13 +425,14 @@ impl Instance {
         }
     }
 
-    fn spawned(
-        &mut self,
-        generation: u64,
-        result: Result<(Process, wharf_net::Network), SpawnError>,
-    ) -> Event {
+    fn spawned(&mut self, generation: u64, result: Result<Started, SpawnError>) -> Event {
         match result {
-            Ok((process, network)) => {
+            Ok(Started {
+                process,
+                network,
+                published,
+            }) => {
+                self.published = published;
                 network.set_target(Target::Running(Instant::now()));
                 self.handle.set_network(Some(network));
                 self.pid = Some(process.pid);
@@ -392,6 +474,22 @@ impl Instance {
         }
     }
 
+    /// Keeps what the ended process has used, and says so if a limit had a part in its end.
+    fn account(&mut self, exit: Exit, usage: Option<wharf_sandbox::Usage>) {
+        let Some(process) = usage else { return };
+        let usage = Usage::new(process, self.handle.disk_usage());
+        if let Some(reason) = usage.explain(exit, &self.fixed().limits) {
+            tracing::warn!(
+                application = self.fixed().application.as_ref().map(|a| a.name.as_str()),
+                name = self.fixed().name,
+                code = exit.code,
+                "instance ended: {reason}"
+            );
+            self.progress.error.get_or_insert(reason);
+        }
+        self.progress.usage = Some(usage);
+    }
+
     /// `by`: `None` if there was no process.
     fn ended(&mut self, exit: Exit, by: Option<EndedBy>) {
         self.pid = None;
@@ -409,6 +507,26 @@ impl Instance {
         if self.own_network {
             self.handle.set_network(None);
         }
+        self.published.clear();
+        self.remove_if_asked();
+    }
+
+    /// `AutoRemove`: whoever reads its output along may read the rest first.
+    fn remove_if_asked(&self) {
+        if !self.fixed().auto_remove {
+            return;
+        }
+        let handle = self.handle.clone();
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(LAST_READ, handle.grown.closed()).await;
+            // Gone already is as good.
+            let _ = handle
+                .ask(Ask::Remove {
+                    force: false,
+                    by: EndedBy::Destroy,
+                })
+                .await;
+        });
     }
 
     /// Keeps its output and reports its end.
@@ -416,7 +534,11 @@ impl Instance {
         let Process {
             id, stdout, stderr, ..
         } = process;
-        let writer = log::Writer::new(&self.handle.dir, self.shared.config.log_bytes);
+        let writer = log::Writer::new(
+            &self.handle.dir,
+            self.shared.config.log_bytes,
+            self.handle.grown.clone(),
+        );
         let output: JoinHandle<()> = tokio::spawn(log::pump(writer, stdout, stderr));
         let spawner = self.shared.spawner.clone();
         let happens = self.happens.clone();
@@ -424,7 +546,17 @@ impl Instance {
             let result = spawner.wait(&id).await;
             // A program that handed its output to something outside its cgroup must not hold up its own end.
             let _ = tokio::time::timeout(DRAIN, output).await;
-            let _ = happens.send(Happening::Exited { generation, result });
+            let usage = spawner.usage(&id).await;
+            let usage = usage
+                .inspect_err(
+                    |error| tracing::warn!(process = id, %error, "what it used is not known"),
+                )
+                .ok();
+            let _ = happens.send(Happening::Exited {
+                generation,
+                result,
+                usage,
+            });
         });
     }
 
@@ -453,6 +585,7 @@ impl Instance {
             state: self.machine.state().clone(),
             pid: self.pid,
             progress: self.progress.clone(),
+            published: self.published.clone(),
         });
     }
 
@@ -537,6 +670,14 @@ impl Instance {
             Effect::CleanUp => {
                 self.handle.set_network(None);
                 discard(&self.handle.dir);
+                if let Some(disk) = self.handle.disk.clone() {
+                    let id = self.fixed().id.clone();
+                    tokio::task::spawn_blocking(move || {
+                        if let Err(error) = disk.discard() {
+                            tracing::warn!(instance = id, %error, "its disk ends only with its last user");
+                        }
+                    });
+                }
                 self.shared.table().remove(&self.fixed().id);
                 return Some(Event::Cleaned);
             }
@@ -597,21 +738,20 @@ async fn start_process(
     generation: u64,
     first: bool,
     network: Option<wharf_net::Network>,
-) -> Result<(Process, wharf_net::Network), SpawnError> {
+) -> Result<Started, SpawnError> {
     let failed =
         |what: &str, error: &dyn std::fmt::Display| SpawnError::Spawner(format!("{what}: {error}"));
-    let network = match network {
-        Some(network) => network,
-        None => shared
-            .networks
-            .create()
-            .await
-            .map_err(|e| failed("network", &e))?,
-    };
     let fixed = &handle.fixed;
     let _turn = handle.files.lock().await;
+    let (network, published) = match network {
+        Some(network) => (network, Vec::new()),
+        None => {
+            let made = fixed.own_network.make(&shared.networks).await;
+            made.map_err(|e| failed("network", &e))?
+        }
+    };
     if !first {
-        files::renew_work(fixed, &handle.dir).map_err(|e| failed("work directory", &e))?;
+        files::renew_work(fixed, &handle.writable()).map_err(|e| failed("work directory", &e))?;
     }
     let label = Label {
         id: fixed.id.clone(),
@@ -625,7 +765,9 @@ async fn start_process(
         target: target.into(),
         content,
     };
-    let mut mounts = files::volume_mounts(fixed, &handle.dir);
+    let disk = handle.disk_mount();
+    let at = disk.as_ref().map_or(handle.dir.as_path(), |disk| &disk.at);
+    let mut mounts = files::volume_mounts(fixed, at);
     mounts.extend([
         file("/etc/resolv.conf", network.resolv_conf()),
         file("/etc/hosts", hosts(&hostname)),
@@ -640,22 +782,31 @@ async fn start_process(
         user: fixed.user.clone(),
         root: Root::Overlay {
             lower: fixed.lower.clone(),
-            upper: handle.dir.join("upper"),
-            work: handle.dir.join("work"),
+            upper: at.join("upper"),
+            work: at.join("work"),
         },
         network: wharf_sandbox::Network::Namespace,
         mounts,
         hostname: Some(hostname),
         limits: fixed.limits.clone(),
         stdin_pipe: false,
+        disk,
+        capabilities: wharf_sandbox::Capabilities::default(),
     };
     let netns = network.namespace().map_err(|e| failed("network", &e))?;
+    let mount = handle.disk.as_ref().map(|d| d.mount().try_clone_to_owned());
+    let mount = mount.transpose().map_err(|e| failed("disk", &e))?;
     let fds = SpawnFds {
         netns: Some(netns),
+        disk: mount,
         inherit: Vec::new(),
     };
     let process = shared.spawner.spawn(&spec, fds).await?;
-    Ok((process, network))
+    Ok(Started {
+        process,
+        network,
+        published,
+    })
 }
 
 /// /etc/hosts. The container has no address of its own but loopback.

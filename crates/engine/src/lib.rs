@@ -4,27 +4,35 @@
 //! Must not: speak HTTP or know of scripts; the caller's identity is an opaque [`Owner`].
 
 mod adopt;
+mod disks;
 mod exec;
 mod files;
+mod follow;
 mod instance;
 pub mod lifecycle;
 mod log;
 mod merge;
 mod object;
+mod own_network;
 mod record;
 mod table;
+mod usage;
 
 pub use exec::{Exec, ExecError};
 pub use files::{Files, FromSnapshot, Held, Volume, VolumeMount};
+pub use follow::Follower;
+pub use log::Entry;
 pub use merge::parse_signal;
 pub use object::StartOptions;
+pub use own_network::{OwnNetwork, Published};
 pub use record::owns;
+pub use usage::Usage;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
 use crate::instance::{Ask, Handle, Instance};
 use crate::lifecycle::{Answer, EndedBy, State, Until};
 use crate::record::{Fixed, Progress, Record};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -100,8 +108,12 @@ pub struct Create {
     pub labels: BTreeMap<String, String>,
     /// Limits.
     pub limits: wharf_sandbox::Limits,
-    /// Network to join; `None` makes one.
+    /// Network to join; `None` makes one with each start, which is like `own_network`.
     pub network: Option<wharf_net::Network>,
+    /// What its own network is like.
+    pub own_network: OwnNetwork,
+    /// Whether it is removed when it ends.
+    pub auto_remove: bool,
     /// Application it counts against.
     pub application: Option<Application>,
     /// Directories of its own that are mounted, in this order.
@@ -151,6 +163,8 @@ pub struct Inspect {
     pub object_labels: BTreeMap<String, String>,
     /// Who or what ended its last process, or is about to end the one that runs.
     pub ended_by: Option<EndedBy>,
+    /// Its ports that the host shows while it runs.
+    pub published: Vec<Published>,
     /// Why it did not start, or what else is to be known of its end.
     pub error: Option<String>,
 }
@@ -205,6 +219,7 @@ pub(crate) struct Shared {
     pub(crate) spawner: wharf_sandbox::Spawner,
     pub(crate) images: wharf_image::ImageStore,
     pub(crate) networks: wharf_net::Networks,
+    pub(crate) disks: Arc<disks::Disks>,
     table: Mutex<table::Table>,
 }
 
@@ -224,11 +239,19 @@ impl Engine {
         images: wharf_image::ImageStore,
         networks: wharf_net::Networks,
     ) -> Result<Engine, EngineError> {
+        // Disks' files are there, and so is what they must not fill.
+        let dir = config.dir.clone();
+        let disks = blocking(move || {
+            std::fs::create_dir_all(&dir).map(|()| Arc::new(disks::Disks::open(&dir)))
+        })
+        .await?
+        .map_err(|e| EngineError::Internal(format!("{}: {e}", config.dir.display())))?;
         let shared = Arc::new(Shared {
             config,
             spawner,
             images,
             networks,
+            disks,
             table: Mutex::default(),
         });
         adopt::adopt(&shared, survivors).await?;
@@ -323,22 +346,63 @@ impl Engine {
         handles.iter().map(|handle| inspect(handle)).collect()
     }
 
+    /// What each instance uses, or has used in the end, by id.
+    pub async fn usage(&self) -> HashMap<String, Usage> {
+        let handles = self.shared.table().all(None);
+        let mut found = HashMap::new();
+        for handle in handles {
+            if let Some(usage) = handle.usage(&self.shared.spawner).await {
+                found.insert(handle.fixed.id.clone(), usage);
+            }
+        }
+        found
+    }
+
+    /// Why this machine does not hold instances to [`Limits::disk_bytes`], if it does not; for the operator.
+    pub fn disks_unsupported(&self) -> Option<&str> {
+        self.shared.disks.unsupported()
+    }
+
+    /// Makes disks of this size ready: instances with it will be created. In the background.
+    pub fn expect_disks(&self, bytes: u64) {
+        let disks = self.shared.disks.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = disks.expect(bytes) {
+                tracing::warn!(%error, "no disk could be made ahead");
+            }
+        });
+    }
+
     /// The last refusal of each application since the daemon's start, oldest first.
     pub fn refusals(&self) -> Vec<Refusal> {
         self.shared.table().refusals()
     }
 
     /// The kept output: `(is_stderr, unix_ms, bytes)` in order.
-    pub async fn logs(
-        &self,
-        owner: &Owner,
-        reference: &str,
-    ) -> Result<Vec<(bool, i64, Vec<u8>)>, EngineError> {
+    pub async fn logs(&self, owner: &Owner, reference: &str) -> Result<Vec<Entry>, EngineError> {
         // Not the owner, but somebody who looks at its instance.
         let dir = self.shared.table().find(owner, reference)?.dir.clone();
         blocking(move || log::read(&dir))
             .await?
             .map_err(|error| EngineError::Internal(format!("output log: {error}")))
+    }
+
+    /// Its output as it is written: from the oldest that is kept, or from now on. It ends with the process; an instance that was not started yet
+    /// is waited for.
+    pub async fn follow(
+        &self,
+        owner: &Owner,
+        reference: &str,
+        from_now: bool,
+    ) -> Result<Follower, EngineError> {
+        let handle = self.shared.table().find(owner, reference)?;
+        Follower::new(
+            handle.dir.clone(),
+            handle.grown.subscribe(),
+            handle.view.clone(),
+            from_now,
+        )
+        .map_err(|error| EngineError::Internal(format!("output log: {error}")))
     }
 
     /// Its network: the one it was created with, or its own while it runs.
@@ -422,7 +486,9 @@ impl Engine {
 
     fn find(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
         let handle = self.shared.table().find(owner, reference)?;
-        handle.touch();
+        if handle.fixed.owner == *owner {
+            handle.touch();
+        }
         Ok(handle)
     }
 
@@ -494,6 +560,17 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         &request,
         &id[..12],
     )?;
+    let disks = shared.disks.clone();
+    let disk = match request.limits.disk_bytes {
+        Some(bytes) => match disks.take_ready(bytes) {
+            Some(disk) => Some(disk),
+            None => blocking(move || disks.take(bytes))
+                .await?
+                .map_err(|error| EngineError::Internal(format!("the instance's disk: {error}")))?,
+        },
+        None => None,
+    };
+    let disk = disk.map(Arc::new);
     let generation = shared
         .table()
         .last_generation(&request.owner, &request.name);
@@ -520,8 +597,11 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
             stop_signal: merged.stop_signal,
             labels: merged.labels,
             limits: request.limits,
+            device: disk.as_ref().map(|disk| disk.device().to_owned()),
             start_token: request.start.token,
             hard_timeout_ms: request.start.hard_timeout_ms,
+            own_network: request.own_network,
+            auto_remove: request.auto_remove,
             created_ms: now_ms(),
         }),
         progress: Progress {
@@ -537,7 +617,14 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         // It is the container's `/`, also for its unprivileged users, whatever the daemon's umask is.
         .and_then(|()| std::fs::set_permissions(&upper, Permissions::from_mode(0o755)))
         .and_then(|()| std::fs::create_dir(dir.join("work")))
-        .and_then(|()| files::make_volumes(&record.fixed.volumes, &dir))
+        .and_then(|()| match &disk {
+            Some(_) => std::fs::create_dir(dir.join(instance::DISK)),
+            None => Ok(()),
+        })
+        .and_then(|()| {
+            let writable = disk.as_ref().map_or(dir.clone(), |disk| disk.path());
+            files::make_volumes(&record.fixed.volumes, &writable)
+        })
         .and_then(|()| record.write(&dir));
     if let Err(error) = prepared {
         instance::discard(&dir);
@@ -551,6 +638,7 @@ async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineE
         State::Created,
         request.network,
         own_network,
+        disk,
     );
     if let Err(error) = insert(shared, instance) {
         instance::discard(&dir);
@@ -645,6 +733,7 @@ fn inspect(handle: &Handle) -> Inspect {
         labels: labels(fixed, &view.progress),
         object_labels: view.progress.object_labels,
         ended_by: view.progress.ended_by,
+        published: view.published,
         error: view.progress.error,
     }
 }

@@ -1,4 +1,5 @@
 //! The kept output of one instance: two segment files, `log.0` (being written) and `log.1` (the one before), each at most half of the bound.
+//! Whoever reads it while it is written ([`crate::follow`]) is told how far it has grown.
 //!
 //! An entry is one byte for the stream (1 out, 2 err), eight for the time (unix ms, little endian), four for the length, and the bytes. A torn last
 //! entry (the machine stopped in the midst of a write) is cut off when the file is opened again.
@@ -8,13 +9,27 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use tokio::net::unix::pipe;
+use tokio::sync::watch;
 
+/// The segment that is written.
+pub(crate) const CURRENT: &str = "log.0";
+/// The one before it.
+pub(crate) const BEFORE: &str = "log.1";
 const HEADER: usize = 13;
 /// Most bytes read at a time from a pipe.
 const CHUNK: usize = 16 * 1024;
 
 /// One piece of output: whether it is from standard error, when it came (unix ms), and its bytes.
-pub(crate) type Entry = (bool, i64, Vec<u8>);
+pub type Entry = (bool, i64, Vec<u8>);
+
+/// How far an instance's log has grown since this daemon has the instance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Grown {
+    /// Counts segments; the current one.
+    pub(crate) segment: u64,
+    /// Bytes in it; 0 if nothing was written yet.
+    pub(crate) length: u64,
+}
 
 /// Appends entries. The files are made with the first one.
 #[derive(Debug)]
@@ -22,15 +37,17 @@ pub(crate) struct Writer {
     dir: PathBuf,
     segment_bytes: u64,
     current: Option<(File, u64)>,
+    grown: watch::Sender<Grown>,
 }
 
 impl Writer {
-    pub(crate) fn new(dir: &Path, log_bytes: u64) -> Self {
+    pub(crate) fn new(dir: &Path, log_bytes: u64, grown: watch::Sender<Grown>) -> Self {
         Writer {
             dir: dir.to_owned(),
             // A bound of less than two chunks would drop everything at once.
             segment_bytes: (log_bytes / 2).max(CHUNK as u64 * 2),
             current: None,
+            grown,
         }
     }
 
@@ -40,17 +57,25 @@ impl Writer {
         entry.extend_from_slice(&unix_ms.to_le_bytes());
         entry.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
         entry.extend_from_slice(bytes);
-        let path = self.dir.join("log.0");
+        let path = self.dir.join(CURRENT);
         let (mut file, mut length) = match self.current.take() {
             Some(open) => open,
             None => open_append(&path)?,
         };
         if length > 0 && length + entry.len() as u64 > self.segment_bytes {
-            fs::rename(&path, self.dir.join("log.1"))?;
+            fs::rename(&path, self.dir.join(BEFORE))?;
+            self.grown.send_modify(|grown| {
+                *grown = Grown {
+                    segment: grown.segment + 1,
+                    length: 0,
+                };
+            });
             (file, length) = open_append(&path)?;
         }
         file.write_all(&entry)?;
-        self.current = Some((file, length + entry.len() as u64));
+        length += entry.len() as u64;
+        self.grown.send_modify(|grown| grown.length = length);
+        self.current = Some((file, length));
         Ok(())
     }
 }
@@ -75,7 +100,7 @@ fn open_append(path: &Path) -> io::Result<(File, u64)> {
 /// All entries kept, oldest first.
 pub(crate) fn read(dir: &Path) -> io::Result<Vec<Entry>> {
     let mut entries = Vec::new();
-    for name in ["log.1", "log.0"] {
+    for name in [BEFORE, CURRENT] {
         let mut bytes = Vec::new();
         match File::open(dir.join(name)) {
             Ok(mut file) => file.read_to_end(&mut bytes)?,
@@ -88,7 +113,7 @@ pub(crate) fn read(dir: &Path) -> io::Result<Vec<Entry>> {
 }
 
 /// Whole entries, and how many bytes they take.
-fn parse(mut bytes: &[u8]) -> (Vec<Entry>, u64) {
+pub(crate) fn parse(mut bytes: &[u8]) -> (Vec<Entry>, u64) {
     let (mut entries, mut good) = (Vec::new(), 0);
     while let Some((head, rest)) = bytes.split_at_checked(HEADER) {
         let mut time = [0; 8];
@@ -164,7 +189,7 @@ mod tests {
     fn the_newest_output_is_kept_within_the_bound() {
         let dir = tempfile::tempdir().unwrap();
         let bound = 4 * CHUNK as u64;
-        let mut writer = Writer::new(dir.path(), bound);
+        let mut writer = Writer::new(dir.path(), bound, watch::Sender::default());
         for n in 0..1000i64 {
             let line = format!("{n:0>1000}\n");
             writer.append(n % 2 == 1, n, line.as_bytes()).unwrap();
@@ -184,7 +209,7 @@ mod tests {
     #[test]
     fn a_torn_entry_is_cut_off_and_writing_goes_on() {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = Writer::new(dir.path(), 1 << 20);
+        let mut writer = Writer::new(dir.path(), 1 << 20, watch::Sender::default());
         writer.append(false, 1, b"whole").unwrap();
         writer.append(false, 2, b"torn").unwrap();
         drop(writer);
@@ -196,7 +221,7 @@ mod tests {
             .unwrap()
             .set_len(length - 2)
             .unwrap();
-        let mut writer = Writer::new(dir.path(), 1 << 20);
+        let mut writer = Writer::new(dir.path(), 1 << 20, watch::Sender::default());
         writer.append(true, 3, b"after").unwrap();
         assert_eq!(
             read(dir.path()).unwrap(),
@@ -210,7 +235,7 @@ mod tests {
         let (out_read, out_write) = io::pipe().unwrap();
         let (err_read, err_write) = io::pipe().unwrap();
         let task = tokio::spawn(pump(
-            Writer::new(dir.path(), 1 << 20),
+            Writer::new(dir.path(), 1 << 20, watch::Sender::default()),
             out_read.into(),
             err_read.into(),
         ));

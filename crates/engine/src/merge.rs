@@ -214,6 +214,8 @@ mod tests {
             labels: BTreeMap::new(),
             limits: wharf_sandbox::Limits::default(),
             network: None,
+            own_network: crate::OwnNetwork::default(),
+            auto_remove: false,
             application: None,
             volumes: Vec::new(),
             snapshot: None,

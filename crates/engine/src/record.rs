@@ -36,11 +36,17 @@ pub(crate) struct Fixed {
     pub(crate) stop_signal: i32,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) limits: Limits,
+    /// Of its disk, if it has one.
+    pub(crate) device: Option<PathBuf>,
     /// What the start was called, to tell it from others of the name.
     #[serde(default)]
     pub(crate) start_token: Option<String>,
     #[serde(default)]
     pub(crate) hard_timeout_ms: Option<u64>,
+    #[serde(default)]
+    pub(crate) own_network: crate::OwnNetwork,
+    #[serde(default)]
+    pub(crate) auto_remove: bool,
     pub(crate) created_ms: i64,
 }
 
@@ -60,6 +66,9 @@ pub(crate) struct Progress {
     pub(crate) finished_ms: Option<i64>,
     /// How the last process ended; `None` while one runs or before the first.
     pub(crate) exit: Option<Exit>,
+    /// Of the last process.
+    #[serde(default)]
+    pub(crate) usage: Option<crate::Usage>,
     /// Who or what ended the last process, or is about to end the one that runs.
     #[serde(default)]
     pub(crate) ended_by: Option<EndedBy>,

@@ -227,8 +227,20 @@ async fn owners_do_not_see_each_other() {
             Err(EngineError::NotFound(_))
         ));
     }
+    // The operator sees both; a name that both have is not enough, and its own comes first.
+    let operator = Owner::Operator;
+    let seen = daemon.engine.inspect(&operator, &id[..12]).await.unwrap();
+    assert_eq!((&seen.id, &seen.owner), (&id, &one));
+    assert!(daemon.engine.inspect(&operator, "a").await.is_err());
+    let own = daemon.create(&operator, "a", FOREVER).await;
+    let seen = daemon.engine.inspect(&operator, "a").await.unwrap();
+    assert_eq!(seen.id, own);
+    assert!(matches!(
+        daemon.engine.inspect(&one, &own).await,
+        Err(EngineError::NotFound(_))
+    ));
     daemon.engine.remove_all(Some(&one)).await;
-    assert_eq!(daemon.engine.list(None).await.len(), 1);
+    assert_eq!(daemon.engine.list(None).await.len(), 2);
     world.end(daemon).await;
 }
 
@@ -334,6 +346,41 @@ async fn who_ended_a_container_is_known() {
 }
 
 #[tokio::test]
+async fn output_is_read_along_to_its_end() {
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let owner = Owner::Operator;
+    // Longer than the log is kept: who reads along in time misses nothing of it.
+    let script = "i=0; while [ $i -lt 3000 ]; do echo \"$i $(printf '%01000d' 0)\"; i=$((i+1)); done; echo end >&2; exit 3";
+    daemon.create(&owner, "c", script).await;
+    let mut follower = daemon.engine.follow(&owner, "c", true).await.unwrap();
+    let reading = tokio::spawn(async move {
+        let mut output = [String::new(), String::new()];
+        while let Some(entries) = follower.next().await.unwrap() {
+            for (is_stderr, _, bytes) in entries {
+                output[usize::from(is_stderr)].push_str(std::str::from_utf8(&bytes).unwrap());
+            }
+        }
+        output
+    });
+    daemon.engine.start_instance(&owner, "c").await.unwrap();
+    let [out, err] = reading.await.unwrap();
+    let numbers: Vec<_> = out
+        .lines()
+        .map(|line| line.split(' ').next().unwrap().parse::<u32>().unwrap())
+        .collect();
+    assert_eq!(numbers, (0..3000).collect::<Vec<_>>());
+    assert_eq!(err, "end\n");
+    // The kept rest, and nothing to wait for.
+    let mut late = daemon.engine.follow(&owner, "c", false).await.unwrap();
+    let kept = late.backlog().unwrap();
+    assert!(!kept.is_empty() && late.next().await.unwrap().is_none());
+    let mut later = daemon.engine.follow(&owner, "c", true).await.unwrap();
+    assert!(later.next().await.unwrap().is_none());
+    world.end(daemon).await;
+}
+
+#[tokio::test]
 async fn what_a_container_listens_on_is_known() {
     let world = World::new(SPAWNER);
     let daemon = world.daemon(60_000).await;
@@ -348,5 +395,49 @@ async fn what_a_container_listens_on_is_known() {
     engine.signal(&owner, "a", 9).await.unwrap();
     engine.wait(&owner, "a", false).await.unwrap();
     assert_eq!(engine.listening(&id), None);
+    world.end(daemon).await;
+}
+
+#[tokio::test]
+async fn an_own_network_shows_its_ports_and_goes_with_the_process() {
+    use tokio::io::AsyncReadExt;
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let owner = Owner::Operator;
+    let any = "127.0.0.1:0".parse().unwrap();
+    let request = |name: &str, outside| wharf_engine::Create {
+        own_network: wharf_engine::OwnNetwork {
+            internet: false,
+            publish: vec![wharf_engine::Published {
+                inside: 80,
+                outside,
+            }],
+        },
+        auto_remove: true,
+        ..shell(&owner, name, "while :; do echo hi | nc -l -p 80; done")
+    };
+    daemon.engine.create(request("c", any)).await.unwrap();
+    daemon.engine.start_instance(&owner, "c").await.unwrap();
+    let published = daemon.engine.inspect(&owner, "c").await.unwrap().published;
+    let address = published[0].outside;
+    assert_eq!(published[0].inside, 80);
+    wharf_testkit::eventually("an answer", async || {
+        let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.ok()?;
+        (text == "hi\n").then_some(())
+    })
+    .await;
+    // A port that is taken is named.
+    daemon.engine.create(request("d", address)).await.unwrap();
+    let error = daemon.engine.start_instance(&owner, "d").await.unwrap_err();
+    assert!(error.to_string().contains(&address.to_string()), "{error}");
+
+    daemon.engine.signal(&owner, "c", 9).await.unwrap();
+    wharf_testkit::eventually("both to be removed", async || {
+        daemon.engine.list(None).await.is_empty().then_some(())
+    })
+    .await;
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
     world.end(daemon).await;
 }

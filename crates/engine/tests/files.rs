@@ -17,6 +17,8 @@ fn archive(entries: &[(&str, &str)]) -> Vec<u8> {
         let mut header = tar::Header::new_ustar();
         header.set_size(content.len() as u64);
         header.set_mode(0o644);
+        header.set_uid(1000);
+        header.set_gid(1001);
         // The crate would refuse a hostile name.
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_cksum();
@@ -50,7 +52,7 @@ async fn archives_reach_containers_before_they_start_while_they_run_and_after() 
     let world = World::new(SPAWNER);
     let daemon = world.daemon(60_000).await;
     let (owner, engine) = (script_owner(), &daemon.engine);
-    let seen = "cat /etc/deep/er/file; until [ -e /tmp/go ]; do sleep 0.01; done; cat /tmp/go";
+    let seen = "cat /etc/deep/er/file; until [ -e /tmp/go ]; do sleep 0.01; done; cat /tmp/go; stat -c %u:%g /etc/deep/er/file /tmp/go";
     daemon.create(&owner, "a", seen).await;
     put(&daemon, "a", "/etc", &[("deep/er/file", "before\n")])
         .await
@@ -62,7 +64,7 @@ async fn archives_reach_containers_before_they_start_while_they_run_and_after() 
         .unwrap();
     engine.wait(&owner, "a", false).await.unwrap();
     let output = daemon.output(&owner, "a", false).await;
-    assert_eq!(output, "before\nwhile it runs\n");
+    assert_eq!(output, "before\nwhile it runs\n1000:1001\n1000:1001\n");
     put(&daemon, "a", "/new/dir", &[("file", "after")])
         .await
         .unwrap();
@@ -81,7 +83,7 @@ async fn archives_reach_containers_before_they_start_while_they_run_and_after() 
     assert!(
         runs_to_the_end(&daemon, "a")
             .await
-            .ends_with("while it runs\n")
+            .ends_with("while it runs\n1000:1001\n1000:1001\n")
     );
     world.end(daemon).await;
 }

@@ -26,15 +26,23 @@ pub struct Extraction {
 ///
 /// # Errors
 /// [`ImageError::Invalid`](crate::ImageError::Invalid) for a bad archive or one that does not fit the tree.
-pub fn extract(mut archive: impl Read, to: Extraction) -> Result<()> {
+pub fn extract(archive: impl Read, to: Extraction) -> Result<()> {
+    extract_as(archive, to, 0)
+}
+
+/// [`extract`] into a tree in which user and group 0 of the archive are `root`, 1 the one after it, and so on: a container's that runs.
+///
+/// # Errors
+/// As [`extract`].
+pub fn extract_as(mut archive: impl Read, to: Extraction, root: u32) -> Result<()> {
     let max_bytes = to.max_bytes;
-    let extracted = extract_from(&mut archive, to);
+    let extracted = extract_from(&mut archive, to, root);
     // What comes after the archive's end, or after what was wrong with it, is nobody's.
     let _ = std::io::copy(&mut archive.take(max_bytes), &mut std::io::sink());
     extracted
 }
 
-fn extract_from(archive: impl Read, to: Extraction) -> Result<()> {
+fn extract_from(archive: impl Read, to: Extraction, root: u32) -> Result<()> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in to.into.split(|b| *b == b'/') {
         match part {
@@ -44,7 +52,7 @@ fn extract_from(archive: impl Read, to: Extraction) -> Result<()> {
         }
     }
     let base = parts.join(&b'/');
-    let unpacker = Unpacker::new(to.root, base.clone(), Meaning::Files);
+    let unpacker = Unpacker::new(to.root, base.clone(), Meaning::Files, root);
     unpacker.make_dirs(&base)?;
     let rest = unpacker.run(decompress(archive)?.take(to.max_bytes))?;
     if rest.limit() == 0 {

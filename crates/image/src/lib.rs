@@ -44,7 +44,7 @@ mod unpack;
 
 pub use digest::Digest;
 pub use error::ImageError;
-pub use extract::{Extraction, extract};
+pub use extract::{Extraction, extract, extract_as};
 pub use reference::{Reference, is_repository, is_tag};
 pub use repository::Referrer;
 pub use types::{Image, Layer};

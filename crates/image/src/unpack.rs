@@ -56,7 +56,7 @@ pub(crate) fn unpack(tar: impl Read, to: &Path) -> Result<()> {
     )
     .map_err(|e| at(e, "opening", to.as_os_str().as_bytes()))?;
     // The diff id counts what follows the end marker too.
-    let mut rest = Unpacker::new(root, Vec::new(), Meaning::Layer).run(tar.take(MAX_LAYER))?;
+    let mut rest = Unpacker::new(root, Vec::new(), Meaning::Layer, 0).run(tar.take(MAX_LAYER))?;
     std::io::copy(&mut rest, &mut std::io::sink())
         .map_err(|e| bad(format!("cannot read on: {e}")))?;
     if rest.limit() == 0 {
@@ -79,6 +79,8 @@ pub(crate) struct Unpacker {
     /// Where below the root the archive's own root is; empty: there. No `.` or `..` in it.
     base: Vec<u8>,
     meaning: Meaning,
+    /// Added to the ids of the archive.
+    first_id: u32,
     /// The directory that the last entry was in: most entries follow one in the same directory.
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Modification times, set last, because making entries changes them.
@@ -144,11 +146,12 @@ fn timestamps(mtime: (i64, u32)) -> Timestamps {
 }
 
 impl Unpacker {
-    pub(crate) fn new(root: OwnedFd, base: Vec<u8>, meaning: Meaning) -> Unpacker {
+    pub(crate) fn new(root: OwnedFd, base: Vec<u8>, meaning: Meaning, first_id: u32) -> Unpacker {
         Unpacker {
             root,
             base,
             meaning,
+            first_id,
             parent: None,
             directories: Vec::new(),
             buffer: vec![0; 256 * 1024],
@@ -159,10 +162,17 @@ impl Unpacker {
     pub(crate) fn run<R: Read>(mut self, tar: R) -> Result<R> {
         let mut reader = TarReader::new(tar);
         let mut entries = 0;
-        while let Some(entry) = reader.next_entry()? {
+        while let Some(mut entry) = reader.next_entry()? {
             entries += 1;
             if entries > MAX_ENTRIES {
                 return Err(bad(format!("it has more than {MAX_ENTRIES} entries")));
+            }
+            for id in [&mut entry.uid, &mut entry.gid] {
+                *id = id.checked_add(self.first_id).ok_or_else(|| {
+                    bad(format!(
+                        "its entry {entries} belongs to {id}, which has no place"
+                    ))
+                })?;
             }
             self.entry(entry, &mut reader)?;
         }

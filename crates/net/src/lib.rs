@@ -21,6 +21,7 @@ mod inside;
 mod outbound;
 mod peer;
 mod pool;
+mod publish;
 pub mod ranges;
 mod relay;
 

@@ -9,6 +9,7 @@
 
 mod discover;
 mod files;
+mod usage;
 
 use crate::spec::Limits;
 use discover::{Hierarchies, Hierarchy};
@@ -17,6 +18,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+pub use usage::Usage;
 
 /// A kind of limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -424,6 +426,18 @@ impl Cgroup {
             }
         }
         Ok(true)
+    }
+
+    /// What it has used so far.
+    pub(crate) fn usage(&self) -> io::Result<Usage> {
+        let mut usage = Usage::default();
+        for joined in &self.v1 {
+            usage.add_v1(&joined.dir)?;
+        }
+        if let Some(joined) = &self.v2 {
+            usage.add_v2(&joined.dir)?;
+        }
+        Ok(usage)
     }
 
     /// Processes that the kernel killed at the memory limit.

@@ -4,26 +4,29 @@
 //! Must not: return, or touch anything that the parent goes on using.
 //!
 //! ```text
-//! signals -> v1 cgroups -> session -> place -> keyring -> user lookup -> working directory -> descriptors, terminal -> limits
-//!   -> ids and capabilities -> no_new_privs -> seccomp (containers) -> exec
+//! signals -> v1 cgroups -> session -> place -> user lookup -> working directory -> descriptors, terminal -> limits -> user namespace
+//!   -> keyring -> ids and capabilities -> no_new_privs -> Landlock, seccomp (containers) -> exec
 //!
-//! place, new:     netns -> cgroup namespace -> mounts, pivot (containers) -> hostname
-//! place, joined:  not dumpable -> every namespace of the container
+//! place, new:     netns -> cgroup namespace -> owner of new files -> mounts, pivot (containers) -> hostname
+//! place, joined:  not dumpable -> every namespace of the container but the user namespace
 //! ```
-//! A user namespace will be joined between the mounts and the ids.
+//! Up to the user namespace the process is the host's root, and ids are the host's; from there on they are the container's, and it has no
+//! power over any namespace that it is in: the others belong to the host's root, so they are entered before it.
 
 mod caps;
+pub(crate) mod mapped;
 pub(crate) mod mounts;
 mod rooted;
 mod user;
 
 use crate::cgroup::Cgroup;
-use crate::spec::{ProcessSpec, Root};
+use crate::spec::{Capabilities, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Disposition};
+use crate::userns::{IDS, UserNamespace};
 use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
-use rustix::thread::ThreadNameSpaceType;
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, ThreadNameSpaceType};
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -46,7 +49,7 @@ pub(crate) const CHANGED_SIGNALS: [i32; 5] = [
     libc::SIGCHLD,
 ];
 
-/// The namespaces that a joined process enters itself. Where the container has the host's, nothing changes.
+/// The namespaces that a joined process enters itself, before the user namespace. Where the container has the host's, nothing changes.
 const JOINED: ThreadNameSpaceType = ThreadNameSpaceType::MOUNT
     .union(ThreadNameSpaceType::CONTROL_GROUP)
     .union(ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME)
@@ -99,16 +102,18 @@ pub(crate) struct Plan<'a> {
     pub(crate) program: Program<'a>,
     pub(crate) place: Place<'a>,
     pub(crate) cgroup: &'a Cgroup,
-    /// `None`: /dev/null.
-    pub(crate) stdin: Option<BorrowedFd<'a>>,
-    pub(crate) stdout: BorrowedFd<'a>,
-    pub(crate) stderr: BorrowedFd<'a>,
+    /// The container's own; without, its root is the host's.
+    pub(crate) users: Option<&'a UserNamespace>,
+    /// Standard input, output and error; `None`: /dev/null.
+    pub(crate) streams: [Option<BorrowedFd<'a>>; 3],
     /// Whether standard input is a terminal that becomes the controlling one.
     pub(crate) terminal: bool,
     pub(crate) inherit: &'a [(i32, OwnedFd)],
     /// Write end of the pipe for a [`Failure`]: one byte of exit code, then the message. Closed by exec.
     pub(crate) report: BorrowedFd<'a>,
     pub(crate) filter: &'a [BpfInstruction],
+    /// Where the kernel has them. Not for a joined process, which would be in a domain beside the container's: neither could reach the other.
+    pub(crate) landlock: Option<BorrowedFd<'a>>,
 }
 
 /// What to become.
@@ -118,6 +123,7 @@ pub(crate) struct Program<'a> {
     pub(crate) cwd: &'a str,
     pub(crate) user: &'a str,
     pub(crate) nofile: Option<u64>,
+    pub(crate) capabilities: Capabilities,
 }
 
 /// Where.
@@ -181,25 +187,32 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().step(|| "setsid".to_owned())?;
     match plan.place {
-        Place::New { spec, netns } => enter_new(spec, netns, plan.cgroup)?,
+        Place::New { spec, netns } => enter_new(spec, netns, plan.cgroup, plan.users)?,
         Place::Joined { container } => {
             rustix::thread::move_into_thread_name_spaces(container, JOINED)
                 .step(|| "entering the container's namespaces".to_owned())?;
         }
     }
-    sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
 
     let is_container = plan.place.is_container();
-    let mut user = user::look_up(program.user).map_err(|message| Failure {
+    let refuse = |message| Failure {
         exit_code: 125,
         message,
-    })?;
+    };
+    let mut user = user::look_up(program.user).map_err(refuse)?;
+    let root = match plan.users {
+        Some(users) => {
+            user.within(IDS).map_err(refuse)?;
+            users.root
+        }
+        None => 0,
+    };
     if !is_container {
         user.groups.clear();
     }
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     match plan.place {
-        Place::New { .. } => enter_directory(program.cwd, &user)?,
+        Place::New { .. } => enter_directory(program.cwd, (root + user.uid, root + user.gid))?,
         Place::Joined { .. } => enter_existing_directory(program.cwd)?,
     }
 
@@ -207,15 +220,31 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     let argv = strings(program.argv, "argument")?;
     let candidates = programs(program)?;
 
-    report.set(place_descriptors(plan, &user)?);
+    report.set(place_descriptors(plan, root + user.uid)?);
     if plan.terminal {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
             .step(|| "taking the terminal".to_owned())?;
     }
     limit_files(program)?;
+    if is_container {
+        // Neither a file nor the host's handler, which would run outside (core(5)); the filter keeps it so.
+        rustix::process::setrlimit(
+            Resource::Core,
+            Rlimit {
+                current: Some(1),
+                maximum: Some(1),
+            },
+        )
+        .step(|| "limit on core dumps".to_owned())?;
+    }
+    if let Some(users) = plan.users {
+        rustix::thread::move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))
+            .step(|| "entering the user namespace".to_owned())?;
+    }
+    sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
 
     let keep = if is_container {
-        caps::CONTAINER
+        CapabilitySet::from_bits_retain(program.capabilities.bits())
     } else {
         caps::NONE
     };
@@ -229,6 +258,9 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
         .step(|| "setting capabilities".to_owned())?;
     rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
     sys::block_signals(&[]).step(|| "unblocking signals".to_owned())?;
+    if let Some(rules) = plan.landlock.filter(|_| is_container) {
+        sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
+    }
     if is_container {
         sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
     }
@@ -240,17 +272,26 @@ fn enter_new(
     spec: &ProcessSpec,
     netns: Option<BorrowedFd<'_>>,
     cgroup: &Cgroup,
+    users: Option<&UserNamespace>,
 ) -> Result<(), Failure> {
     if let Some(netns) = netns {
-        rustix::thread::move_into_link_name_space(
-            netns,
-            Some(rustix::thread::LinkNameSpaceType::Network),
-        )
-        .step(|| "entering the network namespace".to_owned())?;
+        rustix::thread::move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
+            .step(|| "entering the network namespace".to_owned())?;
     }
     if let Root::Overlay { lower, upper, work } = &spec.root {
         sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
-        mounts::enter_root(lower, upper, work, &spec.mounts, cgroup)?;
+        if let Some(users) = users {
+            // The host's root has no id in the container's file system: nothing there could belong to it.
+            sys::make_files_as(users.root).step(|| "becoming the owner of new files".to_owned())?;
+        }
+        let parts = mounts::Parts {
+            lower,
+            upper,
+            work,
+            disk: spec.disk.as_ref(),
+            extra: &spec.mounts,
+        };
+        mounts::enter_root(&parts, cgroup, users)?;
     } else if !spec.mounts.is_empty() {
         return Err(Failure {
             exit_code: 125,
@@ -275,7 +316,8 @@ fn absolute(cwd: &str) -> Result<&Path, Failure> {
 }
 
 /// The working directory is made if missing, and entered. Symbolic links count from the root, which is the process's own by now.
-fn enter_directory(cwd: &str, user: &user::User) -> Result<(), Failure> {
+/// `owner` is the host's ids.
+fn enter_directory(cwd: &str, owner: (u32, u32)) -> Result<(), Failure> {
     let path = absolute(cwd)?;
     let root = rustix::fs::open(
         "/",
@@ -283,13 +325,8 @@ fn enter_directory(cwd: &str, user: &user::User) -> Result<(), Failure> {
         Mode::empty(),
     )
     .step(|| "opening /".to_owned())?;
-    let directory = rooted::ensure(
-        root.as_fd(),
-        path,
-        rooted::Kind::Directory,
-        Some((user.uid, user.gid)),
-    )
-    .step(|| format!("working directory {cwd:?}"))?;
+    let directory = rooted::ensure(root.as_fd(), path, rooted::Kind::Directory, Some(owner))
+        .step(|| format!("working directory {cwd:?}"))?;
     rustix::process::fchdir(&directory).step(|| format!("working directory {cwd:?}"))
 }
 
@@ -359,27 +396,18 @@ fn programs(program: &Program<'_>) -> Result<Vec<CString>, Failure> {
     strings(&found, "program")
 }
 
-/// Puts every descriptor at its number; all others close at exec. Returns where the report pipe is now.
-fn place_descriptors(plan: &Plan<'_>, user: &user::User) -> Result<BorrowedFd<'static>, Failure> {
-    let null;
-    let stdin = match plan.stdin {
-        Some(pipe) => pipe,
-        None => {
-            // The process's own /dev/null: the host's node could be changed through /proc/self/fd/0.
-            null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .step(|| "opening /dev/null".to_owned())?;
-            null.as_fd()
-        }
-    };
+/// Puts every descriptor at its number; all others close at exec. Returns where the report pipe is now. `uid` is the host's id of the user.
+fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<BorrowedFd<'static>, Failure> {
+    // The process's own /dev/null: the host's node could be changed through /proc/self/fd.
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .step(|| "opening /dev/null".to_owned())?;
     // Programs open /dev/stdout anew, which asks the pipe's owner.
-    for pipe in [plan.stdin, Some(plan.stdout), Some(plan.stderr)]
-        .into_iter()
-        .flatten()
-    {
-        rustix::fs::fchown(pipe, Some(Uid::from_raw(user.uid)), None)
+    for pipe in plan.streams.into_iter().flatten() {
+        rustix::fs::fchown(pipe, Some(Uid::from_raw(uid)), None)
             .step(|| "giving the pipes to the user".to_owned())?;
     }
-    let mut wanted = vec![(0, stdin), (1, plan.stdout), (2, plan.stderr)];
+    let streams = plan.streams.map(|pipe| pipe.unwrap_or(null.as_fd()));
+    let mut wanted: Vec<(i32, BorrowedFd<'_>)> = (0..).zip(streams).collect();
     wanted.extend(
         plan.inherit
             .iter()

@@ -9,6 +9,7 @@
 //! back within its grace period. So `kill -9` of the daemon loses nothing and leaks nothing.
 
 pub mod cgroup;
+pub mod disk;
 pub mod netns;
 pub mod overlay;
 pub mod spawner;
@@ -19,12 +20,17 @@ mod process_end;
 mod received;
 mod seccomp;
 mod sys;
+mod userns;
 
+pub use cgroup::Usage;
+pub use disk::{Disk, DiskUsage};
 pub use process_end::process_end;
 pub use received::received;
 pub use spawner::{
     ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
 };
 pub use spec::{
-    ExecSpec, ExecStreams, Limits, Mount, Network, ProcessSpec, Root, SpawnFds, TerminalSize,
+    Capabilities, DiskMount, ExecSpec, ExecStreams, Limits, Mount, Network, ProcessSpec, Root,
+    SpawnFds, TerminalSize,
 };
+pub use userns::{IdRanges, files_as, root_of_process};

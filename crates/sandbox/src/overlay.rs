@@ -7,7 +7,7 @@
 //! Layers are handed to the kernel as `/proc/self/fd/N`: no limit on path length, no escaping of `:` and `,`.
 
 use crate::child::mounts::files_only;
-use crate::spec::Mount;
+use crate::spec::{DiskMount, Mount};
 use crate::sys;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
@@ -240,20 +240,29 @@ fn detached_by_thread(lower: &[&Path], upper: Option<(&Path, &Path)>) -> io::Res
     })
 }
 
-/// Gives `job` the root directory of a container that does not run, with those of `mounts` that are volumes ([`Mount::Overlay`]) in their
-/// places. All mounts are in the mount namespace of a thread that ends with the job. Nothing else may use `upper` meanwhile.
-pub fn inside<T: Send>(
-    lower: &[PathBuf],
-    upper: &Path,
-    work: &Path,
-    mounts: &[Mount],
-    job: impl FnOnce(OwnedFd) -> T + Send,
-) -> io::Result<T> {
+/// What the files of a container that does not run are made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// As [`crate::Root::Overlay`].
+    pub lower: &'a [PathBuf],
+    /// As [`crate::Root::Overlay`].
+    pub upper: &'a Path,
+    /// As [`crate::Root::Overlay`].
+    pub work: &'a Path,
+    /// As [`crate::ProcessSpec::disk`].
+    pub disk: Option<&'a DiskMount>,
+    /// As [`crate::ProcessSpec::mounts`].
+    pub mounts: &'a [Mount],
+}
+
+/// Gives `job` the root directory of a container that does not run, with those of its mounts that are volumes ([`Mount::Overlay`]) in their
+/// places, and owners as on disk. All mounts are in the mount namespace of a thread that ends with the job. Nothing else may use `upper` meanwhile.
+pub fn inside<T: Send>(parts: &Parts<'_>, job: impl FnOnce(OwnedFd) -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| -> io::Result<T> {
             // SAFETY: this thread was made for the purpose and ends below.
             unsafe { sys::unshare_mounts() }?;
-            Ok(job(files_only(lower, upper, work, mounts)?))
+            Ok(job(files_only(parts)?))
         });
         worker.join().unwrap_or_else(|_| {
             Err(io::Error::other(
@@ -398,19 +407,21 @@ mod tests {
             volume("one", vec![kept.clone()], "/app/data"),
             volume("two", Vec::new(), "/app/data/new"),
         ];
-        super::inside(
-            &[lower],
-            &make("upper"),
-            &make("work"),
-            &mounts,
-            |root| -> io::Result<()> {
-                let at = |path: &str| inside(&root, path);
-                assert_eq!(fs::read_to_string(at("app/data/file"))?, "kept");
-                fs::write(at("app/data/file"), "changed")?;
-                fs::write(at("app/data/new/file"), "in the second")?;
-                fs::write(at("app/file"), "in the root")
-            },
-        )
+        let (upper, work) = (make("upper"), make("work"));
+        let parts = Parts {
+            lower: &[lower],
+            upper: &upper,
+            work: &work,
+            disk: None,
+            mounts: &mounts,
+        };
+        super::inside(&parts, |root| -> io::Result<()> {
+            let at = |path: &str| inside(&root, path);
+            assert_eq!(fs::read_to_string(at("app/data/file"))?, "kept");
+            fs::write(at("app/data/file"), "changed")?;
+            fs::write(at("app/data/new/file"), "in the second")?;
+            fs::write(at("app/file"), "in the root")
+        })
         .unwrap()
         .unwrap();
         let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();

@@ -5,7 +5,11 @@
 //!
 //! Answers: allowed; EPERM for what is known and refused; ENOSYS for clone3 (its flags lie behind a pointer that a filter cannot
 //! read, and the C library falls back to clone only on ENOSYS), for numbers newer than this list (programs then fall back as on an
-//! older kernel), and for foreign architectures.
+//! older kernel), and for foreign architectures (x32, i386); EAFNOSUPPORT for socket families other than those that programs use. Stricter
+//! than Docker's in the families and the architectures.
+//!
+//! Changing the limit on core dumps seems to work and does nothing: it stays at the one value at which the kernel neither writes a file
+//! nor starts the host's handler (core(5)), and gpg ends when it is refused.
 
 use crate::sys::BpfInstruction;
 
@@ -19,10 +23,18 @@ const IO_PGETEVENTS: i64 = 292;
 const CACHESTAT: i64 = 451;
 const FCHMODAT2: i64 = 452;
 const MAP_SHADOW_STACK: i64 = 453;
+const STATMOUNT: i64 = 457;
+const LISTMOUNT: i64 = 458;
+const LSM_GET_SELF_ATTR: i64 = 459;
+const LSM_LIST_MODULES: i64 = 461;
 const FUTEX_WAKE: i64 = 454;
 const FUTEX_WAIT: i64 = 455;
 const FUTEX_REQUEUE: i64 = 456;
 const MSEAL: i64 = 462;
+const SETXATTRAT: i64 = 463;
+const GETXATTRAT: i64 = 464;
+const LISTXATTRAT: i64 = 465;
+const REMOVEXATTRAT: i64 = 466;
 /// The newest number that this list has an opinion on.
 const NEWEST: i64 = 466;
 
@@ -41,11 +53,11 @@ const ALLOWED: &[i64] = &[
     libc::SYS_getgid, libc::SYS_getgroups, libc::SYS_getitimer, libc::SYS_getpeername, libc::SYS_getpgid, libc::SYS_getpid,
     libc::SYS_getppid, libc::SYS_getpriority, libc::SYS_getrandom, libc::SYS_getresgid, libc::SYS_getresuid, libc::SYS_getrlimit,
     libc::SYS_get_robust_list, libc::SYS_getrusage, libc::SYS_getsid, libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_gettid,
-    libc::SYS_gettimeofday, libc::SYS_getuid, libc::SYS_getxattr, libc::SYS_inotify_add_watch, libc::SYS_inotify_init1,
+    libc::SYS_gettimeofday, libc::SYS_getuid, libc::SYS_getxattr, GETXATTRAT, libc::SYS_inotify_add_watch, libc::SYS_inotify_init1,
     libc::SYS_inotify_rm_watch, libc::SYS_io_cancel, libc::SYS_io_destroy, libc::SYS_io_getevents, IO_PGETEVENTS,
     libc::SYS_io_setup, libc::SYS_io_submit, libc::SYS_ioprio_get, libc::SYS_ioprio_set, libc::SYS_kill, libc::SYS_landlock_add_rule,
     libc::SYS_landlock_create_ruleset, libc::SYS_landlock_restrict_self, libc::SYS_lgetxattr, libc::SYS_linkat, libc::SYS_listen,
-    libc::SYS_listxattr, libc::SYS_llistxattr, libc::SYS_lremovexattr, libc::SYS_lseek, libc::SYS_lsetxattr, libc::SYS_madvise,
+    libc::SYS_listxattr, LISTXATTRAT, libc::SYS_llistxattr, libc::SYS_lremovexattr, libc::SYS_lseek, libc::SYS_lsetxattr, libc::SYS_madvise,
     MAP_SHADOW_STACK, libc::SYS_membarrier, libc::SYS_memfd_create, libc::SYS_memfd_secret, libc::SYS_mincore, libc::SYS_mkdirat,
     libc::SYS_mknodat, libc::SYS_mlock, libc::SYS_mlock2, libc::SYS_mlockall, libc::SYS_mmap, libc::SYS_mprotect,
     libc::SYS_mq_getsetattr, libc::SYS_mq_notify, libc::SYS_mq_open, libc::SYS_mq_timedreceive, libc::SYS_mq_timedsend,
@@ -53,9 +65,9 @@ const ALLOWED: &[i64] = &[
     libc::SYS_msync, libc::SYS_munlock, libc::SYS_munlockall, libc::SYS_munmap, libc::SYS_name_to_handle_at, libc::SYS_nanosleep,
     libc::SYS_newfstatat, libc::SYS_openat, libc::SYS_openat2, libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal, libc::SYS_pipe2,
     libc::SYS_pkey_alloc, libc::SYS_pkey_free, libc::SYS_pkey_mprotect, libc::SYS_ppoll, libc::SYS_prctl, libc::SYS_pread64,
-    libc::SYS_preadv, libc::SYS_preadv2, libc::SYS_prlimit64, libc::SYS_process_mrelease, libc::SYS_pselect6, libc::SYS_ptrace,
+    libc::SYS_preadv, libc::SYS_preadv2, libc::SYS_process_mrelease, libc::SYS_process_vm_readv, libc::SYS_process_vm_writev, libc::SYS_pselect6, libc::SYS_ptrace,
     libc::SYS_pwrite64, libc::SYS_pwritev, libc::SYS_pwritev2, libc::SYS_read, libc::SYS_readahead, libc::SYS_readlinkat,
-    libc::SYS_readv, libc::SYS_recvfrom, libc::SYS_recvmmsg, libc::SYS_recvmsg, libc::SYS_remap_file_pages, libc::SYS_removexattr,
+    libc::SYS_readv, libc::SYS_recvfrom, libc::SYS_recvmmsg, libc::SYS_recvmsg, libc::SYS_remap_file_pages, libc::SYS_removexattr, REMOVEXATTRAT,
     libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_restart_syscall, libc::SYS_rseq, libc::SYS_rt_sigaction, libc::SYS_rt_sigpending,
     libc::SYS_rt_sigprocmask, libc::SYS_rt_sigqueueinfo, libc::SYS_rt_sigreturn, libc::SYS_rt_sigsuspend, libc::SYS_rt_sigtimedwait,
     libc::SYS_rt_tgsigqueueinfo, libc::SYS_sched_getaffinity, libc::SYS_sched_getattr, libc::SYS_sched_getparam,
@@ -64,8 +76,8 @@ const ALLOWED: &[i64] = &[
     libc::SYS_seccomp, libc::SYS_semctl, libc::SYS_semget, libc::SYS_semop, libc::SYS_semtimedop, libc::SYS_sendfile,
     libc::SYS_sendmmsg, libc::SYS_sendmsg, libc::SYS_sendto, libc::SYS_setfsgid, libc::SYS_setfsuid, libc::SYS_setgid,
     libc::SYS_setgroups, libc::SYS_setitimer, libc::SYS_setpgid, libc::SYS_setpriority, libc::SYS_setregid, libc::SYS_setresgid,
-    libc::SYS_setresuid, libc::SYS_setreuid, libc::SYS_setrlimit, libc::SYS_set_robust_list, libc::SYS_setsid, libc::SYS_setsockopt,
-    libc::SYS_set_tid_address, libc::SYS_setuid, libc::SYS_setxattr, libc::SYS_shmat, libc::SYS_shmctl, libc::SYS_shmdt,
+    libc::SYS_setresuid, libc::SYS_setreuid, libc::SYS_set_robust_list, libc::SYS_setsid, libc::SYS_setsockopt,
+    libc::SYS_set_tid_address, libc::SYS_setuid, libc::SYS_setxattr, SETXATTRAT, libc::SYS_shmat, libc::SYS_shmctl, libc::SYS_shmdt,
     libc::SYS_shmget, libc::SYS_shutdown, libc::SYS_sigaltstack, libc::SYS_signalfd4, libc::SYS_socketpair, libc::SYS_splice,
     libc::SYS_statfs, libc::SYS_statx, libc::SYS_symlinkat, libc::SYS_sync, libc::SYS_sync_file_range, libc::SYS_syncfs,
     libc::SYS_sysinfo, libc::SYS_tee, libc::SYS_tgkill, libc::SYS_timer_create, libc::SYS_timer_delete, libc::SYS_timer_getoverrun,
@@ -110,6 +122,9 @@ const fn errno(number: i32) -> u32 {
 }
 const REFUSE: u32 = errno(libc::EPERM);
 const UNKNOWN: u32 = errno(libc::ENOSYS);
+const NO_FAMILY: u32 = errno(libc::EAFNOSUPPORT);
+/// The call is left out, and its caller told that it worked.
+const PRETEND: u32 = errno(0);
 
 // Offsets in struct seccomp_data (linux/seccomp.h); arguments are little-endian 64-bit words.
 const OFFSET_NUMBER: u32 = 0;
@@ -139,16 +154,26 @@ enum Verdict {
 enum Test {
     /// Refused when one of these bits is set.
     BitsClear(u32),
-    /// Allowed only when it is one of these.
-    Listed(&'static [u32]),
-    /// Refused when it is one of these.
-    Unlisted(&'static [u32]),
+    /// Allowed only when it is one of these; what others get.
+    Listed(&'static [u32], u32),
+    /// Refused when it is one of these; what these get.
+    Unlisted(&'static [u32], u32),
+    /// As `Unlisted`, but allowed when the pointer in this argument is null.
+    UnlistedUnlessNull(&'static [u32], u32, u32),
 }
 
 /// PER_LINUX, PER_LINUX32, UNAME26 with each, and the query (personality(2)).
 const PERSONALITIES: &[u32] = &[0, 8, 0x0002_0000, 0x0002_0008, 0xffff_ffff];
-/// The kernel's crypto API and the hypervisor's sockets: neither belongs to a container's network.
-const REFUSED_FAMILIES: &[u32] = &[libc::AF_ALG as u32, libc::AF_VSOCK as u32];
+/// What a container's network has. All others are kernel code that hardly any program needs: the hypervisor's sockets, the crypto API,
+/// industrial and historical protocols.
+const FAMILIES: &[u32] = &[
+    libc::AF_UNIX as u32,
+    libc::AF_INET as u32,
+    libc::AF_INET6 as u32,
+    libc::AF_NETLINK as u32,
+    libc::AF_PACKET as u32,
+];
+const CORE_LIMIT: &[u32] = &[libc::RLIMIT_CORE];
 /// Typing into somebody's terminal.
 const REFUSED_IOCTLS: &[u32] = &[0x5412 /* TIOCSTI */, 0x541c /* TIOCLINUX */];
 
@@ -160,17 +185,26 @@ fn verdict(number: i64) -> Verdict {
         },
         libc::SYS_personality => Verdict::Argument {
             index: 0,
-            test: Test::Listed(PERSONALITIES),
+            test: Test::Listed(PERSONALITIES, REFUSE),
         },
         libc::SYS_socket => Verdict::Argument {
             index: 0,
-            test: Test::Unlisted(REFUSED_FAMILIES),
+            test: Test::Listed(FAMILIES, NO_FAMILY),
+        },
+        libc::SYS_setrlimit => Verdict::Argument {
+            index: 0,
+            test: Test::Unlisted(CORE_LIMIT, PRETEND),
+        },
+        libc::SYS_prlimit64 => Verdict::Argument {
+            index: 1,
+            test: Test::UnlistedUnlessNull(CORE_LIMIT, PRETEND, 2),
         },
         libc::SYS_ioctl => Verdict::Argument {
             index: 1,
-            test: Test::Unlisted(REFUSED_IOCTLS),
+            test: Test::Unlisted(REFUSED_IOCTLS, REFUSE),
         },
-        libc::SYS_clone3 => Verdict::Return(UNKNOWN),
+        libc::SYS_clone3 | STATMOUNT | LISTMOUNT => Verdict::Return(UNKNOWN),
+        LSM_GET_SELF_ATTR..=LSM_LIST_MODULES => Verdict::Return(UNKNOWN),
         n if n > NEWEST => Verdict::Return(UNKNOWN),
         n if ALLOWED.contains(&n) || ALLOWED_LEGACY.contains(&n) => Verdict::Return(ALLOW),
         _ => Verdict::Return(REFUSE),
@@ -207,6 +241,15 @@ impl Draft {
         self.code[here].3 = below;
         Target::At(here)
     }
+
+    /// Whether the loaded word is one of `values`.
+    fn compare(&mut self, values: &[u32], hit: Target, miss: Target) {
+        for (position, value) in values.iter().enumerate() {
+            let last = position + 1 == values.len();
+            let otherwise = if last { miss } else { Target::Next };
+            self.code.push((JUMP_EQUAL, *value, hit, otherwise));
+        }
+    }
 }
 
 /// The filter for containers.
@@ -233,7 +276,7 @@ pub(crate) fn program() -> Vec<BpfInstruction> {
         .push((LOAD, OFFSET_NUMBER, Target::Next, Target::Next));
     draft.search(&ranges);
 
-    // The blocks that decide by an argument, then the three returns; shared by all jumps.
+    // The blocks that decide by an argument, then the returns; shared by all jumps.
     let mut places: Vec<(Verdict, usize)> = Vec::new();
     for (_, verdict) in &ranges {
         let Verdict::Argument { index, test } = verdict else {
@@ -243,30 +286,27 @@ pub(crate) fn program() -> Vec<BpfInstruction> {
         draft
             .code
             .push((LOAD, offset_argument(*index), Target::Next, Target::Next));
-        let (allow, refuse) = (
-            Target::Verdict(Verdict::Return(ALLOW)),
-            Target::Verdict(Verdict::Return(REFUSE)),
-        );
+        let answer = |value| Target::Verdict(Verdict::Return(value));
         match test {
-            Test::BitsClear(bits) => draft.code.push((JUMP_BITS, *bits, refuse, allow)),
-            Test::Listed(values) | Test::Unlisted(values) => {
-                let (hit, miss) = if matches!(test, Test::Listed(_)) {
-                    (allow, refuse)
-                } else {
-                    (refuse, allow)
-                };
-                for (position, value) in values.iter().enumerate() {
-                    let otherwise = if position + 1 == values.len() {
-                        miss
-                    } else {
-                        Target::Next
-                    };
-                    draft.code.push((JUMP_EQUAL, *value, hit, otherwise));
+            Test::BitsClear(bits) => {
+                let code = (JUMP_BITS, *bits, answer(REFUSE), answer(ALLOW));
+                draft.code.push(code);
+            }
+            Test::Listed(values, others) => draft.compare(values, answer(ALLOW), answer(*others)),
+            Test::Unlisted(values, these) => draft.compare(values, answer(*these), answer(ALLOW)),
+            Test::UnlistedUnlessNull(values, these, pointer) => {
+                // The values' block, then what comes behind it: both halves of the pointer.
+                let behind = Target::At(draft.code.len() + values.len());
+                draft.compare(values, behind, answer(ALLOW));
+                for (half, null) in [(0, Target::Next), (4, answer(ALLOW))] {
+                    let load = offset_argument(*pointer) + half;
+                    draft.code.push((LOAD, load, Target::Next, Target::Next));
+                    draft.code.push((JUMP_EQUAL, 0, null, answer(*these)));
                 }
             }
         }
     }
-    for value in [ALLOW, REFUSE, UNKNOWN] {
+    for value in [ALLOW, REFUSE, UNKNOWN, NO_FAMILY, PRETEND] {
         places.push((Verdict::Return(value), draft.code.len()));
         draft.code.push((RETURN, value, Target::Next, Target::Next));
     }
@@ -307,7 +347,10 @@ mod tests {
             match offset {
                 OFFSET_NUMBER => number as u32,
                 OFFSET_ARCHITECTURE => architecture,
-                other => arguments[((other - 16) / 8) as usize] as u32,
+                other => {
+                    let (word, half) = ((other - 16) / 8, (other - 16) % 8 / 4);
+                    (arguments[word as usize] >> (32 * half)) as u32
+                }
             }
         };
         let (mut at, mut a) = (0, 0u32);
@@ -375,7 +418,6 @@ mod tests {
             libc::SYS_userfaultfd,
             libc::SYS_io_uring_setup,
             libc::SYS_reboot,
-            libc::SYS_process_vm_writev,
             libc::SYS_move_mount,
             libc::SYS_fsopen,
             libc::SYS_pivot_root,
@@ -388,7 +430,15 @@ mod tests {
     #[test]
     fn arguments_decide() {
         assert_eq!(call(libc::SYS_socket, libc::AF_INET as u64), ALLOW);
-        assert_eq!(call(libc::SYS_socket, libc::AF_VSOCK as u64), REFUSE);
+        for family in [
+            libc::AF_ALG,
+            libc::AF_VSOCK,
+            libc::AF_CAN,
+            libc::AF_TIPC,
+            99,
+        ] {
+            assert_eq!(call(libc::SYS_socket, family as u64), NO_FAMILY);
+        }
         assert_eq!(call(libc::SYS_personality, 0xffff_ffff), ALLOW);
         assert_eq!(call(libc::SYS_personality, 0x0004_0000), REFUSE);
         assert_eq!(
@@ -399,6 +449,25 @@ mod tests {
             run(ARCHITECTURE, libc::SYS_ioctl, [0, 0x5413, 0, 0, 0, 0]),
             ALLOW
         );
+    }
+
+    #[test]
+    fn the_limit_on_core_dumps_stays() {
+        let core = u64::from(libc::RLIMIT_CORE);
+        assert_eq!(call(libc::SYS_setrlimit, core), PRETEND);
+        let files = u64::from(libc::RLIMIT_NOFILE);
+        assert_eq!(call(libc::SYS_setrlimit, files), ALLOW);
+        let prlimit = |resource, new| {
+            run(
+                ARCHITECTURE,
+                libc::SYS_prlimit64,
+                [0, resource, new, 0, 0, 0],
+            )
+        };
+        assert_eq!(prlimit(core, 0), ALLOW, "reading it");
+        assert_eq!(prlimit(core, 0x10), PRETEND);
+        assert_eq!(prlimit(core, 1 << 40), PRETEND, "a pointer is 64 bits");
+        assert_eq!(prlimit(files, 0x10), ALLOW);
     }
 
     #[test]

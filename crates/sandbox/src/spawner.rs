@@ -21,12 +21,15 @@ use std::path::PathBuf;
 pub struct SpawnerConfig {
     /// Unix socket where the spawner listens; its parent exists.
     pub socket: PathBuf,
-    /// Command that ends up in [`run`]: usually `/proc/self/exe` with one hidden argument; `socket`, `grace_ms` and `cgroup_name` are appended by this crate.
+    /// Command that ends up in [`run`]: usually `/proc/self/exe` with one hidden argument; `socket`, `grace_ms`, `cgroup_name` and `ids` are appended by this crate.
     pub command: Vec<String>,
     /// How long the spawner keeps processes alive without a daemon, milliseconds.
     pub grace_ms: u64,
     /// Name of the cgroup below which all processes are put, e.g. `wharf-1a2b3c4d`. Distinct per data directory.
     pub cgroup_name: String,
+    /// The ids that containers get, a range each. `None`: no user namespaces, so that root in a container is the host's root, held by
+    /// nothing but the other walls.
+    pub ids: Option<crate::IdRanges>,
 }
 
 /// How a process ended.
@@ -83,4 +86,6 @@ pub struct Survivor {
     pub process: Process,
     /// Set when it has exited meanwhile.
     pub exit: Option<Exit>,
+    /// The mount of its disk, if it has one.
+    pub disk: Option<OwnedFd>,
 }

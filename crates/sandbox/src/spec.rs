@@ -32,15 +32,80 @@ pub struct ProcessSpec {
     pub limits: Limits,
     /// Whether standard input is a pipe (else /dev/null).
     pub stdin_pipe: bool,
+    /// A file system of a fixed size ([`crate::Disk`]) to mount before the root is: `upper` and `work` lie on it. With [`SpawnFds::disk`].
+    pub disk: Option<DiskMount>,
+    /// What root in a container may do; [`Root::Host`] has none whatever this says.
+    pub capabilities: Capabilities,
+}
+
+/// Where a disk is mounted: in the container's own mount namespace, nowhere else.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DiskMount {
+    /// [`crate::Disk::device`].
+    pub device: PathBuf,
+    /// A directory of the host that is covered.
+    pub at: PathBuf,
+}
+
+/// Capabilities (capabilities(7)) of a container's root, in its user namespace: Docker's default set, or less. There is no way to more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities(u64);
+
+impl Capabilities {
+    /// Docker's names without `CAP_`, and the bits.
+    const DOCKER: [(&str, u32); 14] = [
+        ("CHOWN", 0),
+        ("DAC_OVERRIDE", 1),
+        ("FOWNER", 3),
+        ("FSETID", 4),
+        ("KILL", 5),
+        ("SETGID", 6),
+        ("SETUID", 7),
+        ("SETPCAP", 8),
+        ("NET_BIND_SERVICE", 10),
+        ("NET_RAW", 13),
+        ("SYS_CHROOT", 18),
+        ("MKNOD", 27),
+        ("AUDIT_WRITE", 29),
+        ("SETFCAP", 31),
+    ];
+    /// None at all.
+    pub const NONE: Capabilities = Capabilities(0);
+
+    /// This set without the capability of this name, as Docker writes it (`NET_RAW`, `CAP_NET_RAW`, `ALL`). One that it does not have
+    /// anyway changes nothing.
+    #[must_use]
+    pub fn without(self, name: &str) -> Capabilities {
+        let name = name.to_ascii_uppercase();
+        let name = name.strip_prefix("CAP_").unwrap_or(&name);
+        if name == "ALL" {
+            return Capabilities::NONE;
+        }
+        let bit = Self::DOCKER.iter().find(|(known, _)| *known == name);
+        Capabilities(bit.map_or(self.0, |(_, bit)| self.0 & !(1 << bit)))
+    }
+
+    /// The bits, never more than Docker's.
+    pub(crate) fn bits(self) -> u64 {
+        self.0 & Capabilities::default().0
+    }
+}
+
+impl Default for Capabilities {
+    /// Docker's default set.
+    fn default() -> Self {
+        Capabilities(Self::DOCKER.iter().fold(0, |set, (_, bit)| set | 1 << bit))
+    }
 }
 
 /// What a process sees as its file system.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Root {
-    /// The host's own root: for workerd. No mount or PID namespace; dropped capabilities, no_new_privs and the limits all the same.
+    /// The host's own root: for workerd. No mount, PID or user namespace; dropped capabilities, no_new_privs and the limits all the same.
     Host,
-    /// An overlay mounted in the process's own mount namespace: a container. Gets PID, IPC, UTS, cgroup and mount namespaces,
-    /// /proc, /sys (read-only), /dev, masked paths, dropped capabilities, no_new_privs and the seccomp filter.
+    /// An overlay mounted in the process's own mount namespace: a container. Gets PID, IPC, UTS, cgroup, mount and user namespaces,
+    /// /proc, /sys (read-only), /dev, masked paths, dropped capabilities, no_new_privs, the Landlock scopes and the seccomp filter, and
+    /// leaves no core dump. Directories belong, on disk, to the ids inside.
     Overlay {
         /// Read-only layers, topmost first; may be empty (an image from scratch without layers).
         lower: Vec<PathBuf>,
@@ -104,6 +169,9 @@ pub struct Limits {
     pub pids: Option<u64>,
     /// RLIMIT_NOFILE.
     pub nofile: Option<u64>,
+    /// Bytes that may be written to the root; whoever makes the root holds to it, with a [`crate::Disk`].
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
 }
 
 /// A process to start inside a running container: in its namespaces and its cgroup, with the capabilities, no_new_privs and filter of its
@@ -156,6 +224,8 @@ pub struct TerminalSize {
 pub struct SpawnFds {
     /// The network namespace, for [`Network::Namespace`].
     pub netns: Option<OwnedFd>,
+    /// [`crate::Disk::mount`], for [`ProcessSpec::disk`]: kept by the spawner until the process is forgotten.
+    pub disk: Option<OwnedFd>,
     /// Descriptors the process finds at these numbers (>= 3).
     pub inherit: Vec<(i32, OwnedFd)>,
 }

@@ -172,6 +172,39 @@ pub(crate) unsafe fn fork() -> io::Result<Option<i32>> {
     Ok((pid != 0).then_some(pid as i32))
 }
 
+/// Waits until this process is killed, or its parent ends.
+pub(crate) fn wait_for_end() -> ! {
+    // SAFETY: takes no pointers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    loop {
+        // SAFETY: pause has no preconditions.
+        unsafe { libc::pause() };
+    }
+}
+
+/// Files that this process makes from now on belong to `id` (user and group), on every file system. It keeps its capabilities.
+pub(crate) fn make_files_as(id: u32) -> io::Result<()> {
+    // SAFETY: both take a number; only this thread's credentials change. They return the previous id, and fail silently.
+    let now = unsafe {
+        libc::setfsgid(id);
+        libc::setfsuid(id);
+        (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX))
+    };
+    if now != (id as i32, id as i32) {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    // Leaving id 0 has made some ineffective (capabilities(7)).
+    let held = rustix::thread::capabilities(None)?;
+    rustix::thread::set_capabilities(
+        None,
+        rustix::thread::CapabilitySets {
+            effective: held.permitted,
+            ..held
+        },
+    )?;
+    Ok(())
+}
+
 /// _exit(2): no destructors, no flushing of buffers that the parent also has.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: _exit has no preconditions.
@@ -316,12 +349,41 @@ pub(crate) fn set_mount_attributes(
     set: u64,
     recursive: bool,
 ) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: set,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
+    set_attributes(
+        mount,
+        libc::mount_attr {
+            attr_set: set,
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: 0,
+        },
+        recursive,
+    )
+}
+
+/// mount_setattr(2) with MOUNT_ATTR_IDMAP: an id on disk is that id inside the user namespace. EINVAL: not on this kind of file system.
+pub(crate) fn map_mount_ids(
+    mount: BorrowedFd<'_>,
+    user_namespace: BorrowedFd<'_>,
+    recursive: bool,
+) -> io::Result<()> {
+    set_attributes(
+        mount,
+        libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP,
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: user_namespace.as_raw_fd() as u64,
+        },
+        recursive,
+    )
+}
+
+fn set_attributes(
+    mount: BorrowedFd<'_>,
+    attributes: libc::mount_attr,
+    recursive: bool,
+) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string and the attributes live through the call.
     check(unsafe {
@@ -375,6 +437,113 @@ pub(crate) fn install_seccomp(program: &[BpfInstruction]) -> io::Result<()> {
             &raw const program,
         )
     })?;
+    Ok(())
+}
+
+/// The number of a loop device that nobody uses at the moment (loop(4)).
+pub(crate) fn free_loop_device(control: BorrowedFd<'_>) -> io::Result<u32> {
+    const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
+    // SAFETY: takes no argument.
+    let number = check(libc::c_long::from(unsafe {
+        libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE)
+    }))?;
+    Ok(number as u32)
+}
+
+/// Makes a free loop device show `file`, past the page cache where possible, until its last user is gone. EBUSY: not free any more.
+pub(crate) fn configure_loop_device(
+    device: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+) -> io::Result<()> {
+    const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
+    const LO_FLAGS_AUTOCLEAR: u32 = 4;
+    const LO_FLAGS_DIRECT_IO: u32 = 16;
+    /// `struct loop_config` with its `struct loop_info64` (linux/loop.h).
+    #[repr(C)]
+    struct Config {
+        fd: u32,
+        block_size: u32,
+        device: [u64; 3],
+        offset: u64,
+        size_limit: u64,
+        number: u32,
+        encryption: [u32; 2],
+        flags: u32,
+        names: [u8; 64 + 64 + 32],
+        init: [u64; 2],
+        reserved: [u64; 8],
+    }
+    let config = Config {
+        fd: file.as_raw_fd() as u32,
+        block_size: 4096,
+        device: [0; 3],
+        offset: 0,
+        size_limit: 0,
+        number: 0,
+        encryption: [0; 2],
+        flags: LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO,
+        names: [0; 160],
+        init: [0; 2],
+        reserved: [0; 8],
+    };
+    // SAFETY: `config` is laid out as struct loop_config and lives through the call.
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config)
+    }))?;
+    Ok(())
+}
+
+/// Ends an ext4 file system where it stands: what is not written out yet is dropped (EXT4_IOC_SHUTDOWN, linux/ext4.h).
+pub(crate) fn shut_down_ext4(file: BorrowedFd<'_>) -> io::Result<()> {
+    const EXT4_IOC_SHUTDOWN: libc::Ioctl = 0x8004_587d;
+    const EXT4_GOING_FLAGS_NOLOGFLUSH: u32 = 2;
+    let flags = EXT4_GOING_FLAGS_NOLOGFLUSH;
+    // SAFETY: the kernel reads one u32, which lives through the call.
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(file.as_raw_fd(), EXT4_IOC_SHUTDOWN, &raw const flags)
+    }))?;
+    Ok(())
+}
+
+/// A Landlock rule set that restricts nothing but the reach of signals and of abstract Unix sockets. `None`: not with this kernel (Linux 6.12).
+pub(crate) fn landlock_scopes() -> io::Result<Option<OwnedFd>> {
+    const CREATE_RULESET_VERSION: u32 = 1;
+    const SCOPE_ABSTRACT_UNIX_SOCKET: u64 = 1;
+    const SCOPE_SIGNAL: u64 = 2;
+    /// `struct landlock_ruleset_attr` (linux/landlock.h).
+    #[repr(C)]
+    struct Attributes {
+        handled_access_fs: u64,
+        handled_access_net: u64,
+        scoped: u64,
+    }
+    let create = |attributes: *const Attributes, size: usize, flags: u32| {
+        // SAFETY: `attributes` is null, with size 0 and the flag that asks for the version, or a live struct of this size.
+        check(unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, attributes, size, flags) })
+    };
+    match create(std::ptr::null(), 0, CREATE_RULESET_VERSION) {
+        Ok(version) if version >= 6 => {}
+        Ok(_) => return Ok(None),
+        // Not built in, or not enabled at boot.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP)) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    }
+    let attributes = Attributes {
+        handled_access_fs: 0,
+        handled_access_net: 0,
+        scoped: SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL,
+    };
+    let fd = create(&raw const attributes, size_of::<Attributes>(), 0)?;
+    // SAFETY: the kernel has made a new descriptor (always marked close-on-exec) that nobody else owns.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+}
+
+/// Puts this thread under a Landlock rule set, for good. Needs no_new_privs.
+pub(crate) fn landlock_restrict(rules: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) })?;
     Ok(())
 }
 

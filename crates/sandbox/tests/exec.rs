@@ -6,7 +6,7 @@ mod support;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use support::{Place, read_all};
 use wharf_sandbox::{
     ExecProcess, ExecSpec, ExecStreams, Exit, SpawnError, SpawnFds, Spawner, Streams, Terminal,
@@ -74,6 +74,14 @@ fn descriptors(spawner: &Spawner) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", spawner.pid()))
         .unwrap()
         .count()
+}
+
+/// It answers first and closes then.
+async fn has_descriptors(spawner: &Spawner, count: usize) {
+    until("the spawner's descriptors", || {
+        descriptors(spawner) == count
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -196,8 +204,8 @@ async fn a_program_that_cannot_start_says_why() {
     std::fs::write(root.join("plain"), "text").unwrap();
     std::fs::write(root.join("script"), "#!/no/such/interpreter\n").unwrap();
     std::fs::set_permissions(root.join("script"), PermissionsExt::from_mode(0o755)).unwrap();
-    symlink("/proc/self/fd/0", root.join("out")).unwrap();
     container(&place, &spawner, "c").await;
+    let before = descriptors(&spawner);
     let cases = [
         (
             "nope",
@@ -241,7 +249,6 @@ async fn a_program_that_cannot_start_says_why() {
         out.cwd = format!("/proc/self/fd/{number}");
         assert!(refused(run(&spawner, &out).await).0.contains(&out.cwd));
     }
-    let before = descriptors(&spawner);
     let taken = spec("c", &["sleep", "1000"]);
     let _sleep = spawner.exec(&taken).await.unwrap();
     assert!(
@@ -249,7 +256,7 @@ async fn a_program_that_cannot_start_says_why() {
             .0
             .contains("exists already")
     );
-    assert_eq!(descriptors(&spawner), before + 1, "its pidfd");
+    has_descriptors(&spawner, before + 1).await; // Its pidfd.
     place.finish(spawner).await;
 }
 
@@ -361,7 +368,7 @@ async fn a_container_that_ends_while_many_are_started() {
     }
     assert_eq!(spawner.wait("c").await.unwrap().code, 137);
     spawner.forget("c").await.unwrap();
-    assert_eq!(descriptors(&spawner), before - 3);
+    has_descriptors(&spawner, before - 3).await;
     place.finish(spawner).await;
 }
 
@@ -386,7 +393,7 @@ async fn a_hundred_at_once_leave_nothing_behind() {
             "{n}"
         );
     }
-    assert_eq!(descriptors(&spawner), before);
+    has_descriptors(&spawner, before).await;
     let status = std::fs::read_to_string(format!("/proc/{}/status", spawner.pid())).unwrap();
     let anonymous = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
     let kib: u64 = anonymous
@@ -497,7 +504,7 @@ async fn without_its_daemon_it_runs_on_in_the_container() {
     let kill = spec("c", &["busybox", "killall", "sleep"]);
     run(&spawner, &kill).await.unwrap();
     until("the detached one ends", || !is_alive(detached_pid)).await;
-    assert_eq!(descriptors(&spawner), before);
+    has_descriptors(&spawner, before).await;
     place.finish(spawner).await;
 }
 
@@ -552,5 +559,62 @@ async fn it_shows_nothing_of_the_spawner_while_it_starts() {
     run(&spawner, &sh("c", "echo > /stop")).await.unwrap();
     assert_eq!(spawner.wait("c").await.unwrap().code, 0);
     assert_eq!(seen.await.unwrap(), "");
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
+async fn the_same_walls_as_the_main_process() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let (mut spec, fds) = place.container("c", IDLE);
+    spec.capabilities = wharf_sandbox::Capabilities::default().without("CHOWN");
+    let process = spawner.spawn(&spec, fds).await.unwrap();
+    assert_eq!(support::first_line(&process).await, "ready");
+    let script = "readlink /proc/self/ns/user; cat /proc/self/uid_map; grep -E '^(Cap|Seccomp:|NoNewPrivs)' /proc/self/status; ulimit -c; id -u; stat -c %u /proc/1 /dev/pts; echo > /tmp/made; stat -c %u /tmp/made";
+    let mine = run(&spawner, &sh("c", script)).await.unwrap();
+    let of_main =
+        |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid)).unwrap();
+    let users = std::fs::read_link(format!("/proc/{}/ns/user", process.pid)).unwrap();
+    let lines: Vec<&str> = mine.out.lines().collect();
+    assert_eq!(lines[0], users.to_str().unwrap(), "{}", mine.err);
+    assert_eq!(lines[1], of_main("uid_map").trim_end());
+    for line in &lines[2..9] {
+        assert!(of_main("status").lines().any(|l| l == *line), "{line}");
+    }
+    assert_eq!(lines[9..], ["0", "0", "0", "0", "0"], "{:?}", mine.out);
+    let uid = of_main("status");
+    let uid = uid
+        .lines()
+        .find_map(|l| l.strip_prefix("Uid:"))
+        .unwrap()
+        .trim()
+        .to_owned();
+    assert!(!uid.starts_with("0\t"), "{uid}");
+    // It is reached by the container's processes and reaches them.
+    let ran = run(&spawner, &sh("c", "kill -0 1 && echo reached"))
+        .await
+        .unwrap();
+    assert_eq!(ran.out, "reached\n", "{}", ran.err);
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
+async fn the_null_device_is_the_containers() {
+    use std::os::unix::fs::MetadataExt;
+    let place = Place::new();
+    let spawner = place.start().await;
+    container(&place, &spawner, "c").await;
+    let mut detached = sh(
+        "c",
+        "chmod 600 /proc/self/fd/0 /proc/self/fd/1; stat -c %u:%a /dev/null > /tmp/seen",
+    );
+    detached.user = "app".into();
+    detached.streams = ExecStreams::Null;
+    let (process, _) = spawner.exec(&detached).await.unwrap();
+    process.wait().await.unwrap();
+    let seen = run(&spawner, &sh("c", "cat /tmp/seen")).await.unwrap();
+    assert_eq!(seen.out, "0:666\n", "{}", seen.err);
+    let host = std::fs::metadata("/dev/null").unwrap();
+    assert_eq!((host.uid(), host.mode() & 0o777), (0, 0o666));
     place.finish(spawner).await;
 }

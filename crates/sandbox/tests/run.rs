@@ -195,63 +195,6 @@ async fn users_groups_and_homes() {
 }
 
 #[tokio::test]
-async fn limits_hold() {
-    let place = Place::new();
-    let spawner = place.start().await;
-    let support = wharf_sandbox::cgroup::describe();
-    assert_eq!(
-        support.warning(),
-        None,
-        "this test needs all controllers: {support}"
-    );
-    let ran = place
-        .run_with(
-            &spawner,
-            "memory",
-            "head -c 200m /dev/zero | tail -c 150m > /dev/null; echo survived",
-            |spec| {
-                spec.limits.memory_bytes = Some(64 << 20);
-            },
-        )
-        .await;
-    assert!(ran.exit.oom_killed, "{ran:?}");
-    let ran = place
-        .run_with(
-            &spawner,
-            "pids",
-            "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 5 & done",
-            |spec| spec.limits.pids = Some(8),
-        )
-        .await;
-    assert!(ran.err.contains("fork"), "{ran:?}");
-    assert!(!ran.exit.oom_killed);
-    let ran = place
-        .run_with(
-            &spawner,
-            "files",
-            "ulimit -n; cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu.max 2>/dev/null",
-            |spec| {
-                spec.limits.nofile = Some(99);
-                spec.limits.cpu_millis = Some(250);
-            },
-        )
-        .await;
-    let lines: Vec<_> = ran.out.lines().collect();
-    assert_eq!(lines[0], "99");
-    assert!(lines[1].starts_with("25000"), "{ran:?}");
-    let ran = place
-        .run_with(&spawner, "many", "ulimit -n", |spec| {
-            spec.limits.nofile = Some(1 << 30)
-        })
-        .await;
-    assert!(
-        ran.out.trim().parse::<u64>().unwrap() > 99,
-        "as far as allowed: {ran:?}"
-    );
-    place.finish(spawner).await;
-}
-
-#[tokio::test]
 async fn standard_input_is_a_pipe_if_asked_for() {
     let place = Place::new();
     let spawner = place.start().await;
@@ -291,6 +234,7 @@ async fn host_processes_have_no_privileges_and_exactly_the_given_descriptors() {
         &spec,
         SpawnFds {
             netns: None,
+            disk: None,
             inherit,
         },
     )

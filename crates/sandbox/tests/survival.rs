@@ -257,8 +257,9 @@ async fn interrupt_does_not_reach_the_spawner_and_it_stays_small() {
     let fds = std::fs::read_dir(format!("/proc/{}/fd", spawner.pid()))
         .unwrap()
         .count();
+    // Its own ones, and the user namespaces that it keeps ready.
     assert!(
-        fds <= 8,
+        fds <= 20,
         "{fds} descriptors after all processes were forgotten"
     );
     place.finish(spawner).await;

@@ -4,9 +4,9 @@
 mod support;
 
 use std::collections::HashMap;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use support::{Place, bind, file};
-use wharf_sandbox::{Root, SpawnError};
+use wharf_sandbox::{Capabilities, Root, SpawnError, netns};
 
 #[tokio::test]
 async fn namespaces_are_its_own() {
@@ -388,77 +388,96 @@ async fn nothing_is_mounted_on_the_host() {
     place.finish(spawner).await;
 }
 
-/// Runs inside (as a program of its own) what [`threads_work_and_refused_system_calls_are_refused`] expects.
-fn inside() {
-    let threads: Vec<_> = (0..8).map(|n| std::thread::spawn(move || n)).collect();
-    let sum: i32 = threads.into_iter().map(|t| t.join().unwrap()).sum();
-    println!("threads {sum}");
-    for (name, number) in [
-        ("clone3", libc::SYS_clone3),
-        ("unshare", libc::SYS_unshare),
-        ("keyctl", libc::SYS_keyctl),
-        ("bpf", libc::SYS_bpf),
-        ("newest", 9999),
-    ] {
-        // SAFETY: with arguments that are all zero these fail (or, unshare of nothing, do nothing) without a filter, too.
-        let result = unsafe { libc::syscall(number, 0, 0, 0, 0, 0) };
-        let errno = std::io::Error::last_os_error().raw_os_error();
-        println!(
-            "{name} {}",
-            if result == 0 {
-                "worked"
-            } else if errno == Some(libc::ENOSYS) {
-                "ENOSYS"
-            } else if errno == Some(libc::EPERM) {
-                "EPERM"
-            } else {
-                "other"
-            }
-        );
-    }
+#[tokio::test]
+async fn set_user_id_programs_gain_nothing() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let layer = place.path("layer");
+    std::fs::copy("/bin/busybox", layer.join("id")).unwrap();
+    std::fs::set_permissions(layer.join("id"), PermissionsExt::from_mode(0o6755)).unwrap();
+    let base = place.busybox();
+    let ran = place
+        .run_with(
+            &spawner,
+            "suid",
+            "ls -l /id | cut -c 1-10; /id -u; /id -g",
+            |spec| {
+                let Root::Overlay { lower, .. } = &mut spec.root else {
+                    unreachable!()
+                };
+                *lower = vec![layer.clone(), base.clone()];
+                spec.user = "app".into();
+            },
+        )
+        .await;
+    assert_eq!(ran.out, "-rwsr-sr-x\n1000\n1001\n", "{ran:?}");
+    place.finish(spawner).await;
 }
 
 #[tokio::test]
-async fn threads_work_and_refused_system_calls_are_refused() {
-    if std::env::var_os("INSIDE").is_some() {
-        return inside();
-    }
+async fn capabilities_can_only_be_taken_away() {
     let place = Place::new();
     let spawner = place.start().await;
-    let (mut spec, fds) = place.container("threads", "");
-    spec.root = Root::Overlay {
-        lower: vec![],
-        upper: place.path("u"),
-        work: place.path("w"),
-    };
-    // This program itself, with the host's C library.
-    spec.mounts = vec![bind(&std::env::current_exe().unwrap(), "/program", true)];
-    spec.mounts.extend(
-        ["/usr", "/lib", "/lib64"]
-            .map(std::path::Path::new)
-            .into_iter()
-            .filter(|p| p.exists())
-            .map(|p| bind(p, p.to_str().unwrap(), true)),
-    );
-    spec.argv = [
-        "/program",
-        "--nocapture",
-        "--exact",
-        "threads_work_and_refused_system_calls_are_refused",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    spec.env.push("INSIDE=1".into());
-    let ran = support::run(&spawner, &spec, fds).await.unwrap();
-    for line in [
-        "threads 28",
-        "clone3 ENOSYS",
-        "unshare EPERM",
-        "keyctl EPERM",
-        "bpf EPERM",
-        "newest ENOSYS",
+    let script = "grep -E 'Cap(Eff|Bnd)' /proc/self/status; chown 1:1 /tmp && echo chowned; mkfifo /tmp/x-$RANDOM && echo made";
+    for (capabilities, bits, chowned) in [
+        (Capabilities::default(), "00000000a80425fb", true),
+        (
+            Capabilities::default()
+                .without("cap_chown")
+                .without("SYS_ADMIN"),
+            "00000000a80425fa",
+            false,
+        ),
+        (Capabilities::NONE, "0000000000000000", false),
+        (
+            Capabilities::default().without("ALL"),
+            "0000000000000000",
+            false,
+        ),
     ] {
-        assert!(ran.out.lines().any(|l| l == line), "{line}: {ran:?}");
+        let ran = place
+            .run_with(&spawner, "caps", script, |s| s.capabilities = capabilities)
+            .await;
+        assert_eq!(ran.out.matches(bits).count(), 2, "{ran:?}");
+        assert_eq!(ran.out.contains("chowned"), chowned, "{ran:?}");
+        assert!(ran.out.contains("made"), "{ran:?}");
     }
+    // What a request cannot say, whoever wrote it.
+    let all: Capabilities = serde_json::from_str(&u64::MAX.to_string()).unwrap();
+    let ran = place
+        .run_with(&spawner, "all", script, |s| s.capabilities = all)
+        .await;
+    assert_eq!(ran.out.matches("00000000a80425fb").count(), 2, "{ran:?}");
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
+async fn ports_below_1024_are_for_everybody() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let script = "httpd -p 80 -h /etc && wget -q -O - http://127.0.0.1/passwd | head -n 1";
+    for user in ["", "app"] {
+        let (mut spec, mut fds) = place.container("net", script);
+        spec.user = user.into();
+        let redirect = netns::Redirect {
+            tcp_port: 1,
+            dns_port: 2,
+            ipv6: false,
+        };
+        fds.netns = Some(netns::create(redirect).unwrap());
+        let ran = support::run(&spawner, &spec, fds).await.unwrap();
+        assert_eq!(ran.out, "root:x:0:0::/root:/bin/sh\n", "{ran:?}");
+    }
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
+async fn shared_memory_is_bounded() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=65; ls -l /dev/shm/x | awk '{print $5}'; df -m /dev/shm | tail -n 1";
+    let ran = place.run(&spawner, "shm", script).await;
+    assert!(ran.err.contains("No space left"), "{ran:?}");
+    assert!(ran.out.starts_with("67108864\n"), "{ran:?}");
     place.finish(spawner).await;
 }

@@ -55,6 +55,11 @@ impl World {
         Snapshots::open(&self.place.path("snapshots"), config).unwrap()
     }
 
+    /// Its images.
+    pub fn images(&self) -> ImageStore {
+        self.images.clone()
+    }
+
     /// Where the engine keeps its instances.
     pub fn instances(&self) -> PathBuf {
         self.place.dir.path().join("instances")
@@ -163,8 +168,14 @@ pub fn shell(owner: &Owner, name: &str, script: &str) -> Create {
         user: None,
         working_dir: None,
         labels: BTreeMap::new(),
-        limits: Limits::default(),
+        limits: Limits {
+            // As the instances of applications have one.
+            disk_bytes: (*owner != Owner::Operator).then_some(32_000_000),
+            ..Limits::default()
+        },
         network: None,
+        own_network: wharf_engine::OwnNetwork::default(),
+        auto_remove: false,
         application: None,
         volumes: Vec::new(),
         snapshot: None,

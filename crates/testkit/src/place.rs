@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
-use wharf_sandbox::{Spawner, SpawnerConfig, Survivor};
+use wharf_sandbox::{IdRanges, Spawner, SpawnerConfig, Survivor};
 
 /// A directory, a cgroup name, and whatever spawner runs there. Also after a failed test nothing stays.
 #[derive(Debug)]
@@ -50,6 +50,7 @@ impl Place {
             command: vec![self.program.clone()],
             grace_ms,
             cgroup_name: self.cgroup_name.clone(),
+            ids: Some(IdRanges::default()),
         }
     }
 

@@ -5,6 +5,7 @@
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use wharf_sandbox::IdRanges;
 
 /// Where a node's configuration is looked for when `--config` is not given.
 pub(crate) const DEFAULT_FILE: &str = "/etc/wharf/wharf.toml";
@@ -55,6 +56,9 @@ pub(crate) struct Containers {
     pub(crate) stop_grace_ms: u64,
     pub(crate) log_bytes: u64,
     pub(crate) orphan_grace_ms: u64,
+    pub(crate) user_namespaces: bool,
+    pub(crate) id_first: u32,
+    pub(crate) id_ranges: u32,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -135,6 +139,9 @@ impl Default for Containers {
             stop_grace_ms: 10_000,
             log_bytes: 1 << 20,
             orphan_grace_ms: 60_000,
+            user_namespaces: true,
+            id_first: IdRanges::default().first,
+            id_ranges: IdRanges::default().count,
         }
     }
 }
@@ -210,6 +217,13 @@ log_bytes = 1048576
 # How long containers live on without the daemon after it died; and how long, once their workerd or the daemon has ended, they are kept when their
 # object does not wake, milliseconds. setInactivityTimeout() of an object goes before the latter.
 orphan_grace_ms = 60000
+# Whether root in a container is nobody outside. Needs Linux 5.19 and a data directory on ext4, xfs or btrfs; without them a node does not
+# start, unless this is false: then root in a container is the host's root, held by nothing but the other walls.
+user_namespaces = true
+# The host's user and group ids that containers get: id_ranges times 65536, from id_first on, a range for each that runs. The default lies
+# where systemd, /etc/subuid and LXD have nothing. Two nodes on one machine should have ranges of their own.
+id_first = 1879048192
+id_ranges = 4094
 
 [snapshots]
 # A snapshot that has not been restored for so long is removed, hours (720: thirty days, as on Cloudflare).
@@ -222,8 +236,8 @@ script_mib = 51200
 [network]
 # Network namespaces kept ready.
 pool_size = 8
-# How long a connection to a container waits for the port to listen, milliseconds. @cloudflare/containers asks some 27 times before it gives
-# up, so a container has about a minute to begin to listen. Keep it below the 5000 after which the package itself gives up one try.
+# For how long after the start of a container connections wait for a port to listen, milliseconds. Within the first minute, later ones wait for
+# 0.7 s each: with @cloudflare/containers' 67 tries a slow container has that minute. Keep it below the 5000 after which the package gives up a try.
 hold_ms = 2000
 # DNS servers for containers, "1.2.3.4:53"; empty: those of /etc/resolv.conf.
 dns_servers = []
@@ -237,6 +251,16 @@ location = "loc01"
 region = "LOCAL"
 country = "XX"
 "#;
+
+impl Containers {
+    /// The id ranges, if containers get user namespaces.
+    pub(crate) fn ids(&self) -> Option<IdRanges> {
+        self.user_namespaces.then_some(IdRanges {
+            first: self.id_first,
+            count: self.id_ranges,
+        })
+    }
+}
 
 impl Config {
     /// Reads `file`, or the default file if it exists, or the defaults.

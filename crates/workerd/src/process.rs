@@ -214,11 +214,15 @@ impl Process {
                 cpu_millis: None,
                 pids: Some(inner.config.pids),
                 nofile: Some(inner.config.nofile),
+                disk_bytes: None,
             },
             stdin_pipe: false,
+            disk: None,
+            capabilities: wharf_sandbox::Capabilities::NONE,
         };
         let fds = SpawnFds {
             netns: None,
+            disk: None,
             inherit: vec![(CONTROL_FD, OwnedFd::from(control_write))],
         };
         let spawned = inner.spawner.spawn(&spec, fds).await?;

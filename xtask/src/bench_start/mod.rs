@@ -138,7 +138,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.json {
         arguments.push("--json".to_owned());
     }
-    measure(&bench, &arguments).with_context(|| format!("the node said:\n{}", node.log()))
+    let measured = measure(&bench, &arguments);
+    interrupt::check()?;
+    measured.with_context(|| format!("the node said:\n{}", node.log()))
 }
 
 /// Packages to measure against. Their services are not started by the installation: the bench runs daemons of its own.
@@ -169,7 +171,7 @@ fn install_others() -> Result<()> {
 fn build_bench() -> Result<PathBuf> {
     step("building the measuring program", || {
         run_command(
-            Command::new(env!("CARGO"))
+            setup::cargo()
                 .args(["build", "--release", "--package", "start-bench"])
                 .current_dir(setup::root()),
         )
@@ -202,7 +204,6 @@ fn measure(program: &Path, arguments: &[String]) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(50));
     };
-    interrupt::check()?;
     if !status.success() {
         bail!("the measuring program ended with {status}");
     }

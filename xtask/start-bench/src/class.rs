@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 /// The port that the app listens on inside its own network.
 pub(crate) const PORT: u16 = 8080;
+/// What it may write, bytes: Cloudflare's `basic`.
+pub(crate) const DISK: u64 = 4_000_000_000;
 /// Memory limit of every container, bytes.
 pub(crate) const MEMORY: u64 = 3072 << 20;
 /// CPU limit of every container, thousandths of a core.

@@ -160,6 +160,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        eprintln!("cleaning up");
         if let Err(error) = self.sweep() {
             eprintln!(
                 "something is left of the bench, in {}: {error:#}",

@@ -7,11 +7,12 @@ use super::stream::{self, Attached};
 use super::table::{ContainerStart, Facts, Phase, Refusal};
 use super::{Answer, Context, Execs, Running, read, terminal_size, unknown};
 use crate::errors::ApiError;
+use crate::{frames, upgrade};
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, StatusCode, header};
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use http::{StatusCode, header};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use std::os::fd::AsFd;
@@ -84,7 +85,7 @@ pub(super) async fn start(
     Path(id): Path<String>,
     mut request: Request,
 ) -> Answer {
-    let upgrade = wants_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
+    let upgrade = upgrade::asked(&mut request);
     let body: StartBody = read(request.into_body()).await?;
     let detach = body.detach == Some(true);
     let (waiting, container, facts) = execs.begin(&id)?;
@@ -118,55 +119,23 @@ pub(super) async fn start(
     started.await.map_err(|_| gone())??;
     Ok(match (detach, upgrade) {
         (true, _) => StatusCode::OK.into_response(),
-        (false, Some(upgrade)) => take_over(upgrade, client, by_workerd, tty),
+        (false, Some(upgrade)) => {
+            upgrade::switch(upgrade, content_type(tty), async move |connection| {
+                let connection = after_head(connection.into_inner(), by_workerd).await;
+                // A start whose task has gone has ended.
+                drop(client.send(connection));
+            })
+        }
         (false, None) => stream_in_body(client, tty),
     })
 }
 
-fn wants_upgrade(headers: &HeaderMap) -> bool {
-    let has = |name, word: &str| {
-        let values = headers
-            .get_all(name)
-            .into_iter()
-            .filter_map(|v| v.to_str().ok());
-        values
-            .flat_map(|v| v.split(','))
-            .any(|v| v.trim().eq_ignore_ascii_case(word))
-    };
-    has(header::CONNECTION, "upgrade") && has(header::UPGRADE, "tcp")
-}
-
 fn content_type(tty: bool) -> &'static str {
     if tty {
-        "application/vnd.docker.raw-stream"
+        frames::RAW
     } else {
-        "application/vnd.docker.multiplexed-stream"
+        frames::MULTIPLEXED
     }
-}
-
-/// The connection itself becomes the stream.
-fn take_over(
-    upgrade: OnUpgrade,
-    client: oneshot::Sender<Box<dyn Client>>,
-    by_workerd: bool,
-    tty: bool,
-) -> Response {
-    tokio::spawn(async move {
-        match upgrade.await {
-            Ok(connection) => {
-                let connection = after_head(connection, by_workerd).await;
-                // A start whose task has gone has ended.
-                drop(client.send(connection));
-            }
-            Err(error) => tracing::debug!(%error, "the client of an exec has gone"),
-        }
-    });
-    let headers = [
-        (header::CONNECTION, "Upgrade"),
-        (header::UPGRADE, "tcp"),
-        (header::CONTENT_TYPE, content_type(tty)),
-    ];
-    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
 /// The connection, when the client has received the answer's head. docker-py reads the head through a buffer, and loses whatever of the

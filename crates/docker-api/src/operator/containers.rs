@@ -4,13 +4,13 @@ use super::Operator;
 use super::filters::Filters;
 use crate::errors::ApiError;
 use crate::json as docker_json;
+use crate::ports;
 use crate::script::is_true;
 use axum::Json;
-use axum::extract::{Path, Query, State};
-use axum::response::{IntoResponse, Response};
+use axum::extract::{Query, State};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use wharf_engine::{Inspect, Owner, lifecycle};
+use wharf_engine::{Inspect, lifecycle};
 
 pub(super) async fn list(
     State(op): State<Operator>,
@@ -36,14 +36,6 @@ pub(super) async fn list(
     Ok(Json(rows.rev().map(summary).collect::<Vec<_>>().into()))
 }
 
-pub(super) async fn logs(
-    State(op): State<Operator>,
-    Path(id): Path<String>,
-) -> Result<Response, ApiError> {
-    let records = op.engine.logs(&Owner::Operator, &id).await?;
-    Ok(multiplexed(&records))
-}
-
 pub(super) fn is_running(instance: &Inspect) -> bool {
     docker_json::status(&instance.state) == "running"
 }
@@ -66,24 +58,9 @@ fn summary(instance: &Inspect) -> Value {
         "State": state,
         "Status": status,
         "Labels": instance.labels,
-        "Ports": [],
+        "Ports": ports::row(&instance.published),
         "Mounts": [],
         "HostConfig": { "NetworkMode": "default" },
         "NetworkSettings": { "Networks": {} },
     })
-}
-
-/// Kept output as Docker's multiplexed stream: frames of stream (1 or 2), three zero bytes, length (u32, big-endian), bytes.
-fn multiplexed(records: &[(bool, i64, Vec<u8>)]) -> Response {
-    let mut out = Vec::new();
-    for (is_stderr, _, bytes) in records {
-        out.extend_from_slice(&[1 + u8::from(*is_stderr), 0, 0, 0]);
-        out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
-        out.extend_from_slice(bytes);
-    }
-    (
-        [("content-type", "application/vnd.docker.multiplexed-stream")],
-        out,
-    )
-        .into_response()
 }

@@ -113,6 +113,7 @@ mod tests {
             labels: labels.iter().map(owned).collect(),
             object_labels: BTreeMap::new(),
             ended_by: None,
+            published: Vec::new(),
             error: None,
         }
     }

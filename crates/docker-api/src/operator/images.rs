@@ -58,9 +58,21 @@ pub(super) async fn list(State(op): State<Operator>) -> Result<Json<Value>, ApiE
         let mut row = image_json(image);
         let config = row["Config"].take();
         row["Labels"] = config.get("Labels").cloned().unwrap_or(Value::Null);
+        // Unlike in the inspection, seconds since 1970.
+        row["Created"] = created_seconds(image).into();
+        row["ParentId"] = "".into();
+        row["SharedSize"] = (-1).into();
+        row["Containers"] = (-1).into();
         row
     });
     Ok(Json(rows.collect::<Vec<_>>().into()))
+}
+
+fn created_seconds(image: &Image) -> i64 {
+    let created = image.config.created().as_deref().unwrap_or_default();
+    created
+        .parse::<jiff::Timestamp>()
+        .map_or(0, jiff::Timestamp::as_second)
 }
 
 /// Splits `library/hello/json` into the image's name and the action after it; names may hold slashes.

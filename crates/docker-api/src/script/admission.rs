@@ -110,7 +110,7 @@ impl Admission {
                 let ports = body.exposed_ports.as_ref();
                 cmd.first()
                     .is_some_and(|first| first == "--http-egress-port")
-                    && ports.is_some_and(|ports| ports.contains_key(INGRESS_PORT))
+                    && ports.is_some_and(|ports| ports.contains_key(&format!("{INGRESS_PORT}/tcp")))
             }
         }
     }

@@ -5,6 +5,7 @@ use super::start_options::Carried;
 use super::{ASKED_IMAGE_LABEL, Answer, ApplicationInfo, Context, Shared};
 use crate::errors::ApiError;
 use crate::peer::Peer;
+use crate::ports::{self, Bindings};
 use crate::storage::{HelperBody, is_snapshot};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Query, State};
@@ -15,8 +16,8 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use wharf_engine::{Create, EngineError, Limits};
-use wharf_net::{Network, Policy};
+use wharf_engine::{Create, EngineError, Limits, OwnNetwork};
+use wharf_net::Network;
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct CreateQuery {
@@ -35,10 +36,14 @@ pub(crate) struct Body {
     working_dir: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     pub(crate) exposed_ports: Option<BTreeMap<String, Value>>,
+    tty: Option<bool>,
+    open_stdin: Option<bool>,
+    hostname: Option<String>,
     pub(crate) host_config: Option<HostConfig>,
 }
 
-/// What of `HostConfig` counts. `RestartPolicy` and `PidMode` do not: an exit must reach `wait`, and the host's processes are nobody's.
+/// What of `HostConfig` counts. `PidMode` does not: the host's processes are nobody's. `RestartPolicy` does not for workerd, to which an exit must
+/// be told by `wait`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct HostConfig {
@@ -52,6 +57,27 @@ pub(crate) struct HostConfig {
     devices: Option<Vec<Value>>,
     security_opt: Option<Vec<String>>,
     privileged: Option<bool>,
+    port_bindings: Option<Bindings>,
+    publish_all_ports: Option<bool>,
+    auto_remove: Option<bool>,
+    restart_policy: Option<RestartPolicy>,
+}
+
+impl HostConfig {
+    /// What a network of the container's own is like.
+    pub(crate) fn own_network(&self) -> Result<OwnNetwork, ApiError> {
+        let publish = self.port_bindings.as_ref().map(ports::parse).transpose()?;
+        Ok(OwnNetwork {
+            internet: self.network_mode.as_deref() != Some("none"),
+            publish: publish.unwrap_or_default(),
+        })
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct RestartPolicy {
+    name: Option<String>,
 }
 
 impl Body {
@@ -129,11 +155,21 @@ async fn create_container(
         }
         snapshot = Some(found);
     }
-    let host = body.host_config.unwrap_or_default();
+    let mut body = body;
+    let host = body.host_config.take().unwrap_or_default();
     let mounts = host.mounts.as_deref().unwrap_or_default();
     let volumes = shared.storage.mounts(mounts).await?;
     let mode = host.network_mode.as_deref().unwrap_or_default();
     let (network, of_workerd) = network(shared, &name, mode).await?;
+    if !of_workerd {
+        refuse_unsupported_of_docker(&body, &host)?;
+    }
+    let own_network = host.own_network()?;
+    if network.is_some() && !own_network.publish.is_empty() {
+        return Err(ApiError::bad_request(
+            "conflicting options: a container in another's network publishes no ports of its own",
+        ));
+    }
     let asked = body.image.unwrap_or_default();
     // `start({entrypoint})` arrives as Cmd. On Cloudflare it is what runs, instead of the image's ENTRYPOINT and CMD, and so it is here.
     let (entrypoint, cmd) = match (body.entrypoint, body.cmd.unwrap_or_default()) {
@@ -156,7 +192,9 @@ async fn create_container(
         working_dir: body.working_dir,
         labels,
         limits,
-        network: Some(network),
+        network,
+        own_network,
+        auto_remove: host.auto_remove == Some(true),
         application,
         volumes,
         snapshot,
@@ -187,37 +225,32 @@ async fn create_container(
     }
 }
 
-/// The network that a mode means, and whether it is workerd's: that of a sidecar.
-async fn network(shared: &Shared, name: &str, mode: &str) -> Result<(Network, bool), ApiError> {
+/// The network that a mode means (`None`: one of its own), and whether it is workerd's: that of a sidecar.
+async fn network(
+    shared: &Shared,
+    name: &str,
+    mode: &str,
+) -> Result<(Option<Network>, bool), ApiError> {
     if let Some(other) = mode.strip_prefix("container:") {
         if shared.is_sidecar(other).await {
-            return Ok((shared.sidecar(other).await?.network, true));
+            return Ok((Some(shared.sidecar(other).await?.network), true));
         }
         if let Admission::Operator = shared.admission {
             let network = shared.engine.network(&shared.owner, other).await?;
-            return Ok((network, false));
+            return Ok((Some(network), false));
         }
     }
-    if matches!(shared.admission, Admission::Script { .. }) {
-        return Err(ApiError::bad_request(format!(
+    match shared.admission {
+        Admission::Script { .. } => Err(ApiError::bad_request(format!(
             "network mode \"{mode}\" is not possible here: a container joins its sidecar's network (container:{name}-proxy)"
-        )));
-    }
-    let internet = match mode {
-        "" | "default" | "bridge" => true,
-        "none" => false,
-        other => {
-            return Err(ApiError::bad_request(format!(
-                "network mode \"{other}\" is not supported: use bridge, none or container:<name>"
-            )));
+        ))),
+        Admission::Operator if matches!(mode, "" | "default" | "bridge" | "none") => {
+            Ok((None, false))
         }
-    };
-    let network = shared.networks.create().await.map_err(|error| {
-        let text = format!("no network for the container: {error}");
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
-    })?;
-    network.set_policy(Policy { internet });
-    Ok((network, false))
+        Admission::Operator => Err(ApiError::bad_request(format!(
+            "network mode \"{mode}\" is not supported: use bridge, none or container:<name>"
+        ))),
+    }
 }
 
 pub(crate) fn no_image(image: &str) -> ApiError {
@@ -241,6 +274,38 @@ fn refuse_unsupported(host: &HostConfig) -> Result<(), ApiError> {
         (any(host.devices.as_ref()), "passing devices"),
         (any(host.security_opt.as_ref()), "SecurityOpt"),
         (host.privileged == Some(true), "privileged mode"),
+    ];
+    match refused.iter().find(|(asked, _)| *asked) {
+        Some((_, feature)) => Err(ApiError::unsupported(feature)),
+        None => Ok(()),
+    }
+}
+
+/// What a Docker client may ask for and a container cannot have. workerd does not ask for it, or does not mean it.
+fn refuse_unsupported_of_docker(body: &Body, host: &HostConfig) -> Result<(), ApiError> {
+    let restart = host
+        .restart_policy
+        .as_ref()
+        .and_then(|it| it.name.as_deref())
+        .unwrap_or_default();
+    let refused = [
+        (body.tty == Some(true), "a terminal for a container (-t)"),
+        (
+            body.open_stdin == Some(true),
+            "standard input of a container (-i)",
+        ),
+        (
+            body.hostname.as_ref().is_some_and(|name| !name.is_empty()),
+            "a host name of choice (--hostname)",
+        ),
+        (
+            host.publish_all_ports == Some(true),
+            "publishing all ports (-P): name them with -p",
+        ),
+        (
+            !matches!(restart, "" | "no"),
+            "a restart policy (--restart)",
+        ),
     ];
     match refused.iter().find(|(asked, _)| *asked) {
         Some((_, feature)) => Err(ApiError::unsupported(feature)),
@@ -299,6 +364,7 @@ pub(crate) fn limits(application: &Limits, host: Option<&HostConfig>) -> Limits 
         cpu_millis: lower(application.cpu_millis, asked(|h| h.nano_cpus), 1_000_000),
         pids: lower(application.pids, asked(|h| h.pids_limit), 1),
         nofile: application.nofile,
+        disk_bytes: application.disk_bytes,
     }
 }
 
@@ -316,7 +382,6 @@ mod tests {
                 memory_bytes: Some(1 << 28),
                 ..Limits::default()
             },
-            disk_mb: None,
             max_instances: 3,
             variables: variables.iter().map(owned).collect(),
         }

@@ -5,6 +5,7 @@ use super::{Answer, Shared};
 use crate::errors::ApiError;
 use crate::json;
 use crate::peer::Peer;
+use crate::ports;
 use axum::Json;
 use axum::response::IntoResponse;
 use http::StatusCode;
@@ -14,9 +15,10 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
+use wharf_engine::Published;
 
 /// The sidecar's port whose published side workerd looks up (contract: workerd, 1.3).
-pub(crate) const INGRESS_PORT: &str = "39001/tcp";
+pub(crate) const INGRESS_PORT: u16 = 39001;
 
 /// The sidecars that were asked for on one socket, by name.
 #[derive(Default)]
@@ -54,17 +56,17 @@ impl Sidecar {
     /// `GET /containers/<C>-proxy/json`.
     pub(crate) fn json(&self, name: &str) -> Value {
         let status = if self.started { "running" } else { "created" };
-        let ports: &[_] = match self.started {
-            true => &[(INGRESS_PORT, self.network.ingress().port())],
-            false => &[],
-        };
+        let published = self.started.then(|| Published {
+            inside: INGRESS_PORT,
+            outside: self.network.ingress(),
+        });
         json!({
             "Id": self.id,
             "Name": format!("/{name}"),
             "Created": json::time(Some(self.created_ms)),
             "State": { "Status": status, "Running": self.started, "ExitCode": 0, "Error": "" },
             "Config": { "Image": "", "Labels": {} },
-            "NetworkSettings": { "Ports": json::published(ports) },
+            "NetworkSettings": { "Ports": ports::settings(published.as_slice()) },
             "HostConfig": {},
         })
     }

@@ -76,7 +76,7 @@ impl Carried {
 
     /// What this start may use: the application's limits, or those of the size that it names.
     pub(crate) fn limits(&self, application: &ApplicationInfo) -> Result<Limits, ApiError> {
-        let (vcpu, memory_mib) = match &self.instance {
+        let (vcpu, memory_mib, disk_mb) = match &self.instance {
             None => return Ok(application.limits.clone()),
             Some(Instance::Named(name)) => {
                 let size = InstanceType::parse(name).ok_or_else(|| {
@@ -84,7 +84,8 @@ impl Carried {
                         "unknown instance type \"{name}\"; there are lite, basic, standard-1, standard-2, standard-3 and standard-4"
                     ))
                 })?;
-                (size.limits().vcpu, size.limits().memory_mib)
+                let size = size.limits();
+                (size.vcpu, size.memory_mib, size.disk_mb)
             }
             Some(Instance::Custom {
                 vcpu,
@@ -92,12 +93,13 @@ impl Carried {
                 disk_mb,
             }) => {
                 fits(application, *vcpu, *memory_mib, *disk_mb)?;
-                (*vcpu, *memory_mib)
+                (*vcpu, *memory_mib, *disk_mb)
             }
         };
         Ok(Limits {
             memory_bytes: Some(memory_mib.saturating_mul(1 << 20)),
             cpu_millis: Some(cpu_millis(vcpu)),
+            disk_bytes: Some(disk_bytes(disk_mb)),
             ..application.limits.clone()
         })
     }
@@ -116,6 +118,11 @@ impl Carried {
 pub fn cpu_millis(vcpu: f64) -> u64 {
     // Saturates, and is 0 for what is no number.
     ((vcpu * 1000.0) as u64).max(LEAST_CPU_MILLIS)
+}
+
+/// `disk_mb` and `diskMb` are in units of 10^6 bytes.
+pub fn disk_bytes(disk_mb: u64) -> u64 {
+    disk_mb.saturating_mul(1_000_000)
 }
 
 /// A custom size may only be smaller than what the application was deployed with.
@@ -144,8 +151,11 @@ fn fits(
         let most = limits.memory_bytes.unwrap_or_default() >> 20;
         too_much.push(format!("{memory_mib} MiB of memory of at most {most}"));
     }
-    if application.disk_mb.is_some_and(|most| disk_mb > most) {
-        let most = application.disk_mb.unwrap_or_default();
+    if limits
+        .disk_bytes
+        .is_some_and(|most| disk_bytes(disk_mb) > most)
+    {
+        let most = limits.disk_bytes.unwrap_or_default() / 1_000_000;
         too_much.push(format!("{disk_mb} MB of disk of at most {most}"));
     }
     if too_much.is_empty() {
@@ -208,8 +218,8 @@ mod tests {
                 cpu_millis: Some(250),
                 pids: Some(9),
                 nofile: None,
+                disk_bytes: Some(4_000_000_000),
             },
-            disk_mb: Some(4000),
             max_instances: 3,
             variables: Vec::new(),
         }

@@ -50,7 +50,6 @@ impl Applications for OneApplication {
                 name: script.into(),
                 image: "python:latest".into(),
                 limits: Limits::default(),
-                disk_mb: None,
                 max_instances: 10,
                 variables: Vec::new(),
             })

@@ -229,6 +229,7 @@ mod tests {
             cpu_millis: Some(1500),
             pids: Some(7),
             nofile: None,
+            disk_bytes: None,
         };
         let all = ["memory", "cpu", "pids"].map(str::to_owned);
         let dir = cgroup(&["memory.max", "memory.swap.max", "cpu.max", "pids.max"]);

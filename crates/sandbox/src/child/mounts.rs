@@ -2,12 +2,15 @@
 //!
 //! All of it happens in the process's own mount namespace. The image is hostile: no path inside it is followed blindly.
 
+use super::mapped::{self, Covers};
 use super::rooted::{self, Kind};
 use super::{Failure, Step};
 use crate::cgroup::Cgroup;
-use crate::spec::Mount;
+use crate::disk;
+use crate::spec::{DiskMount, Mount};
+use crate::userns::UserNamespace;
 use crate::{overlay, sys};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
@@ -63,19 +66,46 @@ const DEVICES: [(&str, u32, u32); 6] = [
     ("tty", 5, 0),
 ];
 
+/// What a root is made of.
+pub(super) struct Parts<'a> {
+    pub(super) lower: &'a [PathBuf],
+    pub(super) upper: &'a Path,
+    pub(super) work: &'a Path,
+    /// Where `upper` and `work` are.
+    pub(super) disk: Option<&'a DiskMount>,
+    pub(super) extra: &'a [Mount],
+}
+
 /// Makes the root, fills it, and makes it `/`.
 pub(super) fn enter_root(
-    lower: &[PathBuf],
-    upper: &Path,
-    work: &Path,
-    extra: &[Mount],
+    parts: &Parts<'_>,
     cgroup: &Cgroup,
+    users: Option<&UserNamespace>,
 ) -> Result<(), Failure> {
+    let Parts {
+        lower,
+        upper,
+        work,
+        disk,
+        extra,
+    } = *parts;
     mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )
     .step(|| "making mounts private".to_owned())?;
+    let sources = open_sources(extra, users)?;
+    if let Some(users) = users {
+        let paths = directories(parts)
+            .into_iter()
+            .filter(|path| disk.is_none_or(|disk| !path.starts_with(&disk.at)));
+        Covers::over_parents(paths, users.as_fd())
+            .and_then(Covers::attach)
+            .step(|| "mapping the root file system's ids".to_owned())?;
+    }
+    if let Some(disk) = disk {
+        mount_disk(disk, users).step(|| format!("mounting the disk {}", disk.device.display()))?;
+    }
     let root =
         mount_root(lower, upper, work).step(|| "mounting the root file system".to_owned())?;
     let root = root.as_fd();
@@ -87,7 +117,8 @@ pub(super) fn enter_root(
     let sys = attach_new("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY, sys.as_fd())
         .step(|| "mounting /sys".to_owned())?;
     let dev = system_directory(root, "dev")?;
-    let dev = devices(dev.as_fd()).step(|| "mounting /dev".to_owned())?;
+    let dev = devices(dev.as_fd(), users.map_or(0, |users| users.root))
+        .step(|| "mounting /dev".to_owned())?;
     show_cgroups(sys.as_fd(), cgroup).step(|| "mounting /sys/fs/cgroup".to_owned())?;
     for path in MASKED {
         mask(top(path, proc.as_fd(), sys.as_fd()), path, dev.as_fd())
@@ -97,12 +128,37 @@ pub(super) fn enter_root(
         make_read_only(top(path, proc.as_fd(), sys.as_fd()), path)
             .step(|| format!("making /{path} read-only"))?;
     }
-    extra_mounts(root, work, extra)?;
+    extra_mounts(root, work, extra, sources)?;
 
     rustix::process::fchdir(root).step(|| "entering the root file system".to_owned())?;
     rustix::process::pivot_root(".", ".").step(|| "pivot_root".to_owned())?;
     unmount(".", UnmountFlags::DETACH).step(|| "leaving the host's file system".to_owned())?;
     rustix::process::chdir("/").step(|| "entering the root file system".to_owned())
+}
+
+/// Everything that overlays are made of, those of volumes included.
+fn directories<'a>(parts: &Parts<'a>) -> Vec<&'a Path> {
+    let mut all = vec![parts.upper, parts.work];
+    all.extend(parts.lower.iter().map(PathBuf::as_path));
+    for mount in parts.extra {
+        if let Mount::Overlay {
+            lower, upper, work, ..
+        } = mount
+        {
+            all.extend([upper.as_path(), work.as_path()]);
+            all.extend(lower.iter().map(PathBuf::as_path));
+        }
+    }
+    all
+}
+
+/// Another mount of the disk, with ids of its own.
+fn mount_disk(disk: &DiskMount, users: Option<&UserNamespace>) -> io::Result<()> {
+    let mount = disk::mount_device(&disk.device)?;
+    if let Some(users) = users {
+        mapped::map(mount.as_fd(), users.as_fd(), false, &disk.device)?;
+    }
+    attach(mount.as_fd(), open_directory(CWD, &disk.at)?.as_fd())
 }
 
 /// An overlay attached on top of `upper`: a directory that surely exists, and is covered only in this namespace.
@@ -123,18 +179,16 @@ fn mount_root(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedF
 }
 
 /// Only the files: the root with its volumes, in a mount namespace that the caller has made for it. Other mounts are left out.
-pub(crate) fn files_only(
-    lower: &[PathBuf],
-    upper: &Path,
-    work: &Path,
-    volumes: &[Mount],
-) -> io::Result<OwnedFd> {
+pub(crate) fn files_only(parts: &overlay::Parts<'_>) -> io::Result<OwnedFd> {
     mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )?;
-    let root = mount_root(lower, upper, work)?;
-    for volume in volumes {
+    if let Some(disk) = parts.disk {
+        mount_disk(disk, None)?;
+    }
+    let root = mount_root(parts.lower, parts.upper, parts.work)?;
+    for volume in parts.mounts {
         if let Mount::Overlay {
             lower,
             upper,
@@ -149,7 +203,7 @@ pub(crate) fn files_only(
     Ok(root)
 }
 
-fn open_directory(at: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn open_directory(at: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(
         at,
         path,
@@ -158,7 +212,7 @@ fn open_directory(at: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     )?)
 }
 
-fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(move_mount(mount, "", target, "", flags)?)
 }
@@ -185,7 +239,7 @@ fn attach_new(
 }
 
 /// A detached copy of what is at `path` below `at`; `path` may be empty.
-fn clone_of(
+pub(super) fn clone_of(
     at: BorrowedFd<'_>,
     path: impl rustix::path::Arg,
     recursive: bool,
@@ -211,8 +265,8 @@ fn system_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure
         .step(|| format!("the image's /{name} must be a directory"))
 }
 
-/// /dev: a tmpfs where new device nodes do not work. The six that do are mounts of their own.
-fn devices(target: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// /dev: a tmpfs where new device nodes do not work. The six that do are mounts of their own. `root` is the host's id of root inside.
+fn devices(target: BorrowedFd<'_>, root: u32) -> io::Result<OwnedFd> {
     let dev = attach_new(
         "tmpfs",
         &[("mode", "755"), ("size", "65536k")],
@@ -252,18 +306,21 @@ fn devices(target: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     }
     // Only this mount, not the nodes mounted on it.
     sys::set_mount_attributes(at, libc::MOUNT_ATTR_NODEV, false)?;
+    let tty_group = (root + 5).to_string();
     let pts = [
         ("newinstance", ""),
         ("ptmxmode", "0666"),
         ("mode", "0620"),
-        ("gid", "5"),
+        ("gid", &tty_group),
     ];
-    attach_new(
+    let pts = attach_new(
         "devpts",
         &pts,
         NOSUID | NOEXEC,
         open_directory(at, Path::new("pts"))?.as_fd(),
     )?;
+    let owner = (Uid::from_raw(root), Gid::from_raw(root));
+    rustix::fs::chownat(&pts, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
     let shm = [("mode", "1777"), ("size", "65536k")];
     attach_new(
         "tmpfs",
@@ -361,24 +418,50 @@ fn make_read_only(mount: BorrowedFd<'_>, path: &str) -> io::Result<()> {
     attach(copy.as_fd(), target.as_fd())
 }
 
+/// What the request's own mounts show of the host, by position; opened while the host's paths still lead there.
+fn open_sources(
+    mounts: &[Mount],
+    users: Option<&UserNamespace>,
+) -> Result<Vec<Option<OwnedFd>>, Failure> {
+    let open = |mount: &Mount| -> Result<Option<OwnedFd>, Failure> {
+        let Mount::Bind {
+            source,
+            target,
+            read_only,
+        } = mount
+        else {
+            return Ok(None);
+        };
+        let name = || format!("mounting {} at {}", source.display(), target.display());
+        let copy = clone_of(CWD, source.as_path(), true).step(name)?;
+        let mut attributes = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
+        if *read_only {
+            attributes |= libc::MOUNT_ATTR_RDONLY;
+        }
+        sys::set_mount_attributes(copy.as_fd(), attributes, true).step(name)?;
+        if let Some(users) = users {
+            mapped::map(copy.as_fd(), users.as_fd(), true, source).step(name)?;
+        }
+        Ok(Some(copy))
+    };
+    mounts.iter().map(open).collect()
+}
+
 /// The request's own mounts, in order.
-fn extra_mounts(root: BorrowedFd<'_>, work: &Path, mounts: &[Mount]) -> Result<(), Failure> {
+fn extra_mounts(
+    root: BorrowedFd<'_>,
+    work: &Path,
+    mounts: &[Mount],
+    sources: Vec<Option<OwnedFd>>,
+) -> Result<(), Failure> {
     let mut scratch = None;
-    for (index, mount) in mounts.iter().enumerate() {
+    for (index, (mount, source)) in mounts.iter().zip(sources).enumerate() {
         match mount {
-            Mount::Bind {
-                source,
-                target,
-                read_only,
-            } => {
-                let name = || format!("mounting {} at {}", source.display(), target.display());
-                let copy = clone_of(CWD, source.as_path(), true).step(name)?;
-                let mut attributes = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
-                if *read_only {
-                    attributes |= libc::MOUNT_ATTR_RDONLY;
+            Mount::Bind { target, .. } => {
+                if let Some(source) = source {
+                    put(root, source.as_fd(), target)
+                        .step(|| format!("mounting at {}", target.display()))?;
                 }
-                sys::set_mount_attributes(copy.as_fd(), attributes, true).step(name)?;
-                put(root, copy.as_fd(), target).step(name)?;
             }
             Mount::Overlay {
                 lower,

@@ -16,6 +16,20 @@ pub(super) struct User {
     pub(super) home: String,
 }
 
+impl User {
+    /// Whether all ids are below `end`. The error is for a person.
+    pub(super) fn within(&self, end: u32) -> Result<(), String> {
+        let ids = [self.uid, self.gid].into_iter();
+        match ids.chain(self.groups.iter().copied()).find(|id| *id >= end) {
+            None => Ok(()),
+            Some(id) => Err(format!(
+                "user or group id {id}: a container has the ids 0 to {}",
+                end - 1
+            )),
+        }
+    }
+}
+
 /// Looks `text` up in /etc/passwd and /etc/group. The error is for a person.
 pub(super) fn look_up(text: &str) -> Result<User, String> {
     resolve(text, &read("/etc/passwd")?, &read("/etc/group")?)

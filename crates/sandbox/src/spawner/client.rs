@@ -12,6 +12,8 @@ use super::protocol::{
     Frame, Inbox, Message, Outbox, ReplyBody, Request, RequestBody, VERSION, parse,
 };
 use super::{Exit, Process, SpawnError, SpawnerConfig, Survivor};
+use crate::IdRanges;
+use crate::cgroup::Usage;
 use crate::spec::{ProcessSpec, SpawnFds};
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -122,7 +124,12 @@ impl Spawner {
         let link = self.live().await?;
         let netns = fds.netns.is_some();
         let (inherit, inherited): (Vec<i32>, Vec<OwnedFd>) = fds.inherit.into_iter().unzip();
-        let descriptors = fds.netns.into_iter().chain(inherited).collect();
+        let descriptors = fds
+            .netns
+            .into_iter()
+            .chain(fds.disk)
+            .chain(inherited)
+            .collect();
         let body = RequestBody::Spawn {
             spec: Box::new(spec.clone()),
             netns,
@@ -181,6 +188,18 @@ impl Spawner {
         self.current()
             .done(RequestBody::Kill { id: id.to_owned() })
             .await
+    }
+
+    /// What the process and all that it started has used: now, or, after the end until [`Spawner::forget`], altogether.
+    pub async fn usage(&self, id: &str) -> Result<Usage, SpawnError> {
+        match self
+            .current()
+            .call(RequestBody::Usage { id: id.to_owned() }, Vec::new())
+            .await?
+        {
+            (ReplyBody::Usage(usage), _) => Ok(*usage),
+            (other, _) => Err(unexpected(other)),
+        }
     }
 
     /// Stops every process of its cgroup where it is, until [`Spawner::thaw`], its end, or the end of this connection. Returns when
@@ -586,12 +605,15 @@ async fn greet(mut wire: Wire) -> io::Result<Option<(Link, Vec<Survivor>)>> {
         else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "no survivor"));
         };
+        let mut streams = streams;
+        let disk = (streams.len() > 2).then(|| streams.remove(2));
         let process = process(id.clone(), pid, streams).map_err(io::Error::other)?;
         state.exits.insert(id, watch::Sender::new(exit));
         survivors.push(Survivor {
             label,
             process,
             exit,
+            disk,
         });
     }
     let (sender, queue) = mpsc::unbounded_channel();
@@ -614,6 +636,7 @@ async fn launch(config: &SpawnerConfig) -> Result<(), SpawnError> {
         .arg(&config.socket)
         .arg(config.grace_ms.to_string())
         .arg(&config.cgroup_name)
+        .arg(IdRanges::to_argument(config.ids))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .env_clear()

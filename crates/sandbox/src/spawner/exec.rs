@@ -3,8 +3,9 @@
 use super::launch::check_id;
 use crate::cgroup::Cgroup;
 use crate::child::{self, Place, Plan, Program};
-use crate::spec::{ExecSpec, ExecStreams, TerminalSize};
+use crate::spec::{Capabilities, ExecSpec, ExecStreams, TerminalSize};
 use crate::sys::{self, BpfInstruction, Forked};
+use crate::userns::UserNamespace;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::OpenptFlags;
@@ -20,6 +21,8 @@ pub(super) struct Container<'a> {
     pub(super) pid: i32,
     pub(super) pidfd: BorrowedFd<'a>,
     pub(super) cgroup: &'a Cgroup,
+    pub(super) users: Option<&'a UserNamespace>,
+    pub(super) capabilities: Capabilities,
 }
 
 /// A process between clone and exec.
@@ -45,9 +48,8 @@ pub(super) fn check(spec: &ExecSpec) -> Result<(), String> {
 
 /// Both sides of the standard streams.
 struct Streams {
-    stdin: Option<OwnedFd>,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    /// Input, output, error; `None` is the container's /dev/null.
+    inside: [Option<OwnedFd>; 3],
     terminal: bool,
     ends: Vec<OwnedFd>,
 }
@@ -72,18 +74,22 @@ pub(super) fn launch(
                 cwd: &spec.cwd,
                 user: &spec.user,
                 nofile: spec.nofile,
+                capabilities: container.capabilities,
             },
             place: Place::Joined {
                 container: container.pidfd,
             },
             cgroup: container.cgroup,
-            stdin: streams.stdin.as_ref().map(AsFd::as_fd),
-            stdout: streams.stdout.as_fd(),
-            stderr: streams.stderr.as_fd(),
+            users: container.users,
+            streams: streams
+                .inside
+                .each_ref()
+                .map(|s| s.as_ref().map(AsFd::as_fd)),
             terminal: streams.terminal,
             inherit: &[],
             report: child_report.as_fd(),
             filter,
+            landlock: None,
         }),
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
@@ -104,17 +110,11 @@ pub(super) fn launch(
 
 fn open_streams(container: i32, streams: ExecStreams) -> io::Result<Streams> {
     match streams {
-        ExecStreams::Null => {
-            let null =
-                || rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-            Ok(Streams {
-                stdin: None,
-                stdout: null()?,
-                stderr: null()?,
-                terminal: false,
-                ends: Vec::new(),
-            })
-        }
+        ExecStreams::Null => Ok(Streams {
+            inside: [None, None, None],
+            terminal: false,
+            ends: Vec::new(),
+        }),
         ExecStreams::Pipes { stdin } => {
             let (out, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
             let (err, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -126,9 +126,7 @@ fn open_streams(container: i32, streams: ExecStreams) -> io::Result<Streams> {
                 ends.push(write);
             }
             Ok(Streams {
-                stdin: child_stdin,
-                stdout,
-                stderr,
+                inside: [child_stdin, Some(stdout), Some(stderr)],
                 terminal: false,
                 ends,
             })
@@ -137,9 +135,11 @@ fn open_streams(container: i32, streams: ExecStreams) -> io::Result<Streams> {
             let (master, terminal) = open_terminal(container, size)
                 .map_err(|e| io::Error::new(e.kind(), format!("opening a terminal: {e}")))?;
             Ok(Streams {
-                stdin: Some(terminal.try_clone()?),
-                stdout: terminal.try_clone()?,
-                stderr: terminal,
+                inside: [
+                    Some(terminal.try_clone()?),
+                    Some(terminal.try_clone()?),
+                    Some(terminal),
+                ],
                 terminal: true,
                 ends: vec![master],
             })

@@ -6,6 +6,7 @@ use crate::cgroup::{Cgroup, Manager};
 use crate::child::{self, Place, Plan, Program};
 use crate::spec::{Network, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Forked};
+use crate::userns::{Pool, UserNamespace};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,11 +21,22 @@ pub(super) struct Launched {
     /// End of file: exec succeeded (or the process was killed before). Else a [`child::Failure`].
     pub(super) report: OwnedFd,
     pub(super) cgroup: Cgroup,
+    pub(super) users: Option<UserNamespace>,
+}
+
+/// What all containers have behind their walls.
+pub(super) struct Walls {
+    pub(super) filter: Vec<BpfInstruction>,
+    /// `None`: not with this kernel.
+    pub(super) landlock: Option<OwnedFd>,
+    /// `None`: containers share the host's user namespace.
+    pub(super) users: Option<Pool>,
 }
 
 /// Descriptors that came with the request.
 pub(super) struct Given {
     pub(super) netns: Option<OwnedFd>,
+    pub(super) disk: Option<OwnedFd>,
     pub(super) inherit: Vec<(i32, OwnedFd)>,
 }
 
@@ -37,6 +49,11 @@ pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
     if (spec.network == Network::Namespace) != given.netns.is_some() {
         return Err(
             "a network namespace must be given exactly when the process is to use one".to_owned(),
+        );
+    }
+    if spec.disk.is_some() != given.disk.is_some() {
+        return Err(
+            "a disk's mount must be given exactly when the process is to use one".to_owned(),
         );
     }
     let mut numbers: Vec<i32> = given.inherit.iter().map(|(number, _)| *number).collect();
@@ -58,7 +75,7 @@ pub(super) fn check_id(id: &str) -> Result<(), String> {
 /// Starts the process. It may still fail; see [`Launched::report`].
 pub(super) fn launch(
     manager: &Manager,
-    filter: &[BpfInstruction],
+    walls: &mut Walls,
     spec: &ProcessSpec,
     given: &Given,
 ) -> io::Result<Launched> {
@@ -73,9 +90,18 @@ pub(super) fn launch(
     let (report, child_report) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&report, true)?;
 
+    let is_container = matches!(spec.root, Root::Overlay { .. });
+    let mut users = walls.users.as_mut().filter(|_| is_container);
     let cgroup = manager.create(&spec.id, &spec.limits)?;
+    let taken = match users.as_mut().map(|pool| pool.take()).transpose() {
+        Ok(taken) => taken,
+        Err(error) => {
+            cgroup.remove()?;
+            return Err(error);
+        }
+    };
     let mut namespaces = 0;
-    if matches!(spec.root, Root::Overlay { .. }) {
+    if is_container {
         namespaces |= libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
     }
     if spec.hostname.is_some() {
@@ -93,19 +119,24 @@ pub(super) fn launch(
                 cwd: &spec.cwd,
                 user: &spec.user,
                 nofile: spec.limits.nofile,
+                capabilities: spec.capabilities,
             },
             place: Place::New {
                 spec,
                 netns: given.netns.as_ref().map(AsFd::as_fd),
             },
             cgroup: &cgroup,
-            stdin: child_stdin.as_ref().map(AsFd::as_fd),
-            stdout: child_stdout.as_fd(),
-            stderr: child_stderr.as_fd(),
+            users: taken.as_ref(),
+            streams: [
+                child_stdin.as_ref().map(AsFd::as_fd),
+                Some(child_stdout.as_fd()),
+                Some(child_stderr.as_fd()),
+            ],
             terminal: false,
             inherit: &given.inherit,
             report: child_report.as_fd(),
-            filter,
+            filter: &walls.filter,
+            landlock: walls.landlock.as_ref().map(AsFd::as_fd),
         }),
         Ok(Forked::Parent { pid, pidfd }) => Ok(Launched {
             pid,
@@ -115,8 +146,12 @@ pub(super) fn launch(
             stdin,
             report,
             cgroup,
+            users: taken,
         }),
         Err(error) => {
+            if let (Some(pool), Some(taken)) = (users, taken) {
+                pool.give_back(taken);
+            }
             cgroup.remove()?;
             Err(error)
         }

@@ -1,10 +1,15 @@
 //! The spawner as a process: detaching from the daemon, the lock, the socket, and the end.
 
+use super::launch::Walls;
 use super::server::Server;
+use crate::IdRanges;
 use crate::cgroup::Manager;
+use crate::child::mapped;
 use crate::seccomp;
 use crate::sys::{self, Disposition};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use crate::userns::Pool;
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock};
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Resource, Rlimit};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -25,12 +30,13 @@ struct Arguments {
     socket: PathBuf,
     grace: Duration,
     cgroup_name: String,
+    ids: Option<IdRanges>,
 }
 
 fn parse(args: &[String]) -> Result<Arguments, String> {
-    let [.., socket, grace, cgroup_name] = args else {
+    let [.., socket, grace, cgroup_name, ids] = args else {
         return Err(
-            "the spawner needs three arguments: socket, grace period in milliseconds, cgroup name"
+            "the spawner needs four arguments: socket, grace period in milliseconds, cgroup name, id ranges"
                 .to_owned(),
         );
     };
@@ -54,12 +60,13 @@ fn parse(args: &[String]) -> Result<Arguments, String> {
         socket,
         grace,
         cgroup_name: cgroup_name.clone(),
+        ids: IdRanges::from_argument(ids)?,
     })
 }
 
 /// The spawner's main: called by the executable before it starts threads. Never returns normally to the caller's program flow.
 ///
-/// The last three of `args` are what [`super::Spawner::start`] appends. The calling process ends at once; its child, detached from
+/// The last four of `args` are what [`super::Spawner::start`] appends. The calling process ends at once; its child, detached from
 /// the session, is the spawner. It tells on standard output whether it listens.
 pub fn run(args: &[String]) -> ExitCode {
     let arguments = match parse(args) {
@@ -126,6 +133,18 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     )?;
 
     let lock = Lock::take(&arguments.socket)?;
+    let users = match arguments.ids.map(|ids| first_users(ids, &arguments.socket)) {
+        Some(Err(error)) => {
+            lock.release()?;
+            return Err(error);
+        }
+        users => users.transpose()?,
+    };
+    let walls = Walls {
+        filter: seccomp::program(),
+        landlock: sys::landlock_scopes()?,
+        users,
+    };
     let manager = Manager::open(&arguments.cgroup_name)?;
     let listener = match listen(&arguments.socket) {
         Ok(listener) => listener,
@@ -135,13 +154,7 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
             return Err(error);
         }
     };
-    let mut server = Server::new(
-        listener,
-        signals,
-        manager,
-        seccomp::program(),
-        arguments.grace,
-    );
+    let mut server = Server::new(listener, signals, manager, walls, arguments.grace);
     let result = announce().and_then(|()| server.run());
     // Whatever happened: nobody may connect any more, and the next spawner cleans up what is left in the cgroups.
     match std::fs::remove_file(&arguments.socket) {
@@ -154,6 +167,28 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
         server.say_goodbye();
     }
     end
+}
+
+/// User namespaces for containers, after a try: a namespace made, and the ids of the node's directory mapped.
+fn first_users(ids: IdRanges, socket: &Path) -> io::Result<Pool> {
+    let mut pool = Pool::new(ids);
+    let tried = pool.take().and_then(|users| {
+        let directory = socket.parent().unwrap_or(Path::new("/"));
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = open_tree(CWD, directory, flags)?;
+        mapped::map(tree.as_fd(), users.as_fd(), false, directory)?;
+        pool.give_back(users);
+        Ok(())
+    });
+    match tried {
+        Ok(()) => Ok(pool),
+        Err(error) => Err(io::Error::new(
+            error.kind(),
+            format!(
+                "containers cannot have user namespaces here: {error}. Mend that, or set containers.user_namespaces = false in wharf.toml: root in a container is then the host's root, held by nothing but the other walls"
+            ),
+        )),
+    }
 }
 
 /// Binds the socket for this user only; one that a dead spawner left is replaced (the lock is held).

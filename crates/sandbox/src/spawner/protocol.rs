@@ -4,6 +4,7 @@
 //! with the frame's first byte, so they arrive before the frame is complete, and in order.
 
 use super::Exit;
+use crate::cgroup::Usage;
 use crate::spec::{ExecSpec, ProcessSpec};
 use rustix::io::Errno;
 use rustix::net::{
@@ -17,7 +18,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Changes whenever daemon and spawner of two builds could misunderstand each other.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 /// Arguments and environment may hold megabytes (execve(2)); this is above what exec takes.
 pub(super) const MAX_PAYLOAD: usize = 16 * 1024 * 1024;
@@ -37,7 +38,7 @@ pub(super) struct Request {
 pub(super) enum RequestBody {
     /// The first one: from now on this is the daemon. Answered by [`Message::Welcome`].
     Hello,
-    /// Descriptors: the network namespace if `netns`, then one per number in `inherit`.
+    /// Descriptors: the network namespace if `netns`, the disk's mount if the request has a disk, then one per number in `inherit`.
     Spawn {
         spec: Box<ProcessSpec>,
         netns: bool,
@@ -57,6 +58,9 @@ pub(super) enum RequestBody {
         signal: i32,
     },
     Kill {
+        id: String,
+    },
+    Usage {
         id: String,
     },
     /// Until [`RequestBody::Thaw`], or until this daemon is gone.
@@ -81,7 +85,7 @@ pub(super) enum Message {
         pid: u32,
         survivors: usize,
     },
-    /// Descriptors: standard output, standard error.
+    /// Descriptors: standard output, standard error, the disk's mount if there is one.
     Survivor {
         id: String,
         label: String,
@@ -130,6 +134,7 @@ pub(super) enum ReplyBody {
     Failed {
         message: String,
     },
+    Usage(Box<Usage>),
     /// Whether the signal found a process.
     Signalled(bool),
     /// Whether all processes stand still by now.

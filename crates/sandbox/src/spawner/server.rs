@@ -15,9 +15,11 @@ mod execs;
 mod processes;
 
 use super::Exit;
+use super::launch::Walls;
 use super::protocol::{Inbox, Outbox, ReplyBody};
-use crate::cgroup::{Cgroup, Manager};
-use crate::sys::BpfInstruction;
+use crate::cgroup::{Cgroup, Manager, Usage};
+use crate::spec::Capabilities;
+use crate::userns::{Pool, UserNamespace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -28,6 +30,8 @@ use std::time::{Duration, Instant};
 
 /// Between looks at cgroups that do not get empty: doubles from the first to the second.
 const DRAIN_TICK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));
+/// How long nothing must have happened before pools are filled.
+const QUIET: Duration = Duration::from_millis(2);
 /// When processes do not end by SIGKILL (they hang in the kernel), the spawner ends without them.
 const ENDING_LIMIT: Duration = Duration::from_secs(30);
 
@@ -74,7 +78,14 @@ struct Entry {
     stdout: OwnedFd,
     stderr: OwnedFd,
     cgroup: Cgroup,
+    /// Until nothing of it lives.
+    users: Option<UserNamespace>,
+    disk: Option<OwnedFd>,
+    /// At the end, as its cgroup is gone by then.
+    usage: Option<Usage>,
     is_container: bool,
+    /// Of what joins it, too.
+    capabilities: Capabilities,
     state: State,
     abandoned: bool,
     frozen: bool,
@@ -92,7 +103,7 @@ pub(super) struct Server {
     listener: UnixListener,
     signals: OwnedFd,
     manager: Manager,
-    filter: Vec<BpfInstruction>,
+    walls: Walls,
     grace: Duration,
     entries: BTreeMap<String, Entry>,
     /// Inside containers; see [`execs`].
@@ -117,6 +128,8 @@ struct Ready {
     daemon: bool,
     newcomer: bool,
     reports: Vec<String>,
+    /// Nothing, for a while.
+    quiet: bool,
     exec_reports: Vec<String>,
 }
 
@@ -125,14 +138,14 @@ impl Server {
         listener: UnixListener,
         signals: OwnedFd,
         manager: Manager,
-        filter: Vec<BpfInstruction>,
+        walls: Walls,
         grace: Duration,
     ) -> Server {
         Server {
             listener,
             signals,
             manager,
-            filter,
+            walls,
             grace,
             entries: BTreeMap::new(),
             execs: BTreeMap::new(),
@@ -173,6 +186,11 @@ impl Server {
                 self.end();
             }
             self.drain();
+            if ready.quiet
+                && let Some(pool) = self.walls.users.as_mut().filter(|pool| pool.is_short())
+            {
+                pool.refill();
+            }
             if let Some(since) = self.ending {
                 if self
                     .entries
@@ -213,6 +231,9 @@ impl Server {
         if draining || self.ending.is_some() {
             timeout = Some(timeout.map_or(self.tick, |t| t.min(self.tick)));
         }
+        if self.ending.is_none() && self.walls.users.as_ref().is_some_and(Pool::is_short) {
+            timeout = Some(timeout.map_or(QUIET, |t| t.min(QUIET)));
+        }
         let timeout = timeout.map(|t| Timespec {
             tv_sec: t.as_secs() as i64,
             tv_nsec: i64::from(t.subsec_nanos()),
@@ -244,6 +265,12 @@ impl Server {
             }
         }
         match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => {
+                return Ok(Ready {
+                    quiet: true,
+                    ..Ready::default()
+                });
+            }
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Ready::default()),
             Err(error) => return Err(error.into()),

@@ -8,8 +8,8 @@ use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use wharf_sandbox::{
-    Exit, Limits, Mount, Network, Process, ProcessSpec, Root, SpawnError, SpawnFds, Spawner,
-    Survivor,
+    Capabilities, Exit, Limits, Mount, Network, Process, ProcessSpec, Root, SpawnError, SpawnFds,
+    Spawner, Survivor,
 };
 
 /// What a container wrote and how it ended.
@@ -75,14 +75,45 @@ impl Place {
             mounts: vec![],
             limits: Limits::default(),
             stdin_pipe: false,
+            disk: None,
+            capabilities: Capabilities::default(),
         };
         (
             spec,
             SpawnFds {
                 netns: Some(netns()),
+                disk: None,
                 inherit: vec![],
             },
         )
+    }
+
+    /// A container in which this test program runs one of its tests, told by `INSIDE` in its environment; with the host's C library.
+    pub(crate) fn this_program(
+        &self,
+        id: &str,
+        upper: &Path,
+        test: &str,
+    ) -> (ProcessSpec, SpawnFds) {
+        let (mut spec, fds) = self.container(id, "");
+        spec.root = Root::Overlay {
+            lower: vec![],
+            upper: upper.to_owned(),
+            work: self.path(&format!("{id}-work")),
+        };
+        spec.mounts = vec![bind(&std::env::current_exe().unwrap(), "/program", true)];
+        spec.mounts.extend(
+            ["/usr", "/lib", "/lib64"]
+                .map(Path::new)
+                .into_iter()
+                .filter(|p| p.exists())
+                .map(|p| bind(p, p.to_str().unwrap(), true)),
+        );
+        spec.argv = ["/program", "--nocapture", "--exact", test]
+            .map(str::to_owned)
+            .to_vec();
+        spec.env.push("INSIDE=1".into());
+        (spec, fds)
     }
 
     /// A process in the host's root.
@@ -100,6 +131,8 @@ impl Place {
             mounts: vec![],
             limits: Limits::default(),
             stdin_pipe: false,
+            disk: None,
+            capabilities: Capabilities::default(),
         }
     }
 

@@ -138,6 +138,10 @@ async fn roll(node: &Node, id: &str) -> anyhow::Result<()> {
     let Some(reference) = application.image().map(str::to_owned) else {
         return Ok(());
     };
+    node.engine
+        .expect_disks(wharf_docker_api::script::disk_bytes(
+            application.limits().disk_mb,
+        ));
     let images = node.images.clone();
     let image = tokio::task::spawn_blocking(move || {
         let image = images.resolve(&reference)?;

@@ -263,6 +263,11 @@ async fn serve(
         }
     }
     supervisor.set_all(scripts);
+    for application in store.applications()? {
+        engine.expect_disks(wharf_docker_api::script::disk_bytes(
+            application.limits().disk_mb,
+        ));
+    }
     let operator = sockets::operator(&node, spawner, stopping.wait())?;
     let control_task = tokio::spawn(
         axum::serve(control, effects::control_router(&node))
@@ -273,6 +278,17 @@ async fn serve(
     let housekeeping = tokio::spawn(housekeeping::run(node.clone()));
     if let Some(warning) = wharf_sandbox::cgroup::describe().warning() {
         tracing::warn!("{warning}");
+    }
+    if let Some(reason) = engine.disks_unsupported() {
+        tracing::warn!(
+            "this machine does not hold instances to their disk_mb: {reason}; until that is mended, containers can fill the disk of {}",
+            config.data_dir.display()
+        );
+    }
+    if config.containers.ids().is_none() {
+        tracing::warn!(
+            "containers.user_namespaces is false: root in a container is the host's root, held by nothing but the other walls"
+        );
     }
     announce(&node, adopted)?;
 
@@ -430,6 +446,7 @@ fn spawner_config(config: &Config) -> anyhow::Result<SpawnerConfig> {
         command: vec![executable.to_owned(), crate::SPAWNER_VERB.to_owned()],
         grace_ms: config.containers.orphan_grace_ms,
         cgroup_name: format!("wharf-{}", &hash[..8]),
+        ids: config.containers.ids(),
     })
 }
 

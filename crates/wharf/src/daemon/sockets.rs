@@ -196,8 +196,8 @@ impl StoredApplications {
                 cpu_millis: Some(wharf_docker_api::script::cpu_millis(limits.vcpu)),
                 pids: Some(PIDS_PER_INSTANCE),
                 nofile: None,
+                disk_bytes: Some(wharf_docker_api::script::disk_bytes(limits.disk_mb)),
             },
-            disk_mb: Some(limits.disk_mb),
             max_instances: application.max_instances,
             variables: variables.map(|(k, v)| (k.to_owned(), v)).to_vec(),
         })

@@ -15,19 +15,26 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
         value
     });
     let instances = node.engine.list(None).await;
+    let usage = node.engine.usage().await;
+    let instances = instances.iter().map(|it| {
+        let mut value = instance(it);
+        value["usage"] = json!(usage.get(&it.id));
+        value["listening"] = node.engine.listening(&it.id).into();
+        value
+    });
+    let disk = match node.engine.disks_unsupported() {
+        None => "a file system of its own for each instance",
+        Some(_) => "not enforced",
+    };
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
         "gateway": node.config.gateway.listen.to_string(),
         "control": node.config.control.listen.to_string(),
         "data_dir": node.config.data_dir,
-        "limits": wharf_sandbox::cgroup::describe().to_string(),
+        "limits": format!("{}, disk: {disk}", wharf_sandbox::cgroup::describe()),
         "scripts": scripts.collect::<Vec<_>>(),
-        "instances": instances.iter().map(|i| {
-            let mut value = instance(i);
-            value["listening"] = node.engine.listening(&i.id).into();
-            value
-        }).collect::<Vec<_>>(),
+        "instances": instances.collect::<Vec<_>>(),
         "snapshots": node.snapshots.usage(),
         "refusals": node.engine.refusals(),
     }))

@@ -39,6 +39,7 @@ impl World {
             // If this process is killed.
             grace_ms: 3000,
             cgroup_name: place.engine_cgroup(),
+            ids: Some(wharf_sandbox::IdRanges::default()),
         };
         let (spawner, survivors) = Spawner::start(config).await?;
         let networks = Networks::new(NetConfig {
@@ -85,8 +86,11 @@ impl World {
                 cpu_millis: Some(class::CPU_MILLIS),
                 pids: Some(class::PIDS),
                 nofile: None,
+                disk_bytes: Some(class::DISK),
             },
             network: Some(network.clone()),
+            own_network: Default::default(),
+            auto_remove: false,
             application: None,
             volumes: Vec::new(),
             snapshot: None,

@@ -95,11 +95,14 @@ impl Server {
             } else {
                 None
             };
-            match entry
-                .stdout
-                .try_clone()
-                .and_then(|out| Ok(vec![out, entry.stderr.try_clone()?]))
-            {
+            let mine = [
+                Some(&entry.stdout),
+                Some(&entry.stderr),
+                entry.disk.as_ref(),
+            ];
+            let copies: io::Result<Vec<OwnedFd>> =
+                mine.into_iter().flatten().map(OwnedFd::try_clone).collect();
+            match copies {
                 Ok(streams) => {
                     let message = Message::Survivor {
                         id: id.clone(),
@@ -110,7 +113,7 @@ impl Server {
                     messages.push((message, streams));
                 }
                 Err(error) => {
-                    eprintln!("spawner: copying the output's descriptors of {id}: {error}")
+                    eprintln!("spawner: copying the descriptors of {id}: {error}")
                 }
             }
         }
@@ -209,11 +212,13 @@ impl Server {
             } => {
                 let mut descriptors = descriptors.into_iter();
                 let netns = if netns { descriptors.next() } else { None };
+                let disk = spec.disk.as_ref().and_then(|_| descriptors.next());
                 let given = Given {
                     netns,
+                    disk,
                     inherit: inherit.into_iter().zip(descriptors).collect(),
                 };
-                match self.spawn(&spec, &given, requester) {
+                match self.spawn(&spec, given, requester) {
                     Ok(()) => return, // The report decides.
                     Err(body) => body,
                 }
@@ -223,6 +228,7 @@ impl Server {
                 Err(body) => body,
             },
             RequestBody::Signal { id, signal } => self.signal(&id, signal),
+            RequestBody::Usage { id } => self.usage(&id),
             RequestBody::SignalExec { id, signal } => self.signal_exec(&id, signal),
             RequestBody::Kill { id } => match self.entries.contains_key(&id) {
                 true => {

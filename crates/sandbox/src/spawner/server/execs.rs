@@ -76,8 +76,10 @@ impl Server {
             pid: entry.pid,
             pidfd: entry.pidfd.as_fd(),
             cgroup: &entry.cgroup,
+            users: entry.users.as_ref(),
+            capabilities: entry.capabilities,
         };
-        let launched = match exec::launch(&container, &self.filter, spec) {
+        let launched = match exec::launch(&container, &self.walls.filter, spec) {
             Ok(launched) => launched,
             // Its main process has ended, and is about to be reaped (setns(2), pid_namespaces(7)).
             Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOMEM)) => {

@@ -16,7 +16,7 @@ impl Server {
     pub(super) fn spawn(
         &mut self,
         spec: &crate::spec::ProcessSpec,
-        given: &Given,
+        mut given: Given,
         requester: Requester,
     ) -> Result<(), ReplyBody> {
         let refuse = |message: String| ReplyBody::Refused {
@@ -28,18 +28,19 @@ impl Server {
                 message: "the spawner is ending".to_owned(),
             });
         }
-        launch::check(spec, given).map_err(refuse)?;
+        launch::check(spec, &given).map_err(refuse)?;
         if self.entries.contains_key(&spec.id) || self.execs.contains_key(&spec.id) {
             return Err(refuse(format!(
                 "a process with the id {} exists already",
                 spec.id
             )));
         }
-        let launched = launch::launch(&self.manager, &self.filter, spec, given).map_err(|e| {
-            ReplyBody::Failed {
-                message: format!("starting process {}: {e}", spec.id),
-            }
-        })?;
+        let launched =
+            launch::launch(&self.manager, &mut self.walls, spec, &given).map_err(|e| {
+                ReplyBody::Failed {
+                    message: format!("starting process {}: {e}", spec.id),
+                }
+            })?;
         let state = State::Starting {
             report: launched.report,
             text: Vec::new(),
@@ -53,7 +54,11 @@ impl Server {
             stdout: launched.stdout,
             stderr: launched.stderr,
             cgroup: launched.cgroup,
+            users: launched.users,
+            disk: given.disk.take(),
+            usage: None,
             is_container: matches!(spec.root, Root::Overlay { .. }),
+            capabilities: spec.capabilities,
             state,
             abandoned: false,
             frozen: false,
@@ -73,6 +78,18 @@ impl Server {
             Ok(found) => ReplyBody::Signalled(found),
             Err(error) => ReplyBody::Failed {
                 message: format!("signal {signal} to process {id}: {error}"),
+            },
+        }
+    }
+
+    pub(super) fn usage(&self, id: &str) -> ReplyBody {
+        let Some(entry) = self.entries.get(id) else {
+            return no_such(id);
+        };
+        match entry.usage.clone().map_or_else(|| entry.cgroup.usage(), Ok) {
+            Ok(usage) => ReplyBody::Usage(Box::new(usage)),
+            Err(error) => ReplyBody::Failed {
+                message: format!("the usage of process {id}: {error}"),
             },
         }
     }
@@ -247,13 +264,19 @@ impl Server {
         }
         if let Outcome::Exit(exit) = outcome {
             match entry.cgroup.oom_kills() {
-                Ok(kills) => exit.oom_killed |= kills > 0,
+                Ok(kills) => {
+                    exit.oom_killed |= kills > 0;
+                    entry.usage = Some(entry.cgroup.usage()?);
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {} // Read in an earlier round, removed since.
                 Err(error) => return Err(error),
             }
         }
         if !entry.cgroup.remove()? {
             return Ok(false);
+        }
+        if let (Some(pool), Some(users)) = (&mut self.walls.users, entry.users.take()) {
+            pool.give_back(users);
         }
         match std::mem::replace(&mut entry.state, State::Running) {
             State::Draining(Outcome::Exit(exit)) if !entry.abandoned => {

@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: figures, each beside the same work done without Wharf in the same run.
 //!
+//! `cargo xtask bench ingress` measures that hop alone ([`ingress`]).
+//!
 //! Cold start: first byte of a request whose Worker and Durable Object start a container, against fork and exec of the same server.
 //! Throughput: Worker -> Durable Object -> container, against plain workerd (Worker -> Durable Object -> the server as a plain process),
 //! and against the server alone. Machines are noisy: read the ratios.
@@ -13,6 +15,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+mod ingress;
 
 /// What the bench can be told.
 #[derive(Debug, clap::Args)]
@@ -36,6 +40,15 @@ pub(crate) struct Options {
 enum What {
     /// Container starts beside dockerd, podman, runc and crun: five kinds of images, three levels (see BENCHMARKS.md)
     Start(crate::bench_start::Options),
+    /// The hop through the ingress, beside a direct connection to the same app
+    Ingress {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Seconds per row
+        #[arg(long, default_value_t = 4)]
+        seconds: u64,
+    },
 }
 
 #[derive(Debug, Serialize)]
@@ -85,6 +98,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bail!("the bench must run as root: it starts a node");
     }
     interrupt::install()?;
+    if let Some(What::Ingress { json, seconds }) = options.what {
+        let report = ingress::run(seconds)?;
+        match json {
+            true => println!("{}", serde_json::to_string_pretty(&report)?),
+            false => ingress::print(&report),
+        }
+        return Ok(());
+    }
     let example = hello::prepare()?;
     let binary = build(Profile::Release)?;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));

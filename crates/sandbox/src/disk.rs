@@ -1,0 +1,296 @@
+//! Disks: file systems of a fixed size, for what a container writes. A write past the end gets ENOSPC, and the host's disk stays as it is.
+//!
+//! Owns: making one (a sparse file without a name, a loop device, ext4 without a journal, a mount that is attached nowhere), and what is
+//! known of its use. Must not: keep any ready; that is for who knows which sizes are wanted.
+//!
+//! Nothing of a disk has a name, so whatever dies, the kernel removes it with its last user: the handles of the daemon and of the spawner,
+//! and the container whose root lies on it. The file grows with what is written and shrinks with what is removed (discard). Its content is
+//! of no use after a crash of the machine: no journal, no barriers.
+
+use crate::sys;
+use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
+};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Smaller disks are made this big.
+const SMALLEST: u64 = 16 << 20;
+/// A write is refused in one piece with all that the kernel caches together, so this much, bytes, may stay free.
+const NEARLY: u64 = 2 << 20;
+/// Loop devices are taken by others, too: how often to ask for another one.
+const ATTEMPTS: u32 = 64;
+
+/// An empty file system of one size, of which disks are copies: making one anew takes ten times as long.
+#[derive(Debug)]
+pub struct Template {
+    /// Where the disks' files are.
+    dir: PathBuf,
+    file: File,
+}
+
+/// A disk, mounted.
+#[derive(Debug)]
+pub struct Disk {
+    mount: OwnedFd,
+    device: PathBuf,
+}
+
+/// How full a disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// Bytes in use, the file system's own small needs included.
+    pub used: u64,
+    /// Bytes that it holds.
+    pub limit: u64,
+    /// Whether next to nothing is left (2 MiB or a hundredth), or not one more file has a place: so it looks after a write that got ENOSPC.
+    pub is_full: bool,
+}
+
+impl Template {
+    /// Runs `mkfs.ext4` (e2fsprogs). The disks hold `bytes` of data; their files will be in `dir`, without names.
+    ///
+    /// # Errors
+    /// For a person: no such program, or what it says.
+    pub fn make(dir: &Path, bytes: u64) -> io::Result<Template> {
+        let file = nameless(dir)?;
+        // On top of what was asked for: tables for files (one per 16 KiB, 256 bytes each), and what ext4 keeps back for itself (2 %, at
+        // most 4096 blocks).
+        let bytes = bytes.max(SMALLEST);
+        let own = bytes / 56 + (bytes / 48).min(16 << 20) + (1 << 20);
+        file.set_len((bytes + own).next_multiple_of(4096))?;
+        let out = Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-b", "4096", "-m", "0", "-i", "16384"])
+            .args(["-O", "^has_journal,^resize_inode"])
+            .args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"])
+            .arg(format!(
+                "/proc/{}/fd/{}",
+                std::process::id(),
+                file.as_raw_fd()
+            ))
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|e| io::Error::new(e.kind(), format!("mkfs.ext4 (package e2fsprogs): {e}")))?;
+        if !out.status.success() {
+            let text = String::from_utf8_lossy(&out.stderr);
+            return Err(io::Error::other(format!("mkfs.ext4: {}", text.trim())));
+        }
+        Ok(Template {
+            dir: dir.to_owned(),
+            file,
+        })
+    }
+
+    /// Makes a disk. Takes some milliseconds.
+    ///
+    /// # Errors
+    /// No loop device to be had, or a full host.
+    pub fn disk(&self) -> io::Result<Disk> {
+        let copy = nameless(&self.dir)?;
+        copy_data(&self.file, &copy)?;
+        let (device, loop_device) = attach_loop(&copy)?;
+        let fs = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(fs.as_fd(), "source", device.as_path())?;
+        // The file is all holes: nothing has to be written into the tables for files.
+        for flag in ["discard", "nobarrier", "noinit_itable"] {
+            fsconfig_set_flag(fs.as_fd(), flag)?;
+        }
+        let mount = mount(&fs)?;
+        drop(loop_device); // The mount holds the device from here on, and the device goes with it.
+        for name in ["upper", "work"] {
+            rustix::fs::mkdirat(&mount, name, Mode::from_raw_mode(0o755))?;
+            // Whatever the daemon's umask is: `upper` is the container's `/`, also for its unprivileged users.
+            rustix::fs::chmodat(
+                &mount,
+                name,
+                Mode::from_raw_mode(0o755),
+                rustix::fs::AtFlags::empty(),
+            )?;
+        }
+        Ok(Disk { mount, device })
+    }
+}
+
+impl Disk {
+    /// One that is mounted already: [`crate::Survivor::disk`] with the device in the request that started the process.
+    pub fn from_mount(mount: OwnedFd, device: PathBuf) -> Disk {
+        Disk { mount, device }
+    }
+
+    /// The block device, for [`crate::spec::DiskMount`].
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    /// The mount, for [`crate::SpawnFds::disk`].
+    pub fn mount(&self) -> BorrowedFd<'_> {
+        self.mount.as_fd()
+    }
+
+    /// Its root directory, for this process only, and while this value lives. Below are `upper` and `work`.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.mount.as_raw_fd()).into()
+    }
+
+    /// How full it is.
+    ///
+    /// # Errors
+    /// Those of statfs(2).
+    pub fn usage(&self) -> io::Result<DiskUsage> {
+        let found = rustix::fs::fstatvfs(&self.mount)?;
+        let used = (found.f_blocks - found.f_bfree) * found.f_frsize;
+        let limit = used + found.f_bavail * found.f_frsize;
+        Ok(DiskUsage {
+            used,
+            limit,
+            is_full: found.f_bavail * found.f_frsize < NEARLY.max(limit / 128)
+                || found.f_ffree == 0,
+        })
+    }
+
+    /// Ends it without writing out what nobody will read. For when no container uses it; after it there are only errors.
+    ///
+    /// # Errors
+    /// The kernel refused; the disk goes with its last user all the same.
+    pub fn discard(&self) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(&self.mount, ".", flags, Mode::empty())?;
+        sys::shut_down_ext4(root.as_fd())
+    }
+}
+
+/// The mount of a device's file system, attached nowhere. All mounts of one device are of one file system.
+pub(crate) fn mount_device(device: &Path) -> io::Result<OwnedFd> {
+    let fs = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(fs.as_fd(), "source", device)?;
+    mount(&fs)
+}
+
+fn mount(fs: &OwnedFd) -> io::Result<OwnedFd> {
+    fsconfig_create(fs.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
+    Ok(fsmount(
+        fs.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        attributes,
+    )?)
+}
+
+/// A file that goes with its last descriptor.
+fn nameless(dir: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(dir, flags, Mode::from_raw_mode(0o600));
+    file.map(File::from).map_err(|e| {
+        let e = io::Error::from(e);
+        io::Error::new(e.kind(), format!("a file in {}: {e}", dir.display()))
+    })
+}
+
+/// Copies what is not a hole, by reference where the file system can.
+fn copy_data(from: &File, to: &File) -> io::Result<()> {
+    let length = from.metadata()?.len();
+    to.set_len(length)?;
+    let mut at = 0;
+    while at < length {
+        let begin = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(begin) => begin,
+            Err(rustix::io::Errno::NXIO) => return Ok(()), // Only a hole is left.
+            Err(error) => return Err(error.into()),
+        };
+        at = rustix::fs::seek(from, SeekFrom::Hole(begin))?;
+        let (mut source, mut target) = (begin, begin);
+        while source < at {
+            let rest = usize::try_from(at - source).unwrap_or(usize::MAX);
+            let copied =
+                rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), rest)?;
+            if copied == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A free loop device that shows `file` until its last user is gone.
+fn attach_loop(file: &File) -> io::Result<(PathBuf, File)> {
+    let open = |path: &Path| {
+        let opened = File::options().read(true).write(true).open(path);
+        opened.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+    };
+    let control = open(Path::new("/dev/loop-control"))?;
+    for _ in 0..ATTEMPTS {
+        let device = PathBuf::from(format!(
+            "/dev/loop{}",
+            sys::free_loop_device(control.as_fd())?
+        ));
+        let opened = open(&device)?;
+        match sys::configure_loop_device(opened.as_fd(), file.as_fd()) {
+            Ok(()) => return Ok((device, opened)),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {} // Somebody was faster.
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other("no free loop device"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_disk_holds_what_it_says_and_nothing_more() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let template = Template::make(dir.path(), 64 << 20).unwrap();
+        let disk = template.disk().unwrap();
+        let usage = disk.usage().unwrap();
+        assert!(
+            usage.limit >= 64 << 20 && usage.limit < 66 << 20,
+            "{usage:?}"
+        );
+        assert!(usage.used < 1 << 20 && !usage.is_full, "{usage:?}");
+        let mut file = File::create(disk.path().join("upper/file")).unwrap();
+        let chunk = vec![7; 1 << 20];
+        let mut written = 0;
+        let error = loop {
+            match file.write_all(&chunk) {
+                Ok(()) => written += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+        assert!((63..66).contains(&written), "{written} MiB");
+        let usage = disk.usage().unwrap();
+        assert!(usage.is_full, "{usage:?}");
+        let other = template.disk().unwrap();
+        assert!(!other.usage().unwrap().is_full, "each has its own");
+        assert_ne!(other.device(), disk.device());
+        // Nothing has a name, and nothing is mounted for others to see.
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(
+            !mounts.contains(disk.device().to_str().unwrap()),
+            "{mounts}"
+        );
+        let device = disk.device().to_owned();
+        drop(file);
+        disk.discard().unwrap();
+        drop(disk);
+        let backing = Path::new("/sys/block")
+            .join(device.file_name().unwrap())
+            .join("loop/backing_file");
+        let begin = std::time::Instant::now();
+        // Another test may have taken the device since.
+        while std::fs::read_to_string(&backing)
+            .is_ok_and(|f| f.contains(dir.path().to_str().unwrap()))
+        {
+            assert!(begin.elapsed().as_secs() < 10, "{backing:?}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}

@@ -6,6 +6,8 @@
 mod errors;
 mod exec;
 mod frames;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod json;
 pub mod operator;
 mod peer;
@@ -17,5 +19,5 @@ mod upgrade;
 mod version;
 
 pub use json::time;
-pub use serve::serve_unix;
+pub use serve::{Bounds, serve_unix, serve_unix_within};
 pub use version::API_VERSION;

@@ -78,13 +78,19 @@ pub fn router(operator: Operator) -> Router {
         .route("/build", post(build::with_uploaded_context))
         .route("/wharf/build", post(build::build))
         .route("/wharf/manifest", get(images::manifest))
-        .fallback(async || ApiError::page_not_found())
-        .method_not_allowed_fallback(async || ApiError::page_not_found())
         .layer(DefaultBodyLimit::max(MAX_JSON))
         .layer(axum::Extension(storage))
         .with_state(operator)
-        .merge(containers);
+        .merge(containers)
+        .fallback(async || ApiError::page_not_found())
+        .method_not_allowed_fallback(async || ApiError::page_not_found());
     versioned(inner)
+}
+
+/// Reads filters of the container list.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_filters(text: &str) -> Result<(), ApiError> {
+    filters::Filters::parse(Some(text)).map(drop)
 }
 
 /// Runs store work, which blocks, off the async threads.

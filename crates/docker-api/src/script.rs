@@ -361,6 +361,22 @@ async fn wait(
     Ok((media_type, Body::from_stream(body)).into_response())
 }
 
+/// Reads a create as its handler does.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_create(name: &str, body: &[u8]) {
+    let _ = create::object_of(name);
+    if let Ok(body) = serde_json::from_slice::<create::Body>(body) {
+        let _ = Admission::Operator.is_sidecar(name, &body);
+        let _ = body.host_config.map(|host| host.own_network());
+    }
+}
+
+/// Reads what a prelude sent along with a start.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_start_options(text: &str) {
+    let _ = start_options::Carried::take(&mut vec![format!("{START_VARIABLE}={text}")]);
+}
+
 /// Docker's booleans in queries: anything but nothing and these is true.
 pub(crate) fn is_true(text: Option<&str>) -> bool {
     let text = text.unwrap_or("").trim().to_ascii_lowercase();

@@ -1,17 +1,20 @@
-//! The API version in the path, `/v1.43/info`: accepted within the range that this dialect follows, else refused in Docker's words. And the headers by
-//! which a client learns the version.
+//! What holds for every request: the API version in the path, `/v1.43/info`, accepted within the range that this dialect follows and else refused in
+//! Docker's words; the headers by which a client learns the version; and the one shape of all errors.
 
 use crate::errors::ApiError;
 use axum::Router;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, Uri};
+use http::{HeaderValue, Uri, header};
 use tower::ServiceExt;
 
 /// The Docker API version that this dialect follows.
 pub const API_VERSION: &str = "1.43";
 /// The oldest that is accepted; Docker's own.
 pub(crate) const OLDEST: &str = "1.24";
+
+/// Longest text of an error that is put into its shape.
+const MAX_TEXT: usize = 64 << 10;
 
 /// Puts a router behind the version.
 pub(crate) fn versioned(inner: Router) -> Router {
@@ -20,12 +23,29 @@ pub(crate) fn versioned(inner: Router) -> Router {
             Ok(request) => inner.oneshot(request).await.into_response(),
             Err(error) => error.into_response(),
         };
+        response = shaped(response).await;
         let headers = response.headers_mut();
         headers.insert("api-version", HeaderValue::from_static(API_VERSION));
         headers.insert("ostype", HeaderValue::from_static("linux"));
         headers.insert("server", HeaderValue::from_static("Wharf"));
         response
     })
+}
+
+/// An error that the HTTP library found (a query that is none, say) in Docker's shape.
+async fn shaped(response: Response) -> Response {
+    let status = response.status();
+    let is_text = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|it| it.as_bytes().starts_with(b"text/plain"));
+    if !is_text || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    match axum::body::to_bytes(response.into_body(), MAX_TEXT).await {
+        Ok(text) => ApiError::new(status, String::from_utf8_lossy(&text)).into_response(),
+        Err(_) => ApiError::new(status, status.to_string()).into_response(),
+    }
 }
 
 /// `/v1.43/info` -> `/info`.

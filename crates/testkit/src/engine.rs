@@ -55,6 +55,11 @@ impl World {
         Snapshots::open(&self.place.path("snapshots"), config).unwrap()
     }
 
+    /// Its images.
+    pub fn images(&self) -> ImageStore {
+        self.images.clone()
+    }
+
     /// Where the engine keeps its instances.
     pub fn instances(&self) -> PathBuf {
         self.place.dir.path().join("instances")

@@ -378,12 +378,17 @@ mod tests {
                 "id": "ab".repeat(32), "application": "0-1-2", "application_name": "my-app", "state": "exited (127)", "pid": null,
                 "image": format!("127.0.0.1:7400/acc/my-app@sha256:{}", "cd".repeat(32)), "error": "exec: \"/nope\": no such file or directory",
             }],
+            "snapshots": [{"owner": "script my-app", "count": 3, "bytes": 1 << 21, "shared_bytes": 1}],
             "refusals": [{"application_name": "my-app", "at_ms": 5_000, "reason": "application \"my-app\" already runs 3 of max_instances 3"}],
         });
         let text = describe(&status, Duration::from_secs(7));
         assert!(text.contains("abababababab  my-app "), "{text}");
         assert!(text.contains(" my-app@sha256:cdcdcdcdcdcd\n"), "{text}");
         assert!(text.contains("  error: exec: \"/nope\""), "{text}");
+        assert!(
+            text.contains("script my-app            3        2        1"),
+            "{text}"
+        );
         assert!(
             text.ends_with("2 s ago: application \"my-app\" already runs 3 of max_instances 3"),
             "{text}"

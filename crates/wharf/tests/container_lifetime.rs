@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 
 #[test]
 fn containers_outlive_workerd_and_are_reaped_if_their_object_does_not_wake() {
-    let world = World::new();
+    let world = World::with_grace(3_000);
     let woken = world.start("woken", Value::Null);
     let patient = world.start("patient", Value::Null);
     world.ask("patient", "inactivity", json!(60_000));

@@ -130,7 +130,7 @@ fn run(args: &Args) -> Result<()> {
     let cgroup = place.cgroup();
     let api = |name, api: &http::Api| ApiRuntime::new(name, api.clone(), cgroup.clone());
     let mut subjects = vec![
-        Subject::new(Floor::new(place.clone()), n),
+        Subject::new(Floor::new(place.clone())?, n),
         Subject::new(EngineRuntime::new(runtime.clone(), world.1.clone()), n),
     ];
     for name in ["runc", "crun"] {

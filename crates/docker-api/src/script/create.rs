@@ -63,6 +63,17 @@ pub(crate) struct HostConfig {
     restart_policy: Option<RestartPolicy>,
 }
 
+impl HostConfig {
+    /// What a network of the container's own is like.
+    pub(crate) fn own_network(&self) -> Result<OwnNetwork, ApiError> {
+        let publish = self.port_bindings.as_ref().map(ports::parse).transpose()?;
+        Ok(OwnNetwork {
+            internet: self.network_mode.as_deref() != Some("none"),
+            publish: publish.unwrap_or_default(),
+        })
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct RestartPolicy {
@@ -147,23 +158,13 @@ async fn create_container(
     let mut body = body;
     let host = body.host_config.take().unwrap_or_default();
     let mounts = host.mounts.as_deref().unwrap_or_default();
-    let volumes = shared.storage.mounts(mounts).await.inspect_err(|error| {
-        // workerd tells the Worker no more than that its container failed to start.
-        tracing::warn!(
-            name,
-            reason = error.message,
-            "a container's mounts are refused"
-        );
-    })?;
+    let volumes = shared.storage.mounts(mounts).await?;
     let mode = host.network_mode.as_deref().unwrap_or_default();
     let (network, of_workerd) = network(shared, &name, mode).await?;
     if !of_workerd {
         refuse_unsupported_of_docker(&body, &host)?;
     }
-    let own_network = OwnNetwork {
-        internet: mode != "none",
-        publish: ports::parse(host.port_bindings.as_ref().unwrap_or(&Bindings::new()))?,
-    };
+    let own_network = host.own_network()?;
     if network.is_some() && !own_network.publish.is_empty() {
         return Err(ApiError::bad_request(
             "conflicting options: a container in another's network publishes no ports of its own",

@@ -158,7 +158,7 @@ async fn a_terminal_follows_its_window() {
     // ^C interrupts what runs, not the shell.
     node.call(
         "/write",
-        json!({"name": "p", "text": "echo st''arted; /busybox sleep 1000\n"}),
+        json!({"name": "p", "text": "/busybox sh -c \"echo st''arted; exec /busybox sleep 1000\"\n"}),
     )
     .await;
     says("started").await;
@@ -169,8 +169,8 @@ async fn a_terminal_follows_its_window() {
         json!({"name": "p", "text": "echo int''errupted $?\n"}),
     )
     .await;
-    says("interrupted 130").await;
-    // The end of input ends it.
+    // The end of input ends it, where it waits for some.
+    says("interrupted 130\r\n> ").await;
     node.call("/close", json!({"name": "p"})).await;
     node.call("/read", json!({"name": "p"})).await;
     assert_eq!(node.call("/exit", json!({"name": "p"})).await, 0);
@@ -204,7 +204,7 @@ async fn a_worker_that_reads_slowly_slows_the_process() {
     ];
     let open = json!({"name": "p", "cmd": cmd});
     node.call("/open", open).await;
-    let pid = host_pid(&node, &count).await;
+    let pid = host_pid(&node, &BLOCKS.to_string()).await;
     let mut read = 0;
     for _ in 0..3 {
         let ahead = stalled(pid).await.saturating_sub(read);
@@ -230,12 +230,12 @@ async fn a_worker_that_reads_slowly_slows_the_process() {
     node.end().await;
 }
 
-/// The spawner's child with this word in its command, which may take a moment to be seen after execve(2).
+/// The spawner's child with this word in its command, which may be seen only a moment after execve(2).
 async fn host_pid(node: &Node, word: &str) -> i64 {
     let spawner = node.daemon.spawner.pid();
     let has_word = |pid: &&str| {
         std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
-            .is_ok_and(|cmdline| cmdline.split('\0').any(|w| w == word))
+            .is_ok_and(|cmdline| cmdline.contains(word))
     };
     wharf_testkit::eventually(word, async || {
         let children = format!("/proc/{spawner}/task/{spawner}/children");

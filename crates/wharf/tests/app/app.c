@@ -5,7 +5,7 @@
  *
  *   /who          JSON: pid, start time, port, host name, arguments      /env      one variable a line
  *   /exit/<code>  ends the app                                           /echo     the request's body
- *   /get/<url>    what busybox wget says of the url                      /file/<path>
+ *   /get/<url>    what comes of a GET of it: the body, or 502 and all     /file/<path>
  *   /ws           WebSocket: every message comes back with the port      /ticks    a number every 20 ms, for ever
  *
  * Every connection serves one request in a thread of its own. SIGTERM ends it with 0, SIGUSR1 with 42; with $STUBBORN set SIGTERM does
@@ -156,30 +156,89 @@ static void websocket(int fd, int port, const char *key) {
     }
 }
 
-static void get(int fd, const char *url) {
-    /* Without -T: Debian's static busybox ends with SIGSEGV then. */
-    char *argv[] = {"/bin/busybox", "wget", "-q", "-O", "-", (char *)url, NULL};
-    static char body[65536];
-    static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
-    pthread_mutex_lock(&one);
-    int out[2], status = 0;
-    if (pipe(out)) return;
-    pid_t pid = fork();
-    if (pid == 0) {
-        dup2(out[1], 1);
-        dup2(out[1], 2);
-        close(out[0]);
-        close(out[1]);
-        execve(argv[0], argv, environ);
-        _exit(127);
+/* The first A record of a name, by the server in /etc/resolv.conf (RFC 1035); 0 when there is none. */
+static uint32_t resolve(const char *name) {
+    uint8_t packet[512] = {0x12, 0x34, 1, 0, 0, 1};
+    struct sockaddr_in server = {.sin_family = AF_INET, .sin_port = htons(53)};
+    char line[256], address[64] = "";
+    FILE *file = fopen("/etc/resolv.conf", "r");
+    while (file && !*address && fgets(line, sizeof line, file)) sscanf(line, "nameserver %63s", address);
+    if (file) fclose(file);
+    if (inet_pton(AF_INET, address, &server.sin_addr) != 1) return 0;
+    size_t at = 12;
+    for (const char *label = name; *label;) {
+        size_t len = strcspn(label, ".");
+        if (at + len > 250) return 0;
+        packet[at++] = (uint8_t)len;
+        memcpy(packet + at, label, len);
+        at += len;
+        label += len + (label[len] == '.');
     }
-    close(out[1]);
+    packet[at + 2] = packet[at + 4] = 1;
+    at += 5;
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct timeval bound = {.tv_sec = 5};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &bound, sizeof bound);
+    uint32_t found = 0;
+    if (sendto(fd, packet, at, 0, (struct sockaddr *)&server, sizeof server) == (ssize_t)at) {
+        ssize_t len = recv(fd, packet, sizeof packet, 0);
+        /* The question again, then records whose name is a pointer. */
+        for (size_t r = at; !found && len > 0 && r + 12 <= (size_t)len;) {
+            size_t data = (size_t)packet[r + 10] << 8 | packet[r + 11];
+            if (packet[r + 3] == 1 && data == 4 && r + 16 <= (size_t)len) memcpy(&found, packet + r + 12, 4);
+            r += 12 + data;
+        }
+    }
+    close(fd);
+    return found;
+}
+
+/* Whether this is an answer with all of its body, or all that there is room for. */
+static int is_whole(char *answer, size_t have) {
+    char value[32];
+    answer[have] = 0;
+    char *end = strstr(answer, "\r\n\r\n");
+    if (have >= 65535) return 1;
+    return end && header(answer, "Content-Length", value, sizeof value) && have >= (size_t)(end + 4 - answer) + (size_t)atol(value);
+}
+
+/* GET of http(s)://host/path; TLS is busybox's, which checks no certificate. The status comes back as 200 or 502 and in the body. */
+static void get(int fd, const char *url) {
+    char name[256], request[1024], body[65536];
+    int tls = !strncmp(url, "https://", 8);
+    const char *start = strstr(url, "://");
+    if (!start) return reply(fd, "400 Bad Request", "text/plain", "no url\n", 7);
+    start += 3;
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(start, "/"), start);
+    const char *path = start + strlen(name);
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(tls ? 443 : 80), .sin_addr.s_addr = resolve(name)};
+    if (!to.sin_addr.s_addr) return reply(fd, "502 Bad Gateway", "text/plain", "no address\n", 11);
+    int out = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), pair[2] = {-1, -1};
+    struct timeval bound = {.tv_sec = 10};
+    setsockopt(out, SOL_SOCKET, SO_RCVTIMEO, &bound, sizeof bound);
+    pid_t pid = 0;
+    int stream = out;
     size_t have = 0;
-    for (ssize_t n; have < sizeof body && (n = read(out[0], body + have, sizeof body - have)) > 0;) have += (size_t)n;
-    close(out[0]);
-    waitpid(pid, &status, 0);
-    reply(fd, status ? "502 Bad Gateway" : "200 OK", "text/plain", body, have);
-    pthread_mutex_unlock(&one);
+    if (connect(out, (struct sockaddr *)&to, sizeof to) == 0 && (!tls || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0)) {
+        if (tls && (pid = fork()) == 0) {
+            dup2(pair[1], 0);
+            dup2(pair[1], 1);
+            dup2(out, 3);
+            execl("/bin/busybox", "ssl_client", "-s", "3", "-n", name, (char *)NULL);
+            _exit(127);
+        }
+        if (tls) close(pair[1]), stream = pair[0];
+        int len = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", *path ? path : "/", name);
+        if (!send_all(stream, request, (size_t)len))
+            for (ssize_t n; !is_whole(body, have) && (n = recv(stream, body + have, sizeof body - 1 - have, 0)) > 0;) have += (size_t)n;
+    }
+    body[have] = 0;
+    char *end = strstr(body, "\r\n\r\n");
+    if (have > 12 && !strncmp(body + 9, "200", 3) && end) text(fd, end + 4);
+    else reply(fd, "502 Bad Gateway", "text/plain", body, have);
+    close(out);
+    if (tls && pair[0] >= 0) close(pair[0]);
+    if (pid > 0) kill(pid, SIGKILL), waitpid(pid, NULL, 0);
 }
 
 /* The body of a request, by its length or in chunks; -1 when it does not come whole or is too long. */

@@ -3,7 +3,7 @@
 use super::{Node, Project, WRANGLERS};
 use serde_json::{Value, json};
 
-const CONFIG: &str = "[containers]\nstop_grace_ms = 500\norphan_grace_ms = 3000\n\n[node]\nlocation = \"vie01\"\nregion = \"EEUR\"\ncountry = \"AT\"\n";
+const CONFIG: &str = "[containers]\nstop_grace_ms = 500\norphan_grace_ms = GRACE\n\n[node]\nlocation = \"vie01\"\nregion = \"EEUR\"\ncountry = \"AT\"\n";
 
 /// A node with the project `direct`.
 pub struct World {
@@ -13,10 +13,15 @@ pub struct World {
 
 impl World {
     pub fn new() -> World {
+        World::with_grace(60_000)
+    }
+
+    /// Containers are kept for so many milliseconds while their objects sleep after the end of their workerd.
+    pub fn with_grace(ms: u64) -> World {
         let mut node = Node::start();
         node.stop();
         let config = node.dir.path().join("wharf.toml");
-        std::fs::write(&config, CONFIG).unwrap();
+        std::fs::write(&config, CONFIG.replace("GRACE", &ms.to_string())).unwrap();
         node.set_extra(&["--config", config.to_str().unwrap()]);
         node.launch();
         let project = Project::fixture("direct", None);

@@ -14,12 +14,22 @@ use std::time::Instant;
 pub(crate) struct Floor {
     place: Arc<Place>,
     child: Option<Child>,
+    /// For the next process; looked for before the time counts.
+    address: SocketAddr,
 }
 
 impl Floor {
-    pub(crate) fn new(place: Arc<Place>) -> Floor {
-        Floor { place, child: None }
+    pub(crate) fn new(place: Arc<Place>) -> Result<Floor> {
+        Ok(Floor {
+            place,
+            child: None,
+            address: free_address()?,
+        })
     }
+}
+
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 impl Runtime for Floor {
@@ -32,7 +42,6 @@ impl Runtime for Floor {
     }
 
     fn start(&mut self, class: &Class, _: &str) -> Result<Instant> {
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let root = self.place.rootfs(class);
         let mut command = if class.name == "static" {
             Command::new(root.join(class.argv[0].trim_start_matches('/')))
@@ -42,14 +51,14 @@ impl Runtime for Floor {
             command
         };
         command.args(&class.argv[1..]).env_clear();
-        for variable in class.env(address.port()) {
+        for variable in class.env(self.address.port()) {
             if let Some((key, value)) = variable.split_once('=') {
                 command.env(key, value);
             }
         }
         command.stdin(Stdio::null()).stdout(Stdio::null());
         self.child = Some(command.spawn().context("fork and exec")?);
-        http::first_byte_of(SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())))
+        http::first_byte_of(self.address)
     }
 
     fn pid(&mut self) -> Result<i32> {
@@ -61,6 +70,7 @@ impl Runtime for Floor {
         if let Some(mut child) = self.child.take() {
             child.kill()?;
             child.wait()?;
+            self.address = free_address()?;
         }
         Ok(())
     }

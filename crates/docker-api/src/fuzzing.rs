@@ -1,0 +1,111 @@
+//! Entrances for fuzzing; not part of the interface.
+//!
+//! What stands between a client's bytes and the engine: HTTP with its bounds, the version in the path, queries and bodies, and what is read out of
+//! names, filters, ports and commands. The engine itself is not here; crates/docker-api/tests/bad_input.rs has both.
+
+use crate::errors::ApiError;
+use crate::operator::read_filters;
+use crate::script::{read_create, read_start_options};
+use crate::serve::{Bounds, connection};
+use crate::version::versioned;
+use axum::Router;
+use axum::extract::{Query, Request};
+use axum::response::{IntoResponse, Response};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+/// Far above what any input needs, far below what a person waits for.
+const WAIT: Duration = Duration::from_secs(10);
+const BOUNDS: Bounds = Bounds {
+    head: Duration::from_millis(50),
+    body: Duration::from_millis(50),
+    connections: 1,
+};
+const MAX_BODY: usize = 64 << 10;
+
+/// One connection: the first byte says into how many pieces the rest is cut, and whether the client ends its side.
+///
+/// # Panics
+/// The connection is neither answered nor closed in time, or an answer is not HTTP.
+pub fn docker_api(bytes: &[u8]) {
+    let Some((how, bytes)) = bytes.split_first() else {
+        return;
+    };
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        // Every outcome is right, as long as there is one.
+        let _ = read_filters(text);
+        read_start_options(text);
+        read_create(text, text.as_bytes());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let Ok(runtime) = runtime else { return };
+    let answer = runtime.block_on(async {
+        let talk = talk(bytes, usize::from(how >> 1) + 1, how & 1 == 1);
+        tokio::time::timeout(WAIT, talk).await
+    });
+    let Ok(answer) = answer else {
+        panic!("neither answered nor closed");
+    };
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."));
+}
+
+async fn talk(bytes: &[u8], pieces: usize, half_close: bool) -> Vec<u8> {
+    let (client, server) = tokio::io::duplex(4096);
+    let router = versioned(Router::new().fallback(handle));
+    let (_open, closed) = watch::channel(());
+    let serving = connection(BOUNDS, server, None, router, closed);
+    let (mut read, mut write) = tokio::io::split(client);
+    let sending = async {
+        for piece in bytes.chunks(bytes.len().div_ceil(pieces).max(1)) {
+            // The other side may have had enough.
+            if write.write_all(piece).await.is_err() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        if half_close {
+            let _ = write.shutdown().await;
+        }
+    };
+    let reading = async {
+        let mut answer = Vec::new();
+        let _ = read.read_to_end(&mut answer).await;
+        answer
+    };
+    tokio::join!(serving, sending, reading).2
+}
+
+/// Reads everything that a handler may read.
+async fn handle(query: Query<BTreeMap<String, String>>, request: Request) -> Response {
+    let path = request.uri().path().to_owned();
+    match axum::body::to_bytes(request.into_body(), MAX_BODY).await {
+        Ok(body) => {
+            read_create(query.get("name").unwrap_or(&path), &body);
+            "read".into_response()
+        }
+        Err(error) => ApiError::bad_request(error.to_string()).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn any_bytes_are_answered_or_closed(
+            how: u8,
+            head in prop::sample::select(vec!["", "GET /v1.43/x HTTP/1.1\r\n\r\n", "POST /?name=x HTTP/1.1\r\nContent-Length: 4\r\n\r\n"]),
+            rest: Vec<u8>,
+        ) {
+            docker_api(&[&[how], head.as_bytes(), &rest].concat());
+        }
+    }
+}

@@ -209,14 +209,13 @@ async fn logs_are_shown_and_followed() {
         "{stamped}"
     );
     let end = async {
-        let pid = daemon
-            .engine
-            .inspect(&Owner::Operator, "c")
-            .await
-            .unwrap()
-            .pid
-            .unwrap();
-        std::fs::write(format!("/proc/{pid}/root/go"), "").unwrap();
+        let touch = json!({"Cmd": ["touch", "/go"]});
+        let (_, exec) = socket.call("POST", "/containers/c/exec", Some(touch)).await;
+        let path = format!("/exec/{}/start", exec["Id"].as_str().unwrap());
+        let (status, _) = socket
+            .call("POST", &path, Some(json!({"Detach": true})))
+            .await;
+        assert_eq!(status, 200);
     };
     let (followed, ()) = tokio::join!(logs("stdout=1&follow=1"), end);
     assert_eq!(followed[0], "one\nthree\nfour\n");

@@ -99,7 +99,7 @@ pub(crate) fn run_tests() -> Result<()> {
         .args(["-append", "console=ttyS0 panic=-1 quiet"])
         .stdin(Stdio::null());
     let out = Command::new("timeout")
-        .arg("600")
+        .arg("1800")
         .arg(machine.get_program())
         .args(machine.get_args())
         .output()?;

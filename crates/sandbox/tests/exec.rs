@@ -71,12 +71,23 @@ fn refused(result: Result<Ran, SpawnError>) -> (String, i32) {
 }
 
 fn descriptors(spawner: &Spawner) -> usize {
+    // User namespaces are made ahead, at times of their own.
+    let is_other = |fd: &std::fs::DirEntry| {
+        let target = std::fs::read_link(fd.path()).unwrap_or_default();
+        !target.to_string_lossy().starts_with("user:")
+    };
     std::fs::read_dir(format!("/proc/{}/fd", spawner.pid()))
         .unwrap()
+        .filter(|fd| is_other(fd.as_ref().unwrap()))
         .count()
 }
 
-/// It answers first and closes then.
+/// The count when nothing is under way in container `c`: before an answer, it has done with the answer before.
+async fn descriptors_at_rest(spawner: &Spawner) -> usize {
+    assert!(spawner.signal("c", 0).await.unwrap());
+    descriptors(spawner)
+}
+
 async fn has_descriptors(spawner: &Spawner, count: usize) {
     until("the spawner's descriptors", || {
         descriptors(spawner) == count
@@ -205,7 +216,7 @@ async fn a_program_that_cannot_start_says_why() {
     std::fs::write(root.join("script"), "#!/no/such/interpreter\n").unwrap();
     std::fs::set_permissions(root.join("script"), PermissionsExt::from_mode(0o755)).unwrap();
     container(&place, &spawner, "c").await;
-    let before = descriptors(&spawner);
+    let before = descriptors_at_rest(&spawner).await;
     let cases = [
         (
             "nope",
@@ -345,7 +356,7 @@ async fn a_container_that_ends_while_many_are_started() {
     let place = Place::new();
     let spawner = place.start().await;
     container(&place, &spawner, "c").await;
-    let before = descriptors(&spawner);
+    let before = descriptors_at_rest(&spawner).await;
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..60 {
         let (spawner, spec) = (spawner.clone(), sh("c", "sleep 1000"));
@@ -377,7 +388,7 @@ async fn a_hundred_at_once_leave_nothing_behind() {
     let place = Place::new();
     let spawner = place.start().await;
     container(&place, &spawner, "c").await;
-    let before = descriptors(&spawner);
+    let before = descriptors_at_rest(&spawner).await;
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..100 {
         let spawner = spawner.clone();
@@ -484,7 +495,7 @@ async fn without_its_daemon_it_runs_on_in_the_container() {
     let place = Place::new();
     let (spawner, _) = place.start_with(20_000).await;
     container(&place, &spawner, "c").await;
-    let before = descriptors(&spawner);
+    let before = descriptors_at_rest(&spawner).await;
     let mut detached = sh("c", "sleep 1000");
     detached.streams = ExecStreams::Null;
     let (detached, streams) = spawner.exec(&detached).await.unwrap();

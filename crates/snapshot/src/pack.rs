@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use wharf_image::tar::{Entry, Kind, TarWriter};
 
-/// Writes `from` under the name `name`; the contents of a directory lie below it, or at the archive's root if the name is `.`.
+/// Writes `from` under the name `name` (Docker writes `.` for the contents of a directory); what a directory holds lies below it.
 ///
 /// # Errors
 /// A file cannot be read, or `to` takes no more.
@@ -23,17 +23,13 @@ pub fn pack<W: Write>(view: &View, from: &Node, name: &OsStr, to: W) -> Result<W
         let doing = || format!("reading {}", path.display());
         append(view, &mut tar, &mut links, &path, &node).context(doing)?;
         if let Some(dir) = &node.dir {
-            let below = match path.as_os_str() == "." {
-                true => Path::new(""),
-                false => &path,
-            };
             let entries = view.entries(dir).context(doing)?;
             // Last first: the stack turns them round.
             let entries = entries.into_iter().rev();
             pending.extend(
                 entries
                     .filter(|(_, node)| !node.is_whiteout())
-                    .map(|(name, node)| (below.join(name), node)),
+                    .map(|(name, node)| (path.join(name), node)),
             );
         }
     }

@@ -60,6 +60,8 @@ pub struct Dir {
 /// Something that is there.
 #[derive(Debug, Clone)]
 pub struct Node {
+    /// Where it is seen, without links and without a leading slash.
+    pub at: PathBuf,
     /// Of the topmost.
     pub stat: Stat,
     /// For a directory: its entries.
@@ -159,6 +161,7 @@ impl View {
         let place = dir.places.first().ok_or(Errno::NOENT)?.clone();
         let stat = rustix::fs::fstat(self.open_dir(&place)?)?;
         Ok(Node {
+            at: dir.at.clone(),
             stat,
             dir: Some(dir.clone()),
             hides: true,
@@ -361,6 +364,7 @@ impl View {
             let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
             let node = match &mut found {
                 None => found.insert(Node {
+                    at: at.clone(),
                     stat,
                     dir: is_dir.then(|| Dir {
                         at: at.clone(),

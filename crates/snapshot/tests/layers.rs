@@ -363,6 +363,14 @@ fn an_archive_is_what_tar_reads() {
     for (name, below, asked) in [("d", "d/", "/d"), (".", "", "/d/.")] {
         let node = view.find(Path::new(asked), true).unwrap().unwrap();
         let tar = wharf_snapshot::pack(&view, &node, name.as_ref(), Vec::new()).unwrap();
+        let mut reader = wharf_image::tar::TarReader::new(tar.as_slice());
+        let mut names = Vec::new();
+        while let Some(entry) = reader.next_entry().unwrap() {
+            names.push(String::from_utf8(entry.path).unwrap());
+        }
+        // `docker cp` puts another name in place of the first one.
+        let expected = ["/", "/e/", "/e/file", "/link", "/same"].map(|n| format!("{name}{n}"));
+        assert_eq!(names, expected);
         let to = dir.path().join(format!("to{}", below.len()));
         fs::create_dir(&to).unwrap();
         let root = rustix::fs::open(&to, OFlags::PATH, Mode::empty()).unwrap();

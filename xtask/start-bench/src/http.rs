@@ -26,7 +26,7 @@ pub(crate) struct Answer {
 fn exchange(stream: &mut (impl Read + Write), request: &[u8]) -> Result<Answer> {
     stream.write_all(request)?;
     let mut bytes = vec![0; 16 * 1024];
-    let n = stream.read(&mut bytes)?;
+    let n = read(stream, &mut bytes)?;
     let first_byte = Instant::now();
     if n == 0 {
         bail!("the connection was closed without an answer");
@@ -54,6 +54,16 @@ fn exchange(stream: &mut (impl Read + Write), request: &[u8]) -> Result<Answer> 
         body: if chunked { dechunk(&body) } else { body },
         first_byte,
     })
+}
+
+/// With a timeout on the socket, the kernel does not start a read again that something interrupted.
+fn read(stream: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
 }
 
 fn dechunk(mut rest: &[u8]) -> Vec<u8> {
@@ -112,13 +122,13 @@ pub(crate) fn first_byte_through(ingress: SocketAddr, port: u16) -> Result<Insta
     let host = format!("127.0.0.1:{port}");
     stream.write_all(format!("CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())?;
     let mut head = Vec::new();
-    let mut byte = [0; 512];
+    let mut buffer = [0; 512];
     while !head.ends_with(b"\r\n\r\n") {
-        let n = stream.read(&mut byte)?;
+        let n = read(&mut stream, &mut buffer)?;
         if n == 0 {
             bail!("the ingress closed the connection");
         }
-        head.extend_from_slice(&byte[..n]);
+        head.extend_from_slice(&buffer[..n]);
     }
     if !head.starts_with(b"HTTP/1.1 200") {
         bail!("the ingress answered {}", String::from_utf8_lossy(&head));

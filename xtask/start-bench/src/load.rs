@@ -91,7 +91,8 @@ fn own_memory(node: &Node) -> Result<OwnMemory> {
                 own.workerd_pss += pss;
                 own.workerd_anonymous += anonymous;
             }
-            "wharf" => {
+            // The daemon, not what it may have started from the same executable.
+            "wharf" if look::descriptors(pid) > own.daemon_descriptors => {
                 own.daemon_descriptors = look::descriptors(pid);
                 own.daemon_limit = look::descriptor_limit(pid);
             }

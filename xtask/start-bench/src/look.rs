@@ -1,6 +1,6 @@
 //! What can be seen of a process from outside: its walls, its cgroups, whether anything of it is left, and memory.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use rustix::thread::LinkNameSpaceType;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,7 +17,7 @@ const GONE: Duration = Duration::from_secs(10);
 /// When the app of process `pid` answered: a thread joins the process's network namespace and asks there.
 pub(crate) fn first_byte_inside(pid: i32, port: u16) -> Result<Instant> {
     let path = format!("/proc/{pid}/ns/net");
-    let namespace = fs::File::open(&path)?;
+    let namespace = fs::File::open(&path).context(path)?;
     if fs::metadata("/proc/self/ns/net")?.ino() == namespace.metadata()?.ino() {
         bail!("the container has no network of its own");
     }
@@ -26,7 +26,8 @@ pub(crate) fn first_byte_inside(pid: i32, port: u16) -> Result<Instant> {
             rustix::thread::move_into_link_name_space(
                 namespace.as_fd(),
                 Some(LinkNameSpaceType::Network),
-            )?;
+            )
+            .context("joining the container's network")?;
             http::first_byte_of(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
         });
         asking

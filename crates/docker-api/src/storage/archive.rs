@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use futures_util::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode};
+use rustix::fs::FileType;
 use serde::Deserialize;
 use serde_json::json;
 use std::ffi::OsString;
@@ -82,13 +83,20 @@ fn fault(error: impl std::fmt::Display) -> ApiError {
 /// What a container has at a path.
 enum Found {
     Nothing,
-    Node(View, Box<Node>),
+    /// With what a link at the end leads to.
+    Node(View, Box<Node>, Option<PathBuf>),
 }
 
 fn look(files: &wharf_engine::Files, asked: &Asked) -> io::Result<Found> {
     let view = whole_view(files)?;
     match view.find(&asked.path, asked.follow)? {
-        Some(node) => Ok(Found::Node(view, Box::new(node))),
+        Some(node) => {
+            let target = match node.kind() {
+                FileType::Symlink => view.find(&asked.path, true)?.map(|node| node.at),
+                _ => None,
+            };
+            Ok(Found::Node(view, Box::new(node), target))
+        }
         None => Ok(Found::Nothing),
     }
 }
@@ -109,7 +117,7 @@ pub(super) async fn get(
     let (found, asked) = tokio::task::spawn_blocking(move || (look(&files, &asked), asked))
         .await
         .map_err(fault)?;
-    let Found::Node(view, node) = found.map_err(fault)? else {
+    let Found::Node(view, node, target) = found.map_err(fault)? else {
         return Err(asked.missing(&name));
     };
     if asked.contents && node.dir.is_none() {
@@ -118,7 +126,7 @@ pub(super) async fn get(
             asked.path.display()
         )));
     }
-    let headers = stat_header(&asked, &node)?;
+    let headers = stat_header(&asked, &node, target)?;
     let top = match asked.path.file_name().filter(|_| !asked.contents) {
         Some(name) => name.to_owned(),
         None => OsString::from("."),
@@ -153,13 +161,12 @@ pub(super) async fn head(
         .map_err(fault)?;
     match found.map_err(fault)? {
         Found::Nothing => Err(asked.missing(&name)),
-        Found::Node(_, node) => Ok(stat_header(&asked, &node)?.into_response()),
+        Found::Node(_, node, target) => Ok(stat_header(&asked, &node, target)?.into_response()),
     }
 }
 
 /// What `docker cp` reads before it asks for or sends files: base64 of JSON, with Go's file modes.
-fn stat_header(asked: &Asked, node: &Node) -> Result<HeaderMap, ApiError> {
-    use rustix::fs::FileType;
+fn stat_header(asked: &Asked, node: &Node, target: Option<PathBuf>) -> Result<HeaderMap, ApiError> {
     let stat = &node.stat;
     let mode = stat.st_mode;
     let kind: u32 = match node.kind() {
@@ -180,7 +187,7 @@ fn stat_header(asked: &Asked, node: &Node) -> Result<HeaderMap, ApiError> {
         "size": stat.st_size,
         "mode": go_mode,
         "mtime": crate::json::time(Some(stat.st_mtime.saturating_mul(1000))),
-        "linkTarget": "",
+        "linkTarget": target.map_or(String::new(), |at| format!("/{}", at.display())),
     });
     let encoded = base64::engine::general_purpose::STANDARD.encode(body.to_string());
     let mut headers = HeaderMap::new();
@@ -199,7 +206,7 @@ impl Storage {
         let storage = self.clone();
         let missing = asked.missing(&name);
         let copied = tokio::task::spawn_blocking(move || -> Result<(Draft, Copied), ApiError> {
-            let Found::Node(view, node) = look(&files, &asked).map_err(fault)? else {
+            let Found::Node(view, node, _) = look(&files, &asked).map_err(fault)? else {
                 return Err(missing);
             };
             if node.dir.is_none() {
@@ -363,7 +370,7 @@ pub(super) async fn put(
         let found = tokio::task::spawn_blocking(move || look(&files, &follow));
         match found.await.map_err(fault)?.map_err(fault)? {
             Found::Nothing => return Err(asked.missing(&name)),
-            Found::Node(_, node) if node.dir.is_none() => {
+            Found::Node(_, node, _) if node.dir.is_none() => {
                 return Err(ApiError::bad_request("extraction point is not a directory"));
             }
             Found::Node(..) => {}

@@ -1,158 +1,35 @@
 //! The task that owns one instance: it feeds the lifecycle machine with requests and with what happens, and carries out its effects.
 
 use crate::lifecycle::{
-    Answer, Effect, EndedBy, Event, HardTimeout, Machine, State, Token, Until, describe,
+    Answer, Effect, EndedBy, Event, HardTimeout, Machine, State, Token, describe,
 };
-use crate::log::Grown;
 use crate::own_network::Published;
-use crate::record::{Fixed, Label, Progress, Record, process_id};
-use crate::{EngineError, Shared, Usage, files, log, now_ms};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use crate::record::{Fixed, Progress, Record, process_id};
+use crate::{EngineError, Shared, Usage, log, now_ms};
+use start::{Started, start_process};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use wharf_net::Target;
-use wharf_sandbox::{
-    Disk, DiskMount, DiskUsage, Exit, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds,
-    Spawner,
-};
+use wharf_sandbox::{Disk, Exit, Process, SpawnError};
+
+mod handle;
+mod start;
+
+use handle::Request;
+pub(crate) use handle::{Ask, DISK, Handle, View};
 
 /// How long an exit waits for the rest of the output. Its processes are dead, so the pipes end as soon as they are read empty.
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long the removal of an instance that ended waits for readers of its output.
 const LAST_READ: Duration = Duration::from_secs(5);
-/// Directory in an instance's own where its disk is mounted, for its process alone.
-pub(crate) const DISK: &str = "disk";
 /// Requests that may wait for one instance.
 const QUEUE: usize = 64;
-
-/// What everybody may see of an instance; the task publishes it.
-#[derive(Debug, Clone)]
-pub(crate) struct View {
-    pub(crate) state: State,
-    pub(crate) pid: Option<i32>,
-    pub(crate) progress: Progress,
-    /// Its ports that the host shows now.
-    pub(crate) published: Vec<Published>,
-}
-
-impl View {
-    /// Whether no output will come: its process has ended. One that was not started yet may write.
-    pub(crate) fn has_ended(&self) -> bool {
-        matches!(self.state, State::Exited(_) | State::Removed)
-    }
-}
-
-/// The way to an instance's task.
-#[derive(Debug)]
-pub(crate) struct Handle {
-    pub(crate) fixed: Arc<Fixed>,
-    pub(crate) dir: PathBuf,
-    pub(crate) view: watch::Receiver<View>,
-    pub(crate) network: Mutex<Option<wharf_net::Network>>,
-    /// What it writes is here; without, in its directory.
-    pub(crate) disk: Option<Arc<Disk>>,
-    /// Whoever needs the files to himself: a start, a writer from outside, a copy.
-    pub(crate) files: Arc<tokio::sync::Mutex<()>>,
-    /// Counts what its owner asks for, and its being orphaned: who sees the same figure twice knows that nobody has asked in between.
-    touches: AtomicU64,
-    /// How far its output has grown. Who reads it along holds a receiver.
-    pub(crate) grown: watch::Sender<Grown>,
-    requests: mpsc::Sender<Request>,
-}
-
-/// A request.
-#[derive(Debug, Clone)]
-pub(crate) enum Ask {
-    Start,
-    Signal(i32),
-    Stop {
-        grace_ms: u64,
-        by: EndedBy,
-    },
-    Remove {
-        force: bool,
-        by: EndedBy,
-    },
-    Wait(Until),
-    /// Replaces the labels that its object has given it.
-    SetLabels(BTreeMap<String, String>),
-    /// How long it may run on while nobody asks for it, milliseconds.
-    SetInactivity(u64),
-}
-
-#[derive(Debug)]
-struct Request {
-    ask: Ask,
-    reply: oneshot::Sender<Result<Answer, EngineError>>,
-}
-
-impl Handle {
-    pub(crate) async fn ask(&self, ask: Ask) -> Result<Answer, EngineError> {
-        let gone = || EngineError::NotFound(format!("No such container: {}", self.fixed.name));
-        let (reply, answer) = oneshot::channel();
-        let request = Request { ask, reply };
-        self.requests.send(request).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
-    }
-
-    /// Takes note that its owner asks for it; a figure for [`Handle::touches`].
-    pub(crate) fn touch(&self) -> u64 {
-        self.touches.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    pub(crate) fn touches(&self) -> u64 {
-        self.touches.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn network(&self) -> Option<wharf_net::Network> {
-        let network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
-        network.clone()
-    }
-
-    /// Where `upper` and `work` are, for this process.
-    pub(crate) fn writable(&self) -> PathBuf {
-        match &self.disk {
-            Some(disk) => disk.path(),
-            None => self.dir.clone(),
-        }
-    }
-
-    /// For the mount namespace of its process, where its disk is mounted and `upper` and `work` are there.
-    pub(crate) fn disk_mount(&self) -> Option<DiskMount> {
-        self.disk.as_ref().map(|disk| DiskMount {
-            device: disk.device().to_owned(),
-            at: self.dir.join(DISK),
-        })
-    }
-
-    /// What it uses, or has used in the end.
-    pub(crate) async fn usage(&self, spawner: &Spawner) -> Option<Usage> {
-        let view = self.view.borrow().clone();
-        if !view.state.is_live() {
-            return view.progress.usage;
-        }
-        let id = process_id(&self.fixed.id, view.progress.generation);
-        // Not started yet, or gone by now.
-        let process = spawner.usage(&id).await.ok()?;
-        Some(Usage::new(process, self.disk_usage()))
-    }
-
-    fn disk_usage(&self) -> Option<DiskUsage> {
-        let usage = self.disk.as_ref()?.usage();
-        usage
-            .inspect_err(|error| tracing::warn!(instance = self.fixed.id, %error, "disk's usage"))
-            .ok()
-    }
-
-    fn set_network(&self, network: Option<wharf_net::Network>) {
-        *self.network.lock().unwrap_or_else(PoisonError::into_inner) = network;
-    }
-}
 
 /// What happens to an instance by itself.
 #[derive(Debug)]
@@ -172,14 +49,6 @@ enum Happening {
     HardTimeout {
         generation: u64,
     },
-}
-
-/// A start that succeeded.
-#[derive(Debug)]
-struct Started {
-    process: Process,
-    network: wharf_net::Network,
-    published: Vec<Published>,
 }
 
 /// An instance about to get its task.
@@ -729,91 +598,6 @@ async fn next_happening(
         Some(happening) = happenings.recv() => happening,
         happening = timeout => happening,
     }
-}
-
-/// The whole way from a created instance to its process.
-async fn start_process(
-    shared: &Shared,
-    handle: &Handle,
-    generation: u64,
-    first: bool,
-    network: Option<wharf_net::Network>,
-) -> Result<Started, SpawnError> {
-    let failed =
-        |what: &str, error: &dyn std::fmt::Display| SpawnError::Spawner(format!("{what}: {error}"));
-    let fixed = &handle.fixed;
-    let _turn = handle.files.lock().await;
-    let (network, published) = match network {
-        Some(network) => (network, Vec::new()),
-        None => {
-            let made = fixed.own_network.make(&shared.networks).await;
-            made.map_err(|e| failed("network", &e))?
-        }
-    };
-    if !first {
-        files::renew_work(fixed, &handle.writable()).map_err(|e| failed("work directory", &e))?;
-    }
-    let label = Label {
-        id: fixed.id.clone(),
-        generation,
-        ingress: network.ingress(),
-        ca: Some(network.ca().key()),
-        started_ms: now_ms(),
-    };
-    let hostname = fixed.hostname().to_owned();
-    let file = |target: &str, content: String| Mount::File {
-        target: target.into(),
-        content,
-    };
-    let disk = handle.disk_mount();
-    let at = disk.as_ref().map_or(handle.dir.as_path(), |disk| &disk.at);
-    let mut mounts = files::volume_mounts(fixed, at);
-    mounts.extend([
-        file("/etc/resolv.conf", network.resolv_conf()),
-        file("/etc/hosts", hosts(&hostname)),
-        file("/etc/hostname", format!("{hostname}\n")),
-    ]);
-    let spec = ProcessSpec {
-        id: process_id(&fixed.id, generation),
-        label: label.encode().map_err(|e| failed("label", &e))?,
-        argv: fixed.argv.clone(),
-        env: fixed.env.clone(),
-        cwd: fixed.working_dir.clone(),
-        user: fixed.user.clone(),
-        root: Root::Overlay {
-            lower: fixed.lower.clone(),
-            upper: at.join("upper"),
-            work: at.join("work"),
-        },
-        network: wharf_sandbox::Network::Namespace,
-        mounts,
-        hostname: Some(hostname),
-        limits: fixed.limits.clone(),
-        stdin_pipe: false,
-        disk,
-        capabilities: wharf_sandbox::Capabilities::default(),
-    };
-    let netns = network.namespace().map_err(|e| failed("network", &e))?;
-    let mount = handle.disk.as_ref().map(|d| d.mount().try_clone_to_owned());
-    let mount = mount.transpose().map_err(|e| failed("disk", &e))?;
-    let fds = SpawnFds {
-        netns: Some(netns),
-        disk: mount,
-        inherit: Vec::new(),
-    };
-    let process = shared.spawner.spawn(&spec, fds).await?;
-    Ok(Started {
-        process,
-        network,
-        published,
-    })
-}
-
-/// /etc/hosts. The container has no address of its own but loopback.
-fn hosts(hostname: &str) -> String {
-    format!(
-        "127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
-    )
 }
 
 /// Takes a directory out of the way at once and removes it in the background. A daemon that dies meanwhile leaves `.gone-*`, which the next one removes.

@@ -1,0 +1,100 @@
+//! The whole way from a created instance to its process: network, label, mounts, the request to the spawner.
+
+use super::Handle;
+use crate::own_network::Published;
+use crate::record::{Label, process_id};
+use crate::{Shared, files, now_ms};
+use wharf_sandbox::{Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds};
+
+/// A start that succeeded.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) process: Process,
+    pub(super) network: wharf_net::Network,
+    pub(super) published: Vec<Published>,
+}
+
+/// Starts the process of this generation. `first`: the instance was never started.
+pub(super) async fn start_process(
+    shared: &Shared,
+    handle: &Handle,
+    generation: u64,
+    first: bool,
+    network: Option<wharf_net::Network>,
+) -> Result<Started, SpawnError> {
+    let failed =
+        |what: &str, error: &dyn std::fmt::Display| SpawnError::Spawner(format!("{what}: {error}"));
+    let fixed = &handle.fixed;
+    let _turn = handle.files.lock().await;
+    let (network, published) = match network {
+        Some(network) => (network, Vec::new()),
+        None => {
+            let made = fixed.own_network.make(&shared.networks).await;
+            made.map_err(|e| failed("network", &e))?
+        }
+    };
+    if !first {
+        files::renew_work(fixed, &handle.writable()).map_err(|e| failed("work directory", &e))?;
+    }
+    let label = Label {
+        id: fixed.id.clone(),
+        generation,
+        ingress: network.ingress(),
+        ca: Some(network.ca().key()),
+        started_ms: now_ms(),
+    };
+    let hostname = fixed.hostname().to_owned();
+    let file = |target: &str, content: String| Mount::File {
+        target: target.into(),
+        content,
+    };
+    let disk = handle.disk_mount();
+    let at = disk.as_ref().map_or(handle.dir.as_path(), |disk| &disk.at);
+    let mut mounts = files::volume_mounts(fixed, at);
+    mounts.extend([
+        file("/etc/resolv.conf", network.resolv_conf()),
+        file("/etc/hosts", hosts(&hostname)),
+        file("/etc/hostname", format!("{hostname}\n")),
+    ]);
+    let spec = ProcessSpec {
+        id: process_id(&fixed.id, generation),
+        label: label.encode().map_err(|e| failed("label", &e))?,
+        argv: fixed.argv.clone(),
+        env: fixed.env.clone(),
+        cwd: fixed.working_dir.clone(),
+        user: fixed.user.clone(),
+        root: Root::Overlay {
+            lower: fixed.lower.clone(),
+            upper: at.join("upper"),
+            work: at.join("work"),
+        },
+        network: wharf_sandbox::Network::Namespace,
+        mounts,
+        hostname: Some(hostname),
+        limits: fixed.limits.clone(),
+        stdin_pipe: false,
+        disk,
+        capabilities: wharf_sandbox::Capabilities::default(),
+    };
+    let netns = network.namespace().map_err(|e| failed("network", &e))?;
+    let mount = handle.disk.as_ref().map(|d| d.mount().try_clone_to_owned());
+    let mount = mount.transpose().map_err(|e| failed("disk", &e))?;
+    let fds = SpawnFds {
+        netns: Some(netns),
+        disk: mount,
+        inherit: Vec::new(),
+    };
+    let process = shared.spawner.spawn(&spec, fds).await?;
+    Ok(Started {
+        process,
+        network,
+        published,
+    })
+}
+
+/// /etc/hosts. The container has no address of its own but loopback.
+fn hosts(hostname: &str) -> String {
+    format!(
+        "127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+    )
+}

@@ -122,9 +122,7 @@ pub(crate) fn everything() -> anyhow::Result<()> {
         debian::MMDEBSTRAP,
     ])?;
     let tools = tools()?;
-    for version in CONTAINERS {
-        containers(&tools_dir(), version)?;
-    }
+    published_packages()?;
     example("hello")?;
     example("python")?;
     eprintln!(
@@ -243,6 +241,17 @@ fn wrangler(dir: &Path, version: &'static str) -> anyhow::Result<Wrangler> {
         Ok(())
     })?;
     Ok(wrangler)
+}
+
+/// Installs the versions of @cloudflare/containers that the tests deploy.
+///
+/// # Errors
+/// npm's.
+pub(crate) fn published_packages() -> anyhow::Result<()> {
+    for version in CONTAINERS {
+        containers(&tools_dir(), version)?;
+    }
+    Ok(())
 }
 
 fn containers(dir: &Path, version: &str) -> anyhow::Result<()> {

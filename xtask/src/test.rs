@@ -12,6 +12,7 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
     debian::install(&[debian::BUSYBOX, debian::MMDEBSTRAP])?;
     hello::prepare()?;
     setup::example("python")?;
+    setup::published_packages()?;
     for kind in [Kind::Busybox, Kind::Python] {
         base_image(kind)?;
     }

@@ -13,6 +13,7 @@ use wharf_store::{Deployment, NewDeployment, Store};
 
 use crate::account::USER;
 use crate::body;
+use crate::containers::images;
 use crate::deploying::source;
 use crate::envelope::{ApiError, ApiResult, ok, timestamp};
 use crate::{App, settings, versions};
@@ -96,6 +97,7 @@ pub(crate) async fn create(
     let new: NewBody = body::json(request).await?;
     let id = only_version(&new)?;
     let version = versions::find(&app, &script, &id).await?;
+    images::prepare_all(&app, &version).await?;
     let annotations = new
         .annotations
         .iter()

@@ -69,6 +69,11 @@ pub trait Effects: Send + Sync + 'static {
         &'a self,
         reference: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
+    /// Makes an image ready to start on this node; the reason if it can't be.
+    fn prepare_image<'a>(
+        &'a self,
+        reference: &'a str,
+    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
     /// Instances of an application, as JSON for the API: `{id, location?, app_version?, created_at?,
     /// current_placement: {status: {container_status}}}` with `container_status` one of placed, running, stopping, stopped, failed,
     /// unhealthy (what wrangler prints; read in its source).
@@ -236,7 +241,7 @@ fn workers() -> Router<Arc<App>> {
 }
 
 fn container_routes() -> Router<Arc<App>> {
-    use containers::{applications, registry, rollouts};
+    use containers::{applications, images, registry, rollouts};
     Router::new()
         .route("/me", get(registry::me))
         .route("/registries", get(registry::list))
@@ -262,6 +267,7 @@ fn container_routes() -> Router<Arc<App>> {
             "/applications/{application}/rollouts/{rollout}",
             get(rollouts::one),
         )
+        .route("/image-preparations", post(images::prepare))
         .route("/dash/applications", get(applications::dash))
         .route(
             "/dash/applications/{application}/instances",

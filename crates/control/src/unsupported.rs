@@ -31,7 +31,6 @@ const FEATURES: &[(&str, &str)] = &[
     ("workers/tails", "tail consumers"),
     ("workers/observability", "observability queries"),
     ("workers/placement", "placement hints"),
-    ("containers/image-preparations", "named container images"),
     ("containers/registries", "external image registries"),
     ("containers/instances", "SSH sessions into containers"),
     ("containers/deployments", "Cloudchamber deployments"),

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use wharf_model::{Binding, Version};
 
 use crate::account::USER;
+use crate::containers::images;
 use crate::deploying::{check_script_name, source};
 use crate::envelope::{ApiError, ApiResult, Page, ok, ok_with_info, timestamp};
 use crate::upload::multipart;
@@ -67,6 +68,7 @@ async fn store_upload(
         let upload = inner
             .db(move |store| prepare(store, &request, parts))
             .await?;
+        images::prepare_all(&inner, &upload.version).await?;
         inner.commit(upload).await
     })
     .await
@@ -148,9 +150,27 @@ pub(crate) fn show(version: &Version) -> Value {
                 "compatibility_flags": version.compatibility_flags,
                 "usage_model": "standard",
                 "limits": version.extra.get("limits").cloned().unwrap_or_else(|| json!({})),
+                "containers": show_containers(version),
             },
         },
     })
+}
+
+/// A version's containers as they were uploaded: wrangler sends them again with `--containers-rollout=none`, and finds in them which
+/// applications `versions deploy` needs.
+fn show_containers(version: &Version) -> Vec<Value> {
+    let declared = |class: &String| version.containers.get(class).cloned().unwrap_or_default();
+    version
+        .container_classes
+        .iter()
+        .map(|class| {
+            let mut shown = json!(declared(class));
+            if let Value::Object(shown) = &mut shown {
+                shown.insert("class_name".into(), class.clone().into());
+            }
+            shown
+        })
+        .collect()
 }
 
 /// A version's bindings, without the values of secrets.

@@ -228,8 +228,8 @@ async fn what_can_not_run_is_refused_when_it_is_asked_for() {
         ),
         (
             with("/scheduling_policy", json!("durable_object")),
-            10501,
-            "durable_object",
+            10004,
+            "come with start()",
         ),
     ] {
         let message = node
@@ -351,4 +351,111 @@ async fn the_registry_gets_passwords_that_it_accepts() {
             .await
             .error(400, 10004);
     }
+}
+
+/// A Worker that chooses between two images; returns its namespace's id.
+async fn choosing(node: &Node, script: &str) -> String {
+    let metadata = json!({
+        "bindings": [{"type": "durable_object_namespace", "name": "C", "class_name": "C"}],
+        "migrations": {"new_tag": "v1", "steps": [{"new_sqlite_classes": ["C"]}]},
+        "containers": [{"class_name": "C", "name": "web", "images": {"one": "r/a/one:1", "two": "r/a/two:1"}}],
+    });
+    node.put(script, metadata).await.ok();
+    node.store.namespaces(script).unwrap()[0].id.clone()
+}
+
+fn managed(namespace: &str) -> Value {
+    json!({
+        "name": "web",
+        "scheduling_policy": "durable_object",
+        "durable_objects": {"namespace_id": namespace},
+    })
+}
+
+#[tokio::test]
+async fn named_images_are_prepared_kept_with_the_version_and_shown() {
+    let node = Node::new();
+    let prepare = |image: &str| {
+        let body = json!({"image": image});
+        node.json(Method::POST, "containers/image-preparations", body)
+    };
+    assert_eq!(prepare("r/a/one:1").await.ok()["status"], "ready");
+    node.effects.bad_images.lock().unwrap().push("r/bad".into());
+    let refused = prepare("r/bad").await.ok();
+    assert_eq!(
+        (&refused["status"], &refused["reason"]),
+        (&json!("error"), &json!("no such image on this node"))
+    );
+    node.effects.take_calls();
+    choosing(&node, "hello").await;
+    let calls = node.effects.take_calls();
+    assert_eq!(
+        calls,
+        [
+            "prepare_image r/a/one:1",
+            "prepare_image r/a/two:1",
+            "script_changed hello"
+        ]
+    );
+    let version = node.store.deployed_version("hello").unwrap().unwrap();
+    let shown = node
+        .get(&format!("workers/scripts/hello/versions/{}", version.id))
+        .await
+        .ok();
+    assert_eq!(
+        shown["resources"]["script_runtime"]["containers"],
+        json!([{"name": "web", "class_name": "C", "images": {"one": "r/a/one:1", "two": "r/a/two:1"}}])
+    );
+
+    // One that is not here is named, and nothing changes.
+    let bad =
+        json!({"containers": [{"class_name": "C", "name": "web", "images": {"one": "r/bad"}}]});
+    let text = node.put("hello", bad).await.error(400, 10004);
+    assert!(
+        text.contains("\"one\"") && text.contains("no such image"),
+        "{text}"
+    );
+    let after = node.store.deployed_version("hello").unwrap().unwrap();
+    assert_eq!(after.id, version.id);
+}
+
+#[tokio::test]
+async fn an_application_that_its_objects_manage_has_the_id_of_its_namespace() {
+    let node = Node::new();
+    let namespace = choosing(&node, "hello").await;
+    let path = format!("containers/applications/{namespace}");
+    assert_eq!(node.get(&path).await.status, 404);
+    assert_eq!(create(&node, managed(&namespace)).await, namespace);
+    let shown = node.get(&path).await.ok();
+    assert_eq!(shown["id"], namespace.as_str());
+    assert_eq!(shown["durable_objects"]["namespace_id"], namespace.as_str());
+    assert_eq!(shown["scheduling_policy"], "durable_object");
+    assert_eq!(shown["name"], "web");
+    assert!(shown.get("max_instances").is_none(), "{shown}");
+
+    let patch = json!({"observability": {"logs": {"enabled": true}}});
+    let patched = node.json(Method::PATCH, &path, patch).await.ok();
+    assert_eq!(patched["observability"]["logs"]["enabled"], true);
+    for wrong in [
+        json!({"max_instances": 3}),
+        json!({"configuration": {"image": "a:1"}}),
+        json!({"scheduling_policy": "default"}),
+    ] {
+        let reply = node.json(Method::PATCH, &path, wrong.clone()).await;
+        assert_eq!(reply.status, 400, "{wrong}");
+    }
+    let rollout = json!({"target_configuration": {"image": "a:1"}});
+    let rollouts = format!("{path}/rollouts");
+    let reply = node.json(Method::POST, &rollouts, rollout).await;
+    assert_eq!(reply.status, 400);
+
+    // A Worker without named images has no such application.
+    let other = worker(&node, "other").await;
+    let mut sent = managed(&other);
+    sent["name"] = json!("other");
+    let reply = node
+        .json(Method::POST, "containers/applications", sent)
+        .await;
+    let text = reply.error(400, 10501);
+    assert!(text.contains("without named"), "{text}");
 }

@@ -58,10 +58,14 @@ pub struct ApplicationInfo {
     pub id: String,
     /// Name, for error texts.
     pub name: String,
-    /// Image reference to start.
-    pub image: String,
-    /// Limits.
+    /// Image reference to start where the start names none.
+    pub image: Option<String>,
+    /// Image references that a start may name besides.
+    pub named_images: Vec<String>,
+    /// Limits of a start that names no size.
     pub limits: wharf_engine::Limits,
+    /// What a start may ask for at most with a size of its own.
+    pub largest: wharf_engine::Limits,
     /// Most instances at a time.
     pub max_instances: u32,
     /// Values of the CLOUDFLARE_* variables (`CLOUDFLARE_APPLICATION_ID`, ...), to replace workerd's placeholders.

@@ -32,8 +32,10 @@ impl Applications for OwnApplications {
             Ok(ApplicationInfo {
                 id: script.into(),
                 name: script.into(),
-                image: "busybox".into(),
+                image: Some("busybox".into()),
+                named_images: Vec::new(),
                 limits: Limits::default(),
+                largest: Limits::default(),
                 max_instances: 5,
                 variables: Vec::new(),
             })

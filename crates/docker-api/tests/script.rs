@@ -35,8 +35,10 @@ impl Applications for OneApplication {
             Ok(ApplicationInfo {
                 id: "app".into(),
                 name: script.into(),
-                image: "busybox:latest".into(),
+                image: Some("busybox:latest".into()),
+                named_images: Vec::new(),
                 limits: Limits::default(),
+                largest: Limits::default(),
                 max_instances: 2,
                 variables: vec![("CLOUDFLARE_REGION".into(), "EEUR".into())],
             })

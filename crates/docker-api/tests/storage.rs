@@ -32,8 +32,10 @@ impl Applications for OneApplication {
             Ok(ApplicationInfo {
                 id: "app".into(),
                 name: script.into(),
-                image: "busybox:latest".into(),
+                image: Some("busybox:latest".into()),
+                named_images: Vec::new(),
                 limits: Limits::default(),
+                largest: Limits::default(),
                 max_instances: 9,
                 variables: Vec::new(),
             })

@@ -424,6 +424,22 @@ impl Engine {
         handle.network().filter(|_| runs)?.listening()
     }
 
+    /// Which of these references is the image with this id now.
+    pub async fn image_among(
+        &self,
+        references: Vec<String>,
+        image_id: String,
+    ) -> Result<Option<String>, EngineError> {
+        let images = self.shared.images.clone();
+        blocking(move || {
+            references.into_iter().find(|reference| {
+                let found = images.resolve(reference);
+                found.is_ok_and(|image| image.id.as_str() == image_id)
+            })
+        })
+        .await
+    }
+
     /// Stops (with grace) all running instances of an application whose image id is not `image_id`. Returns how many, after their end.
     pub async fn roll(&self, application: &str, image_id: &str) -> usize {
         let mut handles = self.shared.table().all(None);

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The `scheduling_policy` of applications that their Durable Objects manage.
+pub const MANAGED_POLICY: &str = "durable_object";
+
 /// A container application, as the API knows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Application {
@@ -29,6 +32,12 @@ impl Application {
     /// The image reference that new instances start from.
     pub fn image(&self) -> Option<&str> {
         self.configuration.get("image")?.as_str()
+    }
+
+    /// Whether the Worker chooses image and size with each start (`"scheduling_policy": "durable_object"`): such an application has the id of
+    /// its namespace, no image, no `instance_type` and no `max_instances`.
+    pub fn is_managed(&self) -> bool {
+        self.extra.get("scheduling_policy").and_then(|v| v.as_str()) == Some(MANAGED_POLICY)
     }
 
     /// Resource limits of an instance, from `instance_type` or from `vcpu`, `memory_mib` and `disk.size_mb`;

@@ -6,7 +6,8 @@
 pub mod application;
 pub mod version;
 
-pub use application::{Application, InstanceType, Limits};
+pub use application::{Application, InstanceType, Limits, MANAGED_POLICY};
 pub use version::{
-    AssetFile, Assets, Binding, DurableObjectNamespace, Module, ModuleKind, Script, Version,
+    AssetFile, Assets, Binding, ContainerDeclaration, DurableObjectNamespace, Module, ModuleKind,
+    Script, Version,
 };

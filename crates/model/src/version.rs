@@ -1,5 +1,7 @@
 //! A script and its immutable versions: what one `wrangler deploy` uploads (contracts: wrangler, section 5).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// A script (Cloudflare's word for a deployed Worker): a name and what is currently deployed under it.
@@ -46,10 +48,32 @@ pub struct Version {
     pub assets: Option<Assets>,
     /// Durable Object classes that have a container.
     pub container_classes: Vec<String>,
+    /// What the upload says of a class's container, by class; nothing for a version of an older Wharf.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub containers: BTreeMap<String, ContainerDeclaration>,
     /// `workers/message`, `workers/tag`, `workers/triggered_by` as uploaded.
-    pub annotations: std::collections::BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
     /// Parts of the upload's metadata that Wharf keeps but does not act on (observability, placement, ...).
     pub extra: serde_json::Value,
+}
+
+impl Version {
+    /// The named images of a class's container: `ctx.container.images`. Where there are some, there is no image besides them.
+    pub fn named_images(&self, class: &str) -> Option<&BTreeMap<String, String>> {
+        let images = &self.containers.get(class)?.images;
+        (!images.is_empty()).then_some(images)
+    }
+}
+
+/// A container as an upload declares it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerDeclaration {
+    /// Name of its application.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// References of images by the names that the Worker has for them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub images: BTreeMap<String, String>,
 }
 
 /// A file of the Worker's code.

@@ -329,7 +329,7 @@ fn worker(desired: &Desired, place: &Place, plan: &mut Plan) -> Result<String, C
         let mut namespaces = Vec::new();
         for (class, namespace) in &desired.namespaces {
             let container = if version.container_classes.contains(class) {
-                format!(", container = (imageName = {})", quote(CONTAINER_IMAGE))
+                format!(", container = ({})", images(version, class))
             } else {
                 String::new()
             };
@@ -368,6 +368,22 @@ fn worker(desired: &Desired, place: &Place, plan: &mut Plan) -> Result<String, C
     }
     out.push_str("))");
     Ok(out)
+}
+
+/// What a class's container starts from: its application's image, or one that the start chooses (`ctx.container.images` has the choice).
+/// An application without an image of its own has the first name too: the engine refuses a start that names no image with the reason,
+/// which workerd, without a name, would keep to itself.
+fn images(version: &Version, class: &str) -> String {
+    let mut out = format!("imageName = {}", quote(CONTAINER_IMAGE));
+    if let Some(images) = version.named_images(class) {
+        let images: Vec<String> = images
+            .iter()
+            .map(|(name, image)| format!("(name = {}, image = {})", quote(name), quote(image)))
+            .collect();
+        // Writing to a String cannot fail.
+        let _ = write!(out, ", images = [{}]", images.join(", "));
+    }
+    out
 }
 
 /// Whether the upload gets modules before its own. Only an ES module exports classes by name.

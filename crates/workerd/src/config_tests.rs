@@ -27,6 +27,7 @@ fn desired() -> Desired {
             compatibility_flags: vec!["nodejs_compat".into()],
             assets: None,
             container_classes: vec![],
+            containers: Default::default(),
             annotations: BTreeMap::from([("workers/tag".into(), "v1".into())]),
             extra: json!({}),
         },
@@ -129,6 +130,18 @@ fn classes_get_their_key_storage_and_container() {
         "(className = \"Box\", uniqueKey = \"{}\", enableSql = true, container = (imageName = \"wharf:application\"))",
         "k".repeat(32)
     )));
+    let mut named = desired.clone();
+    let images = [("two", "r/b:2"), ("one", "r/a@sha256:0")].map(|(n, i)| (n.into(), i.into()));
+    named.version.containers.insert(
+        "Box".into(),
+        wharf_model::ContainerDeclaration {
+            name: None,
+            images: BTreeMap::from(images),
+        },
+    );
+    assert!(config(&named).config.contains(
+        "container = (imageName = \"wharf:application\", images = [(name = \"one\", image = \"r/a@sha256:0\"), (name = \"two\", image = \"r/b:2\")])"
+    ));
     assert!(plan.config.contains("localDisk = \"storage\""));
     assert!(
         plan.config

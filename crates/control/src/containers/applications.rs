@@ -12,7 +12,7 @@ use axum::extract::{Path, Query, State};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use wharf_model::Application;
+use wharf_model::{Application, MANAGED_POLICY};
 use wharf_store::{Store, StoreError};
 
 use crate::containers::checks;
@@ -65,6 +65,9 @@ async fn show(app: &Arc<App>, application: &Application) -> Value {
     });
     if let Value::Object(own) = own {
         shown.extend(own);
+    }
+    if application.is_managed() {
+        shown.remove("max_instances");
     }
     if let Some(namespace) = &application.namespace_id {
         shown.insert("durable_objects".into(), json!({"namespace_id": namespace}));
@@ -148,6 +151,7 @@ pub(crate) async fn one(
 #[derive(Debug, Deserialize)]
 struct Create {
     name: String,
+    #[serde(default)]
     configuration: Value,
     max_instances: Option<Value>,
     durable_objects: Option<DurableObjects>,
@@ -168,8 +172,6 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Body) -> ApiRes
             "an application's name has 1 to 255 characters",
         ));
     }
-    checks::configuration(&new.configuration)?;
-    checks::scheduling_policy(new.extra.get("scheduling_policy"))?;
     let Some(DurableObjects { namespace_id }) = new.durable_objects else {
         return Err(ApiError::unsupported(
             "applications without a Durable Object (\"durable_objects\")",
@@ -190,22 +192,36 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Body) -> ApiRes
         created_ms: now,
         modified_ms: now,
     };
-    let Some(image) = application.image().filter(|image| !image.is_empty()) else {
-        return Err(ApiError::bad_request(
-            "an application's \"configuration\" needs an \"image\"",
-        ));
+    let application = if application.is_managed() {
+        managed(application, namespace_id.clone()).inspect_err(log_refusal)?
+    } else {
+        checks::configuration(&application.configuration)?;
+        let Some(image) = application.image().filter(|image| !image.is_empty()) else {
+            return Err(ApiError::bad_request(
+                "an application's \"configuration\" needs an \"image\"",
+            ));
+        };
+        check_image(&app, image).await?;
+        application
     };
-    check_image(&app, image).await?;
     let inner = Arc::clone(&app);
     let shown = app
         .exclusively(LOCK.into(), async move {
             let stored = application.clone();
             let orphan = inner
                 .db(move |store| {
-                    if store.namespace(&namespace_id)?.is_none() {
+                    let Some(namespace) = store.namespace(&namespace_id)? else {
                         return Err(ApiError::bad_request(format!(
                             "there is no Durable Object namespace {namespace_id:?}; deploy the Worker first"
                         )));
+                    };
+                    if stored.is_managed() {
+                        let deployed = store.deployed_version(&namespace.script)?;
+                        if deployed.is_none_or(|v| v.named_images(&namespace.class).is_none()) {
+                            let refusal = checks::no_named_images(&stored.name);
+                            log_refusal(&refusal);
+                            return Err(refusal);
+                        }
                     }
                     let orphan = orphan(store, &stored.name)?;
                     if let Some(id) = &orphan {
@@ -235,6 +251,23 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Body) -> ApiRes
         })
         .await?;
     Ok(ok(shown))
+}
+
+/// wrangler keeps to itself why an application that its Durable Objects manage was refused: so the reason is in the node's log.
+fn log_refusal(refusal: &ApiError) {
+    tracing::warn!(reason = refusal.message, "application refused");
+}
+
+/// One whose Durable Object chooses image and size with each start. wrangler finds it by the id of its namespace.
+fn managed(mut application: Application, namespace_id: String) -> ApiResult<Application> {
+    application.id = namespace_id;
+    // wrangler has no setting for it.
+    application.max_instances = u32::MAX;
+    if application.configuration.is_null() {
+        application.configuration = json!({});
+    }
+    checks::managed_configuration(&application.configuration)?;
+    Ok(application)
 }
 
 /// An application of this name whose namespace is gone.
@@ -283,12 +316,21 @@ fn patched(before: &Application, patch: Map<String, Value>) -> ApiResult<Patched
     for (key, value) in patch {
         match key.as_str() {
             "configuration" => {
-                checks::configuration(&value)?;
+                if before.is_managed() {
+                    checks::managed_configuration(&value).inspect_err(log_refusal)?;
+                } else {
+                    checks::configuration(&value)?;
+                }
                 let image = value.get("image").and_then(Value::as_str);
                 wanted_image = image
                     .filter(|image| before.image() != Some(image))
                     .map(str::to_owned);
                 application.configuration = with_image(value, before.image());
+            }
+            "max_instances" if before.is_managed() => {
+                return Err(ApiError::bad_request(
+                    "an application with \"scheduling_policy\": \"durable_object\" has no \"max_instances\"",
+                ));
             }
             "max_instances" => application.max_instances = checks::max_instances(&value)?,
             "name" | "durable_objects" => {
@@ -297,8 +339,12 @@ fn patched(before: &Application, patch: Map<String, Value>) -> ApiResult<Patched
                 )));
             }
             _ => {
-                if key == "scheduling_policy" {
-                    checks::scheduling_policy(Some(&value))?;
+                let managed = value.as_str() == Some(MANAGED_POLICY);
+                if key == "scheduling_policy" && managed != before.is_managed() {
+                    return Err(ApiError::bad_request(format!(
+                        "application {:?} can't change between \"scheduling_policy\": \"durable_object\" and others; delete it first (`wrangler containers delete {}`)",
+                        before.name, before.id
+                    )));
                 }
                 if let Value::Object(extra) = &mut application.extra {
                     extra.insert(key, value);

@@ -1,7 +1,7 @@
 //! What of an application's configuration is refused. Pure.
 
 use serde_json::Value;
-use wharf_model::InstanceType;
+use wharf_model::{Application, InstanceType};
 
 use crate::envelope::{ApiError, ApiResult};
 
@@ -46,14 +46,46 @@ pub(crate) fn configuration(configuration: &Value) -> ApiResult<()> {
     Ok(())
 }
 
-/// Checks the policy that places instances. On one node, all but the one with its own image handling come to the same.
-pub(crate) fn scheduling_policy(policy: Option<&Value>) -> ApiResult<()> {
-    match policy.and_then(Value::as_str) {
-        Some("durable_object") => Err(ApiError::unsupported(
-            "applications with \"scheduling_policy\": \"durable_object\"",
-        )),
-        _ => Ok(()),
+/// Checks `configuration` of an application that its Durable Object manages: image and size come with each start.
+pub(crate) fn managed_configuration(value: &Value) -> ApiResult<()> {
+    configuration(value)?;
+    for (key, value) in value.as_object().into_iter().flatten() {
+        match key.as_str() {
+            "wrangler_ssh" | "authorized_keys" | "trusted_user_ca_keys" => {}
+            "experimental_flags" if value.as_array().is_some_and(Vec::is_empty) => {}
+            "experimental_flags" => {
+                return Err(ApiError::unsupported(
+                    "experimental flags of containers (\"experimental_flags\")",
+                ));
+            }
+            _ => {
+                return Err(ApiError::bad_request(format!(
+                    "an application with \"scheduling_policy\": \"durable_object\" has no {key:?}: image and size come with start()"
+                )));
+            }
+        }
     }
+    Ok(())
+}
+
+/// What is said of a container with `"scheduling_policy": "durable_object"` and nothing that it may start.
+pub(crate) fn no_named_images(container: &str) -> ApiError {
+    ApiError::unsupported(format!(
+        "containers with \"scheduling_policy\": \"durable_object\" and without named \"images\" (container {container:?})"
+    ))
+}
+
+/// Checks that a container stays what its application is: with named images, or with one image of the application's own.
+pub(crate) fn same_management(application: &Application, named: bool) -> ApiResult<()> {
+    let (has, wants) = match (application.is_managed(), named) {
+        (true, false) => ("named images", "no named images"),
+        (false, true) => ("one image of its own", "named images"),
+        _ => return Ok(()),
+    };
+    Err(ApiError::bad_request(format!(
+        "application {:?} has {has}, and the configuration now says {wants}; to change that, delete it first: `wrangler containers delete {}`",
+        application.name, application.id
+    )))
 }
 
 /// Reads `max_instances`.
@@ -93,6 +125,20 @@ mod tests {
             json!({"wrangler_ssh": {"enabled": true}}),
         ] {
             assert!(configuration(&bad).is_err(), "{bad}");
+        }
+        for good in [
+            json!({}),
+            json!({"wrangler_ssh": {"enabled": false}, "experimental_flags": []}),
+        ] {
+            assert!(managed_configuration(&good).is_ok(), "{good}");
+        }
+        for bad in [
+            json!({"image": "a:1"}),
+            json!({"instance_type": "lite"}),
+            json!({"experimental_flags": ["x"]}),
+            json!({"wrangler_ssh": {"enabled": true}}),
+        ] {
+            assert!(managed_configuration(&bad).is_err(), "{bad}");
         }
         assert!(max_instances(&json!(0)).is_err());
         assert!(max_instances(&json!(1.5)).is_err());

@@ -2,5 +2,6 @@
 
 pub(crate) mod applications;
 pub(crate) mod checks;
+pub(crate) mod images;
 pub(crate) mod registry;
 pub(crate) mod rollouts;

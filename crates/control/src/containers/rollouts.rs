@@ -42,6 +42,12 @@ pub(crate) async fn create(
     let shown = app
         .exclusively(LOCK.into(), async move {
             let before = find(&inner, &id).await?;
+            if before.is_managed() {
+                return Err(ApiError::bad_request(format!(
+                    "application {:?} has no rollouts: its image comes with each start()",
+                    before.name
+                )));
+            }
             let target = new.target_configuration.clone();
             let image = target
                 .get("image")

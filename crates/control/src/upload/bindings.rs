@@ -323,6 +323,7 @@ mod tests {
             compatibility_flags: vec![],
             assets: None,
             container_classes: vec![],
+            containers: Default::default(),
             annotations: BTreeMap::new(),
             extra: Value::Null,
         };

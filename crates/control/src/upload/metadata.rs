@@ -37,7 +37,8 @@ pub(crate) struct Metadata {
 pub(crate) struct ContainerRef {
     pub(crate) class_name: Option<String>,
     pub(crate) name: Option<String>,
-    pub(crate) images: Option<Value>,
+    /// References by name; there are none where the application has an image of its own.
+    pub(crate) images: Option<BTreeMap<String, String>>,
 }
 
 /// The assets of the upload session that `jwt` names.

@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use wharf_model::{AssetFile, Assets, Binding, Module, ModuleKind, Version};
+use wharf_model::{AssetFile, Assets, Binding, ContainerDeclaration, Module, ModuleKind, Version};
 use wharf_store::{NewDeployment, SecretChange, Store, Upload};
 
 use crate::assets;
+use crate::containers::checks;
 use crate::envelope::{ApiError, ApiResult, now_ms};
 use crate::upload::bindings::{Surroundings, no_namespace, resolve};
 use crate::upload::metadata::{AssetsRef, ContainerRef, Metadata};
@@ -88,7 +89,7 @@ pub(crate) fn prepare(store: &Store, request: &Request, parts: Parts) -> ApiResu
             has_assets: assets.is_some(),
         },
     )?;
-    let container_classes = container_classes(metadata.containers.as_deref(), namespaces)?;
+    let containers = declarations(store, metadata.containers.as_deref(), namespaces)?;
     let annotations = metadata.annotations();
     let mut extra = metadata.rest.clone();
     // A list of npm packages for Cloudflare's statistics.
@@ -110,7 +111,8 @@ pub(crate) fn prepare(store: &Store, request: &Request, parts: Parts) -> ApiResu
         )?,
         compatibility_flags: metadata.compatibility_flags.clone().unwrap_or_default(),
         assets,
-        container_classes,
+        container_classes: containers.iter().map(|(class, _)| class.clone()).collect(),
+        containers: containers.into_iter().collect(),
         annotations: annotations.clone(),
         extra: Value::Object(extra),
         bindings,
@@ -213,18 +215,15 @@ fn resolve_assets(
     Ok(Some(Assets { files, config }))
 }
 
-fn container_classes(
+/// What the upload says of containers, by class.
+fn declarations(
+    store: &Store,
     containers: Option<&[ContainerRef]>,
     namespaces: &[wharf_model::DurableObjectNamespace],
-) -> ApiResult<Vec<String>> {
-    let mut classes: Vec<String> = Vec::new();
+) -> ApiResult<Vec<(String, ContainerDeclaration)>> {
+    let mut declared: Vec<(String, ContainerDeclaration)> = Vec::new();
     for container in containers.unwrap_or_default() {
         let shown = container.name.as_deref().unwrap_or("unnamed");
-        if container.images.as_ref().is_some_and(|i| !i.is_null()) {
-            return Err(ApiError::unsupported(format!(
-                "named images of a container (\"scheduling_policy\": \"durable_object\", container {shown:?})"
-            )));
-        }
         let Some(class) = &container.class_name else {
             return Err(ApiError::invalid(format!(
                 "container {shown:?} has no \"class_name\""
@@ -238,11 +237,30 @@ fn container_classes(
                 "class {class:?} has a container, but was made by \"new_classes\"; containers need \"new_sqlite_classes\""
             )));
         }
-        if !classes.contains(class) {
-            classes.push(class.clone());
+        let images = container.images.clone().unwrap_or_default();
+        if let Some((name, _)) = images.iter().find(|(n, i)| n.is_empty() || i.is_empty()) {
+            return Err(ApiError::invalid(format!(
+                "container {shown:?} has an image without a name or a reference ({name:?})"
+            )));
+        }
+        if let Some(application) = store.application_by_namespace(&namespace.id)? {
+            checks::same_management(&application, !images.is_empty())?;
+        }
+        let declaration = ContainerDeclaration {
+            name: container.name.clone(),
+            images,
+        };
+        match declared.iter().find(|(known, _)| known == class) {
+            None => declared.push((class.clone(), declaration)),
+            Some((_, known)) if *known == declaration => {}
+            Some(_) => {
+                return Err(ApiError::invalid(format!(
+                    "class {class:?} has more than one container"
+                )));
+            }
         }
     }
-    Ok(classes)
+    Ok(declared)
 }
 
 /// How the script's secrets change with a version: new values come in, names that are something else now go.

@@ -86,6 +86,17 @@ impl Effects for Recorder {
             }
         })
     }
+    fn prepare_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Result<(), String>> {
+        self.note(format!("prepare_image {reference}"));
+        let bad = self.bad_images.lock().unwrap();
+        let found = bad.iter().any(|image| image == reference);
+        Box::pin(async move {
+            match found {
+                true => Err("no such image on this node".into()),
+                false => Ok(()),
+            }
+        })
+    }
     fn instances<'a>(&'a self, application: &'a str) -> Answer<'a, Vec<Value>> {
         let id = format!("{application}-1");
         Box::pin(async move {

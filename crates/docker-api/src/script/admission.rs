@@ -3,7 +3,7 @@
 //! | | a script's workerd | the operator |
 //! |---|---|---|
 //! | names | `workerd-<uniqueKey>-<object id>`, and `-proxy` after it for the sidecar | any |
-//! | image | its application's, or its own snapshots of that | any that is here |
+//! | image | its application's, one that its version names, or its own snapshots of these | any that is here |
 //! | limits | its application's, or lower | as asked |
 //! | variables | real values for workerd's placeholders | as asked |
 //! | network | its sidecar's | as asked |
@@ -34,7 +34,10 @@ pub(crate) enum Admission {
 
 /// What a create is given.
 pub(crate) struct Admitted {
-    pub(crate) image: String,
+    /// `None`: that of the snapshot which the start names.
+    pub(crate) image: Option<String>,
+    /// References of which the snapshot's image must be one, if there is no other.
+    pub(crate) named_images: Vec<String>,
     pub(crate) env: Vec<String>,
     pub(crate) limits: Limits,
     pub(crate) application: Option<Application>,
@@ -59,7 +62,8 @@ impl Admission {
         } = self
         else {
             return Ok(Admitted {
-                image: asked.to_owned(),
+                image: Some(asked.to_owned()),
+                named_images: Vec::new(),
                 env,
                 limits: limits(&Limits::default(), host),
                 application: None,
@@ -77,10 +81,22 @@ impl Admission {
             tracing::warn!(script, reason, "no container for an object");
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason)
         })?;
-        let may = asked == APPLICATION_IMAGE || asked == application.image || is_snapshot(asked);
-        if !may {
-            return Err(no_image(&format!(
-                "{asked} (application \"{}\" may not use it)",
+        let image = if asked == APPLICATION_IMAGE || is_snapshot(asked) {
+            application.image.clone()
+        } else {
+            let may = |image: &&String| *image == asked;
+            let own = application.image.iter().chain(&application.named_images);
+            let Some(image) = own.into_iter().find(may) else {
+                return Err(no_image(&format!(
+                    "{asked} (application \"{}\" may not use it: it is none of the images in the wrangler configuration)",
+                    application.name
+                )));
+            };
+            Some(image.clone())
+        };
+        if image.is_none() && !is_snapshot(asked) {
+            return Err(ApiError::bad_request(format!(
+                "application \"{}\" has no image of its own: name one with start({{image}})",
                 application.name
             )));
         }
@@ -95,7 +111,8 @@ impl Admission {
         Ok(Admitted {
             env: environment(env, &application, object_id),
             limits: limits(&most, host),
-            image: application.image,
+            image,
+            named_images: application.named_images,
             application: Some(counted),
             start: carried.into_start(),
         })

@@ -138,6 +138,7 @@ async fn create_container(
     }
     let Admitted {
         image,
+        named_images,
         env,
         limits,
         application,
@@ -151,10 +152,17 @@ async fn create_container(
     if let Some(asked) = body.image.as_deref().filter(|asked| is_snapshot(asked)) {
         let (found, base) = shared.storage.to_start(asked).await?;
         if let Admission::Operator = shared.admission {
-            image = base;
+            image = Some(base);
+        } else if image.is_none() {
+            image = shared.engine.image_among(named_images, base).await?;
         }
         snapshot = Some(found);
     }
+    let Some(image) = image else {
+        return Err(ApiError::bad_request(
+            "the container snapshot was taken of an image that the Worker does not name any more; a snapshot fits only the image that it was taken of: go back to that image (wrangler rollback), or start without the snapshot",
+        ));
+    };
     let mut body = body;
     let host = body.host_config.take().unwrap_or_default();
     let mounts = host.mounts.as_deref().unwrap_or_default();
@@ -377,11 +385,13 @@ mod tests {
         ApplicationInfo {
             id: "app".into(),
             name: "hello".into(),
-            image: "hello:1".into(),
+            image: Some("hello:1".into()),
+            named_images: Vec::new(),
             limits: Limits {
                 memory_bytes: Some(1 << 28),
                 ..Limits::default()
             },
+            largest: Limits::default(),
             max_instances: 3,
             variables: variables.iter().map(owned).collect(),
         }

@@ -125,7 +125,7 @@ pub fn disk_bytes(disk_mb: u64) -> u64 {
     disk_mb.saturating_mul(1_000_000)
 }
 
-/// A custom size may only be smaller than what the application was deployed with.
+/// A custom size may only be smaller than what the application was deployed with; without a size of its own, than the largest there is.
 fn fits(
     application: &ApplicationInfo,
     vcpu: f64,
@@ -137,7 +137,7 @@ fn fits(
             "start({instance}) needs a vcpu, a memoryMib and a diskMb greater than 0",
         ));
     }
-    let limits = &application.limits;
+    let limits = &application.largest;
     let memory = memory_mib.saturating_mul(1 << 20);
     let mut too_much = Vec::new();
     if limits
@@ -161,10 +161,14 @@ fn fits(
     if too_much.is_empty() {
         return Ok(());
     }
+    let mend = match application.image {
+        Some(_) => "raise its instance_type in the wrangler configuration, or ask for less",
+        None => "that is standard-4, the largest size: ask for less",
+    };
     Err(ApiError::new(
         http::StatusCode::UNPROCESSABLE_ENTITY,
         format!(
-            "start({{instance}}) asks for more than application \"{}\" has: {}; raise its instance_type in the wrangler configuration, or ask for less",
+            "start({{instance}}) asks for more than application \"{}\" has: {}; {mend}",
             application.name,
             too_much.join(", ")
         ),
@@ -209,17 +213,20 @@ mod tests {
     use super::*;
 
     fn application() -> ApplicationInfo {
+        let limits = Limits {
+            memory_bytes: Some(1 << 30),
+            cpu_millis: Some(250),
+            pids: Some(9),
+            nofile: None,
+            disk_bytes: Some(4_000_000_000),
+        };
         ApplicationInfo {
             id: "app".into(),
             name: "hello".into(),
-            image: "hello:1".into(),
-            limits: Limits {
-                memory_bytes: Some(1 << 30),
-                cpu_millis: Some(250),
-                pids: Some(9),
-                nofile: None,
-                disk_bytes: Some(4_000_000_000),
-            },
+            image: Some("hello:1".into()),
+            named_images: Vec::new(),
+            largest: limits.clone(),
+            limits,
             max_instances: 3,
             variables: Vec::new(),
         }
@@ -291,6 +298,30 @@ mod tests {
         for (vcpu, memory, disk) in [("0", 1, 1), ("-1", 1, 1), ("0.1", 0, 1), ("0.1", 1, 0)] {
             assert!(custom(vcpu, memory, disk).is_err());
         }
+    }
+
+    #[test]
+    fn without_an_image_of_its_own_the_largest_size_is_the_bound() {
+        let most = InstanceType::Standard4.limits();
+        let managed = ApplicationInfo {
+            image: None,
+            largest: Limits {
+                memory_bytes: Some(most.memory_mib << 20),
+                cpu_millis: Some(cpu_millis(most.vcpu)),
+                disk_bytes: Some(disk_bytes(most.disk_mb)),
+                ..Limits::default()
+            },
+            ..application()
+        };
+        let ask = |memory: u64| {
+            let text =
+                format!(r#"{{"instance":{{"vcpu":4,"memoryMib":{memory},"diskMb":20000}}}}"#);
+            let limits = carried(&text).unwrap().limits(&managed);
+            limits.map(|l| l.memory_bytes).map_err(|e| e.message)
+        };
+        assert_eq!(ask(12288), Ok(Some(12288 << 20)));
+        let refusal = ask(12289).unwrap_err();
+        assert!(refusal.ends_with("12289 MiB of memory of at most 12288; that is standard-4, the largest size: ask for less"), "{refusal}");
     }
 
     #[test]

@@ -48,8 +48,10 @@ impl Applications for OneApplication {
             Ok(ApplicationInfo {
                 id: "app".into(),
                 name: script.into(),
-                image: "python:latest".into(),
+                image: Some("python:latest".into()),
+                named_images: Vec::new(),
                 limits: Limits::default(),
+                largest: Limits::default(),
                 max_instances: 10,
                 variables: Vec::new(),
             })

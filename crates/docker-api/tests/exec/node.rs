@@ -45,8 +45,10 @@ impl Applications for OneApplication {
             Ok(ApplicationInfo {
                 id: "app".into(),
                 name: script.into(),
-                image: "bare:latest".into(),
+                image: Some("bare:latest".into()),
+                named_images: Vec::new(),
                 limits: Limits::default(),
+                largest: Limits::default(),
                 max_instances: 10,
                 variables: Vec::new(),
             })

@@ -44,6 +44,7 @@ pub(crate) fn version(store: &Store, script: &str, id: &str, content: &str) -> V
             config: serde_json::Value::Null,
         }),
         container_classes: vec![],
+        containers: Default::default(),
         annotations: BTreeMap::new(),
         extra: serde_json::Value::Null,
     }

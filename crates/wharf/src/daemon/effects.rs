@@ -119,6 +119,15 @@ impl wharf_control::Effects for Effects {
         })
     }
 
+    fn prepare_image<'a>(&'a self, reference: &'a str) -> Boxed<'a, Result<(), String>> {
+        Box::pin(async move {
+            unpacked(&self.0, reference.to_owned())
+                .await
+                .map(|_| ())
+                .map_err(|e| format!("{e:#}"))
+        })
+    }
+
     fn instances<'a>(&'a self, application: &'a str) -> Boxed<'a, Vec<serde_json::Value>> {
         Box::pin(async move {
             let all = self.0.engine.list(None).await;
@@ -135,22 +144,30 @@ async fn roll(node: &Node, id: &str) -> anyhow::Result<()> {
     let Some(application) = node.store.application(id)? else {
         return Ok(());
     };
-    let Some(reference) = application.image().map(str::to_owned) else {
-        return Ok(());
-    };
     node.engine
         .expect_disks(wharf_docker_api::script::disk_bytes(
             application.limits().disk_mb,
         ));
+    // One that its Durable Objects manage: what runs keeps its image, the next start names its own.
+    let Some(reference) = application.image().map(str::to_owned) else {
+        return Ok(());
+    };
+    let image = unpacked(node, reference)
+        .await
+        .with_context(|| format!("the image of application \"{}\"", application.name))?;
+    let rolled = node.engine.roll(id, image.id.as_str()).await;
+    tracing::info!(application = application.name, rolled, "image set");
+    Ok(())
+}
+
+/// An image, ready to start.
+async fn unpacked(node: &Node, reference: String) -> anyhow::Result<wharf_image::Image> {
     let images = node.images.clone();
     let image = tokio::task::spawn_blocking(move || {
         let image = images.resolve(&reference)?;
         images.lower_dirs(&image.layers)?;
         Ok::<_, wharf_image::ImageError>(image)
     })
-    .await?
-    .with_context(|| format!("the image of application \"{}\"", application.name))?;
-    let rolled = node.engine.roll(id, image.id.as_str()).await;
-    tracing::info!(application = application.name, rolled, "image set");
-    Ok(())
+    .await??;
+    Ok(image)
 }

@@ -11,6 +11,7 @@ use wharf_docker_api::operator::Operator;
 use wharf_docker_api::script::{ApplicationInfo, Applications};
 use wharf_engine::{Engine, Owner};
 use wharf_gateway::{Unavailable, Upstream, Upstreams};
+use wharf_model::InstanceType;
 use wharf_net::Networks;
 use wharf_sandbox::Spawner;
 use wharf_snapshot::Snapshots;
@@ -171,13 +172,24 @@ impl StoredApplications {
                 namespace.class
             )
         })?;
-        let image = application
-            .image()
-            .ok_or_else(|| format!("the application \"{}\" has no image", application.name))?
-            .to_owned();
-        let limits = application.limits();
+        let image = application.image().map(str::to_owned);
+        let limits = instance_limits(application.limits());
+        let largest = if application.is_managed() {
+            instance_limits(InstanceType::Standard4.limits())
+        } else {
+            limits.clone()
+        };
         let node = &self.config.node;
-        let deployments = self.store.deployments(script, 1).map_err(fault)?;
+        let deployments = self.store.deployments(script, 2).map_err(fault)?;
+        // Also those of the version before: while a deploy is under way, its workerd still serves.
+        let mut named_images = Vec::new();
+        for deployment in &deployments {
+            let version = self.store.version(&deployment.version).map_err(fault)?;
+            let images = version
+                .as_ref()
+                .and_then(|v| v.named_images(&namespace.class));
+            named_images.extend(images.into_iter().flat_map(|i| i.values().cloned()));
+        }
         let deployment = deployments.into_iter().next().map(|d| d.id);
         let variables = [
             ("CLOUDFLARE_APPLICATION_ID", application.id.clone()),
@@ -191,16 +203,23 @@ impl StoredApplications {
             id: application.id.clone(),
             name: application.name.clone(),
             image,
-            limits: wharf_engine::Limits {
-                memory_bytes: Some(limits.memory_mib << 20),
-                cpu_millis: Some(wharf_docker_api::script::cpu_millis(limits.vcpu)),
-                pids: Some(PIDS_PER_INSTANCE),
-                nofile: None,
-                disk_bytes: Some(wharf_docker_api::script::disk_bytes(limits.disk_mb)),
-            },
+            named_images,
+            limits,
+            largest,
             max_instances: application.max_instances,
             variables: variables.map(|(k, v)| (k.to_owned(), v)).to_vec(),
         })
+    }
+}
+
+/// A size as the engine holds an instance to it.
+fn instance_limits(limits: wharf_model::Limits) -> wharf_engine::Limits {
+    wharf_engine::Limits {
+        memory_bytes: Some(limits.memory_mib << 20),
+        cpu_millis: Some(wharf_docker_api::script::cpu_millis(limits.vcpu)),
+        pids: Some(PIDS_PER_INSTANCE),
+        nofile: None,
+        disk_bytes: Some(wharf_docker_api::script::disk_bytes(limits.disk_mb)),
     }
 }
 

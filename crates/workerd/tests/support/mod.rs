@@ -135,6 +135,7 @@ impl World {
                 compatibility_flags: vec![],
                 assets: None,
                 container_classes: vec![],
+                containers: Default::default(),
                 annotations: BTreeMap::new(),
                 extra: serde_json::Value::Null,
             },

@@ -442,19 +442,32 @@ impl Engine {
 
     /// Stops (with grace) all running instances of an application whose image id is not `image_id`. Returns how many, after their end.
     pub async fn roll(&self, application: &str, image_id: &str) -> usize {
+        self.stop_all(application, EndedBy::Rollout, |of| of != image_id)
+            .await
+    }
+
+    /// Stops (with grace) all running instances of an application that was deleted. Returns how many, after their end.
+    pub async fn end_application(&self, application: &str) -> usize {
+        self.stop_all(application, EndedBy::Deletion, |_| true)
+            .await
+    }
+
+    /// Those of an application whose image id is meant.
+    async fn stop_all(
+        &self,
+        application: &str,
+        by: EndedBy,
+        is_meant: impl Fn(&str) -> bool,
+    ) -> usize {
         let mut handles = self.shared.table().all(None);
         handles.retain(|handle| {
-            let of_application = handle
-                .fixed
-                .application
-                .as_ref()
-                .is_some_and(|a| a.id == application);
-            of_application
-                && handle.fixed.image_id != image_id
+            let fixed = &handle.fixed;
+            let application_of = fixed.application.as_ref();
+            application_of.is_some_and(|a| a.id == application)
+                && is_meant(&fixed.image_id)
                 && handle.view.borrow().state.is_live()
         });
         let grace_ms = self.shared.config.stop_grace_ms;
-        let by = EndedBy::Rollout;
         let mut stops = JoinSet::new();
         for handle in handles {
             stops.spawn(async move { handle.ask(Ask::Stop { grace_ms, by }).await });

@@ -336,6 +336,11 @@ async fn who_ended_a_container_is_known() {
     daemon.says(&owner, "rolled", "ready\nready").await;
     engine.signal(&owner, "rolled", 9).await.unwrap();
     assert_eq!(ended_by("rolled").await, Some(EndedBy::Signal));
+    engine.start_instance(&owner, "rolled").await.unwrap();
+    daemon.says(&owner, "rolled", "ready\nready\nready").await;
+    assert_eq!(engine.end_application("other").await, 0);
+    assert_eq!(engine.end_application("app").await, 1);
+    assert_eq!(ended_by("rolled").await, Some(EndedBy::Deletion));
 
     let mut request = shell(&owner, "greedy", "tail /dev/zero");
     request.limits.memory_bytes = Some(16 << 20);

@@ -295,6 +295,13 @@ fn what_cannot_be_is_refused_by_name() {
         let (_, after) = text.split_once("wrangler containers delete ").unwrap();
         let id = after.split('`').next().unwrap().to_owned();
         site.wrangler(&["containers", "delete", &id]);
+        let status = site.node.status();
+        for instance in status["instances"].as_array().unwrap() {
+            assert!(
+                instance["application"] != id || instance["pid"].is_null(),
+                "what belonged to it has ended: {instance}"
+            );
+        }
         site.wrangler(&["deploy"]);
     };
     site.config(json!({"class_name": "Box", "image": "./one/Dockerfile"}));

@@ -25,7 +25,7 @@ pub enum EndedBy {
     HardTimeout,
     /// Nobody asked for it for too long after its owner had died.
     Reaper,
-    /// The deletion of everything its owner had.
+    /// The deletion of its application, or of everything its owner had.
     Deletion,
     /// The clean end of the daemon.
     Daemon,
@@ -45,7 +45,7 @@ impl EndedBy {
             Self::Rollout => "a rollout of another image",
             Self::HardTimeout => "its hardTimeout",
             Self::Reaper => "the reaper: nobody asked for it any more",
-            Self::Deletion => "the deletion of its script",
+            Self::Deletion => "the deletion of its script or application",
             Self::Daemon => "the end of the daemon",
             Self::Unseen => "something that nobody saw",
         }

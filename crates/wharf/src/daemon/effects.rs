@@ -139,9 +139,16 @@ impl wharf_control::Effects for Effects {
     }
 }
 
-/// Prepares an application's image, then ends the instances that run another one; their objects start the new one with their next request.
+/// Prepares an application's image, then ends the instances that run another one; their objects start the new one with their next request. Of a deleted
+/// application, ends all.
 async fn roll(node: &Node, id: &str) -> anyhow::Result<()> {
     let Some(application) = node.store.application(id)? else {
+        let ended = node.engine.end_application(id).await;
+        tracing::info!(
+            application = id,
+            ended,
+            "application deleted, its instances ended"
+        );
         return Ok(());
     };
     node.engine

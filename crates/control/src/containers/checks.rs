@@ -1,7 +1,7 @@
 //! What of an application's configuration is refused. Pure.
 
 use serde_json::Value;
-use wharf_model::{Application, InstanceType};
+use wharf_model::{Application, InstanceType, Settings};
 
 use crate::envelope::{ApiError, ApiResult};
 
@@ -34,6 +34,7 @@ pub(crate) fn configuration(configuration: &Value) -> ApiResult<()> {
             .get("disk")
             .and_then(|disk| disk.get("size_mb")),
     )?;
+    Settings::read(configuration).map_err(ApiError::bad_request)?;
     let ssh = configuration
         .get("wrangler_ssh")
         .and_then(|ssh| ssh.get("enabled"))
@@ -123,6 +124,7 @@ mod tests {
             json!({"memory_mib": "lots"}),
             json!({"disk": {"size_mb": -1}}),
             json!({"wrangler_ssh": {"enabled": true}}),
+            json!({"wharf": {"isolation": "none"}}),
         ] {
             assert!(configuration(&bad).is_err(), "{bad}");
         }

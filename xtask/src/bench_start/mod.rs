@@ -25,6 +25,9 @@ pub(crate) struct Options {
     /// The static class alone, with few starts
     #[arg(long)]
     quick: bool,
+    /// Only the engine beside the floor, without a node and without others' runtimes
+    #[arg(long, conflicts_with = "write")]
+    engine: bool,
     /// Starts to measure, of each kind
     #[arg(long, default_value_t = FULL)]
     n: usize,
@@ -78,12 +81,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ([], false) => Class::ALL.to_vec(),
         (chosen, _) => chosen.to_vec(),
     };
-    if let Err(error) = install_others() {
+    if !options.engine
+        && let Err(error) = install_others()
+    {
         // Their rows will say that they are not there.
         eprintln!("not everything to measure against is there: {error:#}");
     }
     let example = hello::prepare()?;
-    let wharf = build(Profile::Release)?;
     let bench = build_bench()?;
     let dir = tempfile::Builder::new()
         .prefix("wharf-bench-start-")
@@ -99,6 +103,26 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         arguments.push(format!("{}={}={argv}", class.name(), rootfs.display()));
         tars.push((class, rootfs));
     }
+    let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    add("--n", amount.n.to_string());
+    add("--n-slow", amount.n_slow.to_string());
+    add("--rounds", amount.rounds.to_string());
+    add("--burst", "100".to_owned());
+    add("--idle", amount.idle.to_string());
+    add("--sustained", amount.sustained_seconds.to_string());
+    if options.write {
+        let path = setup::root().join("BENCHMARKS.md");
+        add("--write", path.display().to_string());
+    }
+    if options.json {
+        arguments.push("--json".to_owned());
+    }
+    if options.engine {
+        let measured = measure(&bench, &arguments);
+        interrupt::check()?;
+        return measured;
+    }
+    let wharf = build(Profile::Release)?;
     let project = project::write(dir.path(), &classes, &example.join("node_modules"))?;
     let gateway = free_address()?;
     let node = Node::start(&wharf, gateway, free_address()?)?;
@@ -125,19 +149,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         format!("{}.localhost:{}", project::NAME, gateway.port()),
     );
     add("--data-dir", node.data_dir().display().to_string());
-    add("--n", amount.n.to_string());
-    add("--n-slow", amount.n_slow.to_string());
-    add("--rounds", amount.rounds.to_string());
-    add("--burst", "100".to_owned());
-    add("--idle", amount.idle.to_string());
-    add("--sustained", amount.sustained_seconds.to_string());
-    if options.write {
-        let path = setup::root().join("BENCHMARKS.md");
-        add("--write", path.display().to_string());
-    }
-    if options.json {
-        arguments.push("--json".to_owned());
-    }
     let measured = measure(&bench, &arguments);
     interrupt::check()?;
     measured.with_context(|| format!("the node said:\n{}", node.log()))

@@ -37,15 +37,15 @@ struct Args {
     /// name=rootfs.tar=["program",...]; the first is the static class
     #[arg(long = "class", required = true)]
     classes: Vec<Class>,
-    /// The node's gateway
-    #[arg(long)]
-    gateway: SocketAddr,
+    /// The node's gateway; without a node, the engine is measured alone, beside the floor
+    #[arg(long, requires_all = ["host", "data_dir"])]
+    gateway: Option<SocketAddr>,
     /// The Worker's host name
-    #[arg(long)]
+    #[arg(long, default_value_t)]
     host: String,
     /// The node's data directory
     #[arg(long)]
-    data_dir: PathBuf,
+    data_dir: Option<PathBuf>,
     /// Starts of each kind
     #[arg(long)]
     n: usize,
@@ -107,32 +107,86 @@ fn run(args: &Args) -> Result<()> {
         runtime.clone(),
         runtime.block_on(World::start(&place, &args.classes))?,
     );
-    let node = Node {
-        gateway: args.gateway,
+    let node = args.gateway.zip(args.data_dir.as_ref());
+    let node = node.map(|(gateway, data_dir)| Node {
+        gateway,
         host: args.host.clone(),
-        api: http::Api(args.data_dir.join("run/wharf.sock")),
-        data_dir: args.data_dir.display().to_string(),
-    };
+        api: http::Api(data_dir.join("run/wharf.sock")),
+        data_dir: data_dir.display().to_string(),
+    });
+    let n = args.n;
+    let mut subjects = vec![
+        Subject::new(Floor::new(place.clone())?, n),
+        Subject::new(EngineRuntime::new(runtime.clone(), world.1.clone()), n),
+    ];
     // Before the first request: what a deployed application costs.
-    let sleeping = load::sleeping(&node);
+    let sleeping = node.as_ref().map(|node| load::sleeping(node).into());
     interrupt::check()?;
+    let others = match &node {
+        Some(node) => Some(add_others(args, node, &place, &mut machine, &mut subjects)?),
+        None => None,
+    };
+
+    let mut rows = Vec::new();
+    for class in &args.classes {
+        rows.extend(measure::class(class, &mut subjects, args.rounds)?);
+    }
+    // Their memory and their threads are no part of what follows.
+    drop(subjects);
+    drop(others);
+
+    let first = args.classes.first().context("no class")?;
+    let with_node = |n: usize| node.as_ref().filter(|_| n > 0);
+    let burst = with_node(args.burst).map(|node| load::burst(node, first, args.burst).into());
+    interrupt::check()?;
+    let density = with_node(args.idle).map(|node| load::density(node, first, args.idle).into());
+    interrupt::check()?;
+    let sustained = (args.sustained > 0).then(|| {
+        let sustained = load::sustained(&world.1, &place, first, 500, args.sustained);
+        runtime.block_on(sustained).into()
+    });
+    interrupt::check()?;
+    machine.load_after = report::load();
+    let report = Report {
+        machine,
+        rows,
+        sleeping,
+        burst,
+        density,
+        sustained,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        println!("{}", report.table());
+    }
+    if let Some(path) = &args.write {
+        report.write(path)?;
+        eprintln!("written to {}", path.display());
+    }
+    Ok(())
+}
+
+/// Whatever is measured beside the engine and the floor: others' runtimes and daemons, and the node.
+fn add_others(
+    args: &Args,
+    node: &Node,
+    place: &Arc<Place>,
+    machine: &mut Machine,
+    subjects: &mut Vec<Subject>,
+) -> Result<(Result<Docker>, Result<Podman>)> {
     eprintln!("others' daemons and images");
-    let docker = Docker::start(&place, &args.classes);
+    let docker = Docker::start(place, &args.classes);
     interrupt::check()?;
-    let podman = Podman::start(&place, &args.classes);
+    let podman = Podman::start(place, &args.classes);
     interrupt::check()?;
     if let Ok(docker) = &docker {
         let version = machine.versions.entry("dockerd".to_owned()).or_default();
         version.push_str(&format!("; storage driver {}", docker.driver()));
     }
-
     let (n, slow) = (args.n, args.n_slow);
     let cgroup = place.cgroup();
     let api = |name, api: &http::Api| ApiRuntime::new(name, api.clone(), cgroup.clone());
-    let mut subjects = vec![
-        Subject::new(Floor::new(place.clone())?, n),
-        Subject::new(EngineRuntime::new(runtime.clone(), world.1.clone()), n),
-    ];
     for name in ["runc", "crun"] {
         subjects.push(match Oci::new(name, place.clone()) {
             Ok(oci) => Subject::new(oci, n),
@@ -149,44 +203,7 @@ fn run(args: &Args) -> Result<()> {
         Err(error) => Subject::broken("docker-api", "podman", slow, error),
     });
     subjects.push(Subject::new(Whole::new(node.clone()), n));
-
-    let mut rows = Vec::new();
-    for class in &args.classes {
-        rows.extend(measure::class(class, &mut subjects, args.rounds)?);
-    }
-    // Their memory and their threads are no part of what follows.
-    drop(subjects);
-    drop((docker, podman));
-
-    let first = args.classes.first().context("no class")?;
-    let burst = (args.burst > 0).then(|| load::burst(&node, first, args.burst).into());
-    interrupt::check()?;
-    let density = (args.idle > 0).then(|| load::density(&node, first, args.idle).into());
-    interrupt::check()?;
-    let sustained = (args.sustained > 0).then(|| {
-        let sustained = load::sustained(&world.1, &place, first, 500, args.sustained);
-        runtime.block_on(sustained).into()
-    });
-    interrupt::check()?;
-    machine.load_after = report::load();
-    let report = Report {
-        machine,
-        rows,
-        sleeping: Some(sleeping.into()),
-        burst,
-        density,
-        sustained,
-    };
-    if args.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        println!("{}", report.table());
-    }
-    if let Some(path) = &args.write {
-        report.write(path)?;
-        eprintln!("written to {}", path.display());
-    }
-    Ok(())
+    Ok((docker, podman))
 }
 
 /// Ends the engine, whatever happened.

@@ -8,6 +8,7 @@
 //! | none | a script's | directory removed |
 //! | none | the operator's | kept; one that ran when the spawner died has exit code 255, as with Docker |
 
+use crate::disks::Lent;
 use crate::instance::{Ask, Handle, Instance, discard, unseen_exit};
 use crate::lifecycle::{EndedBy, State};
 use crate::record::{Label, Record};
@@ -88,10 +89,10 @@ async fn adopt_process(shared: &Arc<Shared>, survivor: Survivor) -> Option<Strin
     let id = label.id.clone();
     record.progress.generation = label.generation;
     record.progress.started_ms = Some(label.started_ms);
-    let device = record.fixed.device.clone();
+    let limit = record.fixed.limits.disk_bytes;
     let disk = disk
-        .zip(device)
-        .map(|(mount, device)| Arc::new(Disk::from_mount(mount, device)));
+        .zip(record.fixed.device.clone().zip(limit))
+        .map(|(mount, (device, bytes))| shared.disks.lend(bytes, Disk::from_mount(mount, device)));
     let handle = match exit {
         Some(exit) => adopt_ended(shared, &dir, record, process, exit, disk).await,
         None => adopt_running(shared, &dir, record, process, &label, disk).await,
@@ -117,7 +118,7 @@ async fn adopt_ended(
     mut record: Record,
     process: Process,
     exit: Exit,
-    disk: Option<Arc<Disk>>,
+    disk: Option<Lent>,
 ) -> Result<Arc<Handle>, EngineError> {
     let writer = log::Writer::new(dir, shared.config.log_bytes, watch::Sender::default());
     let rest = log::pump(writer, process.stdout, process.stderr);
@@ -155,7 +156,7 @@ async fn adopt_running(
     mut record: Record,
     process: Process,
     label: &Label,
-    disk: Option<Arc<Disk>>,
+    disk: Option<Lent>,
 ) -> Result<Arc<Handle>, EngineError> {
     record.progress.exit = None;
     record.progress.ended_by = None;

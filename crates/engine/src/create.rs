@@ -5,7 +5,9 @@ use crate::lifecycle::State;
 use crate::record::{Fixed, Progress, Record};
 use crate::{Create, EngineError, FromSnapshot, Shared, blocking, files, insert, merge, now_ms};
 use std::fs::Permissions;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Makes an instance and returns its id. Without a trace if it fails.
@@ -57,7 +59,7 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         },
         None => None,
     };
-    let disk = disk.map(Arc::new);
+    let opened = disk.as_ref().and_then(|disk| disk.disk());
     let generation = shared
         .table()
         .last_generation(&request.owner, &request.name);
@@ -84,7 +86,7 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
             stop_signal: merged.stop_signal,
             labels: merged.labels,
             limits: request.limits,
-            device: disk.as_ref().map(|disk| disk.device().to_owned()),
+            device: opened.map(|disk| disk.device().to_owned()),
             start_token: request.start.token,
             hard_timeout_ms: request.start.hard_timeout_ms,
             own_network: request.own_network,
@@ -98,18 +100,14 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         },
     };
     let dir = shared.config.dir.join(&id);
-    let upper = dir.join("upper");
     let prepared = std::fs::create_dir(&dir)
-        .and_then(|()| std::fs::create_dir(&upper))
-        // It is the container's `/`, also for its unprivileged users, whatever the daemon's umask is.
-        .and_then(|()| std::fs::set_permissions(&upper, Permissions::from_mode(0o755)))
-        .and_then(|()| std::fs::create_dir(dir.join("work")))
-        .and_then(|()| match &disk {
+        .and_then(|()| match opened {
+            // `upper` and `work` are there.
             Some(_) => std::fs::create_dir(dir.join(instance::DISK)),
-            None => Ok(()),
+            None => make_writable(&dir),
         })
         .and_then(|()| {
-            let writable = disk.as_ref().map_or(dir.clone(), |disk| disk.path());
+            let writable = opened.map_or(dir.clone(), wharf_sandbox::Disk::path);
             files::make_volumes(&record.fixed.volumes, &writable)
         })
         .and_then(|()| record.write(&dir));
@@ -132,6 +130,15 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         return Err(error);
     }
     Ok(id)
+}
+
+/// What the container writes, where it has no disk.
+fn make_writable(dir: &Path) -> io::Result<()> {
+    let upper = dir.join("upper");
+    std::fs::create_dir(&upper)?;
+    // It is the container's `/`, also for its unprivileged users, whatever the daemon's umask is.
+    std::fs::set_permissions(&upper, Permissions::from_mode(0o755))?;
+    std::fs::create_dir(dir.join("work"))
 }
 
 /// A snapshot is a layer over one image; on another it would show a mixture of both.

@@ -1,18 +1,29 @@
 //! Disks kept ready, so that no start waits for one to be made.
 //!
-//! Owns: for each size that was ever asked for, a template and some disks. Must not: know of instances.
+//! Owns: for each size that was ever asked for, a template and some disks; and who has which. Must not: know of instances.
 //!
-//! Making a disk takes some 10 ms, handing one out nothing. What was handed out is made anew in the background.
+//! ```text
+//!   (none) --make--> ready --take--> lent --free, and nobody looks at it any more--> emptied --> ready, or gone
+//! ```
+//!
+//! Making a disk takes some 10 ms, handing one out nothing. What was handed out is made anew in the background, but not at once: a start has just
+//! taken it, and is more urgent. A disk whose instance is gone is emptied and handed out again, which costs a tenth of a new one.
 
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use wharf_sandbox::Disk;
 use wharf_sandbox::disk::Template;
 
 /// Ready ones of each size.
 const READY: usize = 4;
+/// Most of each size that are kept when they come back.
+const KEPT: usize = 16;
+/// How long a start is left alone with the machine.
+const REFILL_DELAY: Duration = Duration::from_millis(30);
 /// Of the disk that is made to see whether it can be done.
 const PROBE_BYTES: u64 = 16 << 20;
 
@@ -37,6 +48,45 @@ struct State {
     is_filling: bool,
 }
 
+/// A disk that an instance has, and whoever looks at its files.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    /// Always there, but in the end.
+    disk: Option<Disk>,
+    bytes: u64,
+    disks: Arc<Disks>,
+    is_free: AtomicBool,
+}
+
+impl Lent {
+    pub(crate) fn disk(&self) -> Option<&Disk> {
+        self.disk.as_ref()
+    }
+
+    /// No container uses it any more: the last one who looks at it gives it back. Without this it stays as it is, for a container that outlives the
+    /// daemon.
+    pub(crate) fn free(&self) {
+        self.is_free.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let (Some(disk), true) = (self.disk.take(), self.is_free.load(Ordering::Acquire)) else {
+            return;
+        };
+        let (disks, bytes) = (self.disks.clone(), self.bytes);
+        // Without a runtime the daemon ends, and the disk with it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || {
+                if let Err(error) = disks.give_back(bytes, disk) {
+                    tracing::warn!(%error, "a disk ends only with its last user");
+                }
+            });
+        }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -58,25 +108,49 @@ impl Disks {
     }
 
     /// A disk that holds `bytes`, if one is ready.
-    pub(crate) fn take_ready(&self, bytes: u64) -> Option<Disk> {
+    pub(crate) fn take_ready(self: &Arc<Self>, bytes: u64) -> Option<Lent> {
         let shelf = lock(&self.shelves).get(&bytes)?.clone();
         let ready = lock(&shelf.state).ready.pop();
         refill(&shelf);
-        ready
+        ready.map(|disk| self.lend(bytes, disk))
     }
 
     /// A disk that holds `bytes`. Blocks, if none is ready. `None`: not on this machine.
-    pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> io::Result<Option<Disk>> {
+    pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> io::Result<Option<Lent>> {
         if self.unsupported.is_some() {
             return Ok(None);
         }
         let shelf = self.shelf(bytes)?;
         let ready = lock(&shelf.state).ready.pop();
         refill(&shelf);
-        match ready {
-            Some(disk) => Ok(Some(disk)),
-            None => shelf.template.disk().map(Some),
+        let disk = match ready {
+            Some(disk) => disk,
+            None => shelf.template.disk()?,
+        };
+        Ok(Some(self.lend(bytes, disk)))
+    }
+
+    /// A disk that somebody has already, and that holds `bytes`.
+    pub(crate) fn lend(self: &Arc<Self>, bytes: u64, disk: Disk) -> Lent {
+        Lent {
+            disk: Some(disk),
+            bytes,
+            disks: self.clone(),
+            is_free: AtomicBool::new(false),
         }
+    }
+
+    /// Takes back a disk that held `bytes`, whose container is gone. Blocks.
+    fn give_back(&self, bytes: u64, disk: Disk) -> io::Result<()> {
+        let shelf = lock(&self.shelves).get(&bytes).cloned();
+        let is_empty = disk.empty()?;
+        if let Some(shelf) = shelf.filter(|_| is_empty) {
+            let mut state = lock(&shelf.state);
+            if state.ready.len() < KEPT {
+                state.ready.push(disk);
+            }
+        }
+        Ok(())
     }
 
     /// Expects that disks of this size will be taken.
@@ -107,23 +181,30 @@ fn refill(shelf: &Arc<Shelf>) {
         return;
     }
     let shelf = shelf.clone();
-    tokio::task::spawn_blocking(move || {
-        loop {
-            {
-                let mut state = lock(&shelf.state);
-                if state.ready.len() >= READY {
-                    state.is_filling = false;
-                    return;
-                }
-            }
-            match shelf.template.disk() {
-                Ok(disk) => lock(&shelf.state).ready.push(disk),
-                Err(error) => {
-                    tracing::warn!(%error, "no disk could be made ahead");
-                    lock(&shelf.state).is_filling = false;
-                    return;
-                }
+    tokio::spawn(async move {
+        if !lock(&shelf.state).ready.is_empty() {
+            tokio::time::sleep(REFILL_DELAY).await;
+        }
+        tokio::task::spawn_blocking(move || fill(&shelf));
+    });
+}
+
+fn fill(shelf: &Shelf) {
+    loop {
+        {
+            let mut state = lock(&shelf.state);
+            if state.ready.len() >= READY {
+                state.is_filling = false;
+                return;
             }
         }
-    });
+        match shelf.template.disk() {
+            Ok(disk) => lock(&shelf.state).ready.push(disk),
+            Err(error) => {
+                tracing::warn!(%error, "no disk could be made ahead");
+                lock(&shelf.state).is_filling = false;
+                return;
+            }
+        }
+    }
 }

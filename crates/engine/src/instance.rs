@@ -1,5 +1,6 @@
 //! The task that owns one instance: it feeds the lifecycle machine with requests and with what happens, and carries out its effects.
 
+use crate::disks::Lent;
 use crate::lifecycle::{
     Answer, Effect, EndedBy, Event, HardTimeout, Machine, State, Token, describe,
 };
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use wharf_net::Target;
-use wharf_sandbox::{Disk, Exit, Process, SpawnError};
+use wharf_sandbox::{Exit, Process, SpawnError};
 
 mod handle;
 mod start;
@@ -83,7 +84,7 @@ impl Instance {
         state: State,
         network: Option<wharf_net::Network>,
         own_network: bool,
-        disk: Option<Arc<Disk>>,
+        disk: Option<Lent>,
     ) -> Self {
         let Record { fixed, progress } = record;
         let (view_sender, view) = watch::channel(View {
@@ -526,6 +527,8 @@ impl Instance {
                 }
             }
             Effect::Persist => {
+                // Whoever was just answered goes first.
+                tokio::task::yield_now().await;
                 if let Err(error) = self.record().write(&self.handle.dir) {
                     tracing::warn!(dir = %self.handle.dir.display(), %error, "instance.json not written");
                 }
@@ -539,13 +542,8 @@ impl Instance {
             Effect::CleanUp => {
                 self.handle.set_network(None);
                 discard(&self.handle.dir);
-                if let Some(disk) = self.handle.disk.clone() {
-                    let id = self.fixed().id.clone();
-                    tokio::task::spawn_blocking(move || {
-                        if let Err(error) = disk.discard() {
-                            tracing::warn!(instance = id, %error, "its disk ends only with its last user");
-                        }
-                    });
+                if let Some(disk) = &self.handle.disk {
+                    disk.free();
                 }
                 self.shared.table().remove(&self.fixed().id);
                 return Some(Event::Cleaned);

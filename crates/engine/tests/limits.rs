@@ -68,6 +68,36 @@ async fn what_a_stopped_instance_wrote_is_there_at_its_next_start() {
 }
 
 #[tokio::test]
+async fn a_disk_that_is_used_again_shows_nothing_of_its_last_instance() {
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let owner = script_owner();
+    let mut devices = std::collections::HashSet::new();
+    let mut seen_again = 0;
+    for n in 0..12 {
+        let name = format!("n{n}");
+        let script = "stat -c %a:%u:%g /; ls -a / /tmp /var 2>&1; df -B1024 / | tail -1; echo x > /left; mkdir -p /var/left/a/b; ln -s / /var/left/a/link; \
+             mkdir -m 700 /tmp/left; chmod 711 /; chown 5:6 /; dd if=/dev/zero of=/tmp/left/big bs=1M count=3 2>/dev/null";
+        let mut create = shell(&owner, &name, script);
+        create.limits.disk_bytes = Some(24_000_000);
+        let id = daemon.engine.create(create).await.unwrap();
+        daemon.engine.start_instance(&owner, &name).await.unwrap();
+        daemon.engine.wait(&owner, &name, false).await.unwrap();
+        let output = daemon.output(&owner, &name, false).await;
+        assert!(output.starts_with("755:0:0\n"), "{output}");
+        assert!(!output.contains("left"), "{output}");
+        let record = std::fs::read_to_string(world.instances().join(&id).join("instance.json"));
+        let record: serde_json::Value = serde_json::from_str(&record.unwrap()).unwrap();
+        seen_again += usize::from(!devices.insert(record["fixed"]["device"].to_string()));
+        daemon.engine.remove(&owner, &name, true).await.unwrap();
+        // Emptied in the background.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(seen_again > 0, "no disk was used again: {devices:?}");
+    world.end(daemon).await;
+}
+
+#[tokio::test]
 async fn limits_are_told_with_their_figures() {
     let world = World::new(SPAWNER);
     let daemon = world.daemon(60_000).await;

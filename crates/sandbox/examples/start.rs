@@ -186,7 +186,7 @@ async fn start(
     spawner.wait(&id).await.unwrap();
     spawner.forget(&id).await.unwrap();
     if let Some(disk) = disk {
-        disk.discard().unwrap();
+        disk.empty().unwrap();
     }
     std::fs::remove_dir_all(instance).unwrap();
     time

@@ -1,5 +1,6 @@
 //! The way to an instance's task, and what everybody may see of it. Must not: change anything; that is the task's.
 
+use crate::disks::Lent;
 use crate::lifecycle::{Answer, EndedBy, State, Until};
 use crate::log::Grown;
 use crate::own_network::Published;
@@ -40,7 +41,7 @@ pub(crate) struct Handle {
     pub(crate) view: watch::Receiver<View>,
     pub(crate) network: Mutex<Option<wharf_net::Network>>,
     /// What it writes is here; without, in its directory.
-    pub(crate) disk: Option<Arc<Disk>>,
+    pub(super) disk: Option<Lent>,
     /// Whoever needs the files to himself: a start, a writer from outside, a copy.
     pub(crate) files: Arc<tokio::sync::Mutex<()>>,
     /// Counts what its owner asks for, and its being orphaned: who sees the same figure twice knows that nobody has asked in between.
@@ -99,9 +100,13 @@ impl Handle {
         network.clone()
     }
 
-    /// Where `upper` and `work` are, for this process.
+    pub(super) fn disk(&self) -> Option<&Disk> {
+        self.disk.as_ref()?.disk()
+    }
+
+    /// Where `upper` and `work` are, for this process, and while this value lives.
     pub(crate) fn writable(&self) -> PathBuf {
-        match &self.disk {
+        match self.disk() {
             Some(disk) => disk.path(),
             None => self.dir.clone(),
         }
@@ -109,7 +114,7 @@ impl Handle {
 
     /// For the mount namespace of its process, where its disk is mounted and `upper` and `work` are there.
     pub(crate) fn disk_mount(&self) -> Option<DiskMount> {
-        self.disk.as_ref().map(|disk| DiskMount {
+        self.disk().map(|disk| DiskMount {
             device: disk.device().to_owned(),
             at: self.dir.join(DISK),
         })
@@ -128,7 +133,7 @@ impl Handle {
     }
 
     pub(super) fn disk_usage(&self) -> Option<DiskUsage> {
-        let usage = self.disk.as_ref()?.usage();
+        let usage = self.disk()?.usage();
         usage
             .inspect_err(|error| tracing::warn!(instance = self.fixed.id, %error, "disk's usage"))
             .ok()

@@ -77,7 +77,7 @@ pub(super) async fn start_process(
         capabilities: wharf_sandbox::Capabilities::default(),
     };
     let netns = network.namespace().map_err(|e| failed("network", &e))?;
-    let mount = handle.disk.as_ref().map(|d| d.mount().try_clone_to_owned());
+    let mount = handle.disk().map(|d| d.mount().try_clone_to_owned());
     let mount = mount.transpose().map_err(|e| failed("disk", &e))?;
     let fds = SpawnFds {
         netns: Some(netns),

@@ -8,8 +8,9 @@
 //! | none | a script's | directory removed |
 //! | none | the operator's | kept; one that ran when the spawner died has exit code 255, as with Docker |
 
+use crate::directories::GONE_PREFIX;
 use crate::disks::Lent;
-use crate::instance::{Ask, Handle, Instance, discard, unseen_exit};
+use crate::instance::{Ask, Handle, Instance, unseen_exit};
 use crate::lifecycle::{EndedBy, State};
 use crate::record::{Label, Record};
 use crate::{EngineError, Owner, Shared, insert, log, now_ms};
@@ -22,8 +23,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use wharf_sandbox::{Disk, Exit, Process, Survivor};
 
-/// Begins the names of directories that are being removed.
-pub(crate) const GONE_PREFIX: &str = ".gone-";
 /// How long the output that an ended process left is read.
 const LEFT_OUTPUT: Duration = Duration::from_secs(1);
 
@@ -245,7 +244,7 @@ fn adopt_directory(shared: &Arc<Shared>, dir: &Path) {
         .ok()
         .filter(|record| record.fixed.owner == Owner::Operator && dir.ends_with(&record.fixed.id));
     let Some(mut record) = record else {
-        return discard(dir);
+        return shared.directories.discard(dir, false);
     };
     let progress = &mut record.progress;
     if progress.started_ms.is_some() && progress.exit.is_none() {
@@ -269,6 +268,6 @@ fn adopt_directory(shared: &Arc<Shared>, dir: &Path) {
     );
     if let Err(error) = insert(shared, instance) {
         tracing::warn!(dir = %dir.display(), %error, "not taken over: removed");
-        discard(dir);
+        shared.directories.discard(dir, false);
     }
 }

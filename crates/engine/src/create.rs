@@ -1,6 +1,6 @@
 //! From a request to an instance that can be started: image, disk, directories, record. Must not: start anything.
 
-use crate::instance::{self, Instance};
+use crate::instance::Instance;
 use crate::lifecycle::State;
 use crate::record::{Fixed, Progress, Record};
 use crate::{Create, EngineError, FromSnapshot, Shared, blocking, files, insert, merge, now_ms};
@@ -99,22 +99,20 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
             ..Progress::default()
         },
     };
-    let dir = shared.config.dir.join(&id);
-    let prepared = std::fs::create_dir(&dir)
-        .and_then(|()| match opened {
+    let made = shared
+        .directories
+        .make(&record, disk.is_some(), |dir| match opened {
             // `upper` and `work` are there.
-            Some(_) => std::fs::create_dir(dir.join(instance::DISK)),
-            None => make_writable(&dir),
-        })
-        .and_then(|()| {
-            let writable = opened.map_or(dir.clone(), wharf_sandbox::Disk::path);
-            files::make_volumes(&record.fixed.volumes, &writable)
-        })
-        .and_then(|()| record.write(&dir));
-    if let Err(error) = prepared {
-        instance::discard(&dir);
-        return Err(EngineError::Internal(format!("{}: {error}", dir.display())));
-    }
+            Some(disk) => files::make_volumes(&record.fixed.volumes, &disk.path()),
+            None => {
+                make_writable(dir).and_then(|()| files::make_volumes(&record.fixed.volumes, dir))
+            }
+        });
+    let dir = made.map_err(|error| {
+        let place = shared.config.dir.display();
+        EngineError::Internal(format!("a directory for the instance in {place}: {error}"))
+    })?;
+    let has_disk = disk.is_some();
     let own_network = request.network.is_none();
     let instance = Instance::new(
         shared.clone(),
@@ -126,7 +124,7 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         disk,
     );
     if let Err(error) = insert(shared, instance) {
-        instance::discard(&dir);
+        shared.directories.discard(&dir, has_disk);
         return Err(error);
     }
     Ok(id)

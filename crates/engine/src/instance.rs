@@ -9,8 +9,7 @@ use crate::record::{Fixed, Progress, Record, process_id};
 use crate::{EngineError, Shared, Usage, log, now_ms};
 use start::{Started, start_process};
 use std::collections::{HashMap, VecDeque};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,7 +22,7 @@ mod handle;
 mod start;
 
 use handle::Request;
-pub(crate) use handle::{Ask, DISK, Handle, View};
+pub(crate) use handle::{Ask, Handle, View};
 
 /// How long an exit waits for the rest of the output. Its processes are dead, so the pipes end as soon as they are read empty.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -541,7 +540,8 @@ impl Instance {
             }
             Effect::CleanUp => {
                 self.handle.set_network(None);
-                discard(&self.handle.dir);
+                let directories = &self.shared.directories;
+                directories.discard(&self.handle.dir, self.handle.disk.is_some());
                 if let Some(disk) = &self.handle.disk {
                     disk.free();
                 }
@@ -596,25 +596,6 @@ async fn next_happening(
         Some(happening) = happenings.recv() => happening,
         happening = timeout => happening,
     }
-}
-
-/// Takes a directory out of the way at once and removes it in the background. A daemon that dies meanwhile leaves `.gone-*`, which the next one removes.
-pub(crate) fn discard(dir: &Path) {
-    let Some(name) = dir.file_name() else { return };
-    let mut hidden = std::ffi::OsString::from(crate::adopt::GONE_PREFIX);
-    hidden.push(name);
-    let hidden = dir.with_file_name(hidden);
-    if let Err(error) = std::fs::rename(dir, &hidden) {
-        if error.kind() != io::ErrorKind::NotFound {
-            tracing::error!(dir = %dir.display(), %error, "an instance's directory stays behind; remove it by hand");
-        }
-        return;
-    }
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = std::fs::remove_dir_all(&hidden) {
-            tracing::error!(dir = %hidden.display(), %error, "an instance's directory stays behind; the next start tries again");
-        }
-    });
 }
 
 /// Docker's exit code for a container whose end nobody saw.

@@ -5,6 +5,7 @@
 
 mod adopt;
 mod create;
+mod directories;
 mod disks;
 mod exec;
 mod files;
@@ -219,6 +220,7 @@ pub(crate) struct Shared {
     pub(crate) images: wharf_image::ImageStore,
     pub(crate) networks: wharf_net::Networks,
     pub(crate) disks: Arc<disks::Disks>,
+    pub(crate) directories: Arc<directories::Directories>,
     table: Mutex<table::Table>,
 }
 
@@ -246,6 +248,7 @@ impl Engine {
         .await?
         .map_err(|e| EngineError::Internal(format!("{}: {e}", config.dir.display())))?;
         let shared = Arc::new(Shared {
+            directories: Arc::new(directories::Directories::new(&config.dir)),
             config,
             spawner,
             images,

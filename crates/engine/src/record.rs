@@ -2,6 +2,7 @@
 
 use crate::Owner;
 use crate::lifecycle::EndedBy;
+use rustix::fs::{CWD, RenameFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -10,6 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use wharf_sandbox::{Exit, Limits};
 
+/// The record's file in an instance's directory.
+pub(crate) const FILE: &str = "instance.json";
+/// The one that is written before it becomes the record.
+pub(crate) const WRITTEN: &str = "instance.json.new";
 /// Begins each label of this crate.
 const LABEL_KIND: &str = "instance:";
 
@@ -90,15 +95,20 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Writes the record whole or not at all (for a killed daemon; after a power cut no process is left that would need it).
+    /// Writes the record whole or not at all (for a killed daemon; after a power cut no process is left that would need it). The two files change places,
+    /// so that no new one is needed each time.
     pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
-        let temporary = dir.join("instance.json.new");
-        std::fs::write(&temporary, serde_json::to_vec(self)?)?;
-        std::fs::rename(temporary, dir.join("instance.json"))
+        let (written, place) = (dir.join(WRITTEN), dir.join(FILE));
+        std::fs::write(&written, serde_json::to_vec(self)?)?;
+        match rustix::fs::renameat_with(CWD, &written, CWD, &place, RenameFlags::EXCHANGE) {
+            Ok(()) => Ok(()),
+            // The first one, or a file system that cannot do it.
+            Err(_) => std::fs::rename(written, place),
+        }
     }
 
     pub(crate) fn read(dir: &Path) -> io::Result<Self> {
-        let record: Record = serde_json::from_slice(&std::fs::read(dir.join("instance.json"))?)?;
+        let record: Record = serde_json::from_slice(&std::fs::read(dir.join(FILE))?)?;
         let id = &record.fixed.id;
         if id.len() != 64 || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(io::Error::other("the id in instance.json is damaged"));

@@ -1,5 +1,6 @@
 //! The way to an instance's task, and what everybody may see of it. Must not: change anything; that is the task's.
 
+use crate::directories::DISK;
 use crate::disks::Lent;
 use crate::lifecycle::{Answer, EndedBy, State, Until};
 use crate::log::Grown;
@@ -12,9 +13,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
 use wharf_sandbox::{Disk, DiskMount, DiskUsage, Spawner};
-
-/// Directory in an instance's own where its disk is mounted, for its process alone.
-pub(crate) const DISK: &str = "disk";
 
 /// What everybody may see of an instance; the task publishes it.
 #[derive(Debug, Clone)]

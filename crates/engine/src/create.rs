@@ -26,7 +26,8 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
     let reference = request.image.clone();
     let (image, lower) = blocking(move || {
         let image = images.resolve(&reference)?;
-        let lower = images.lower_dirs(&image.layers)?;
+        let mut lower = images.lower_dirs(&image.layers)?;
+        lower.push(images.mount_points());
         Ok::<_, wharf_image::ImageError>((image, lower))
     })
     .await?

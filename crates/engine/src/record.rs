@@ -5,7 +5,8 @@ use crate::lifecycle::EndedBy;
 use rustix::fs::{CWD, RenameFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -99,7 +100,15 @@ impl Record {
     /// so that no new one is needed each time.
     pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
         let (written, place) = (dir.join(WRITTEN), dir.join(FILE));
-        std::fs::write(&written, serde_json::to_vec(self)?)?;
+        let text = serde_json::to_vec(self)?;
+        // Not emptied first: ext4 takes that for a replacement, and begins to write at once.
+        let mut file = File::options()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(&written)?;
+        file.write_all(&text)?;
+        file.set_len(text.len() as u64)?;
         match rustix::fs::renameat_with(CWD, &written, CWD, &place, RenameFlags::EXCHANGE) {
             Ok(()) => Ok(()),
             // The first one, or a file system that cannot do it.

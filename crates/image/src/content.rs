@@ -7,7 +7,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{BufWriter, Read, Seek, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -41,7 +41,41 @@ pub(crate) fn prepare(dir: &Path) -> Result<()> {
         make(&path)?;
     }
     expire_uploads(dir)?;
+    mount_points(&dir.join("layers").join(MOUNT_POINTS).join("fs"))?;
     sync_dir(dir)
+}
+
+/// Name, among the layers, of the one that has nothing but what every container mounts something on.
+pub(crate) const MOUNT_POINTS: &str = "mount-points";
+
+/// Makes what is missing of it.
+fn mount_points(root: &Path) -> Result<()> {
+    let doing = || format!("making {}", root.display());
+    fs::create_dir_all(root).context(doing)?;
+    for (name, mode) in [
+        ("proc", 0o555),
+        ("sys", 0o555),
+        ("dev", 0o755),
+        ("etc", 0o755),
+    ] {
+        let path = root.join(name);
+        match fs::create_dir(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(e).context(doing);
+            }
+            _ => fs::set_permissions(&path, fs::Permissions::from_mode(mode)).context(doing)?,
+        }
+    }
+    for name in ["etc/resolv.conf", "etc/hosts", "etc/hostname"] {
+        let path = root.join(name);
+        fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .context(doing)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).context(doing)?;
+    }
+    fs::set_permissions(root, fs::Permissions::from_mode(0o755)).context(doing)
 }
 
 /// Removes uploads that nobody wrote to for a day.

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use crate::catalog::Catalog;
-use crate::content::expire_uploads;
+use crate::content::{self, expire_uploads};
 use crate::error::{Context, ImageError, Result, held, now_ms};
 use crate::{Digest, ImageStore};
 
@@ -115,6 +115,9 @@ fn digests_in(dir: &Path) -> Result<Vec<(Digest, i64)>> {
     for entry in fs::read_dir(dir).context(doing)? {
         let entry = entry.context(doing)?;
         let name = entry.file_name();
+        if name == content::MOUNT_POINTS {
+            continue;
+        }
         let Ok(digest) = Digest::parse(&format!("sha256:{}", name.to_string_lossy())) else {
             tracing::warn!(path = %entry.path().display(), "not made by this store; left alone");
             continue;

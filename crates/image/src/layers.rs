@@ -13,7 +13,7 @@ use oci_spec::image::{
     HistoryBuilder, ImageConfiguration, ImageConfigurationBuilder, Os, RootFsBuilder,
 };
 
-use crate::content::{BlobWriter, TempDir, sync_dir};
+use crate::content::{self, BlobWriter, TempDir, sync_dir};
 use crate::digest::Hasher;
 use crate::error::{Context, ImageError, Result, held, now_ms};
 use crate::manifest::{OCI_LAYER_GZIP, OCI_MANIFEST, canonical, host_architecture, image_manifest};
@@ -76,6 +76,12 @@ impl Unpacked {
 impl ImageStore {
     pub(crate) fn layers_dir(&self) -> PathBuf {
         self.inner.dir.join("layers")
+    }
+
+    /// A lower directory to be put under those of an image: it has what a container's own mounts are put on (/proc, /sys, /dev, and three files in
+    /// /etc), so that no start has to make it.
+    pub fn mount_points(&self) -> PathBuf {
+        self.layers_dir().join(content::MOUNT_POINTS).join("fs")
     }
 
     fn layer_fs(&self, diff_id: &Digest) -> PathBuf {

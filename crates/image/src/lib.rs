@@ -11,6 +11,7 @@
 //! images/index.sqlite         names, repositories, manifests (the bodies too)
 //! images/blobs/sha256/<hex>   configs and compressed layers
 //! images/layers/<hex>/fs      a layer unpacked, by diff id
+//! images/layers/mount-points/fs   what goes under every image
 //! images/uploads/<id>         blobs on their way in; they survive a restart, and expire after a day
 //! images/tmp/                 anything half made; emptied on open
 //! ```

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use wharf_sandbox::netns::{self, Connecting};
 
 /// The stock of each family; fewer of IPv6, since almost everything listens on IPv4.
-const STOCK: [usize; 2] = [8, 2];
+pub(crate) const STOCK: [usize; 2] = [8, 2];
 /// Below this many of IPv4 the stock is filled up in the background.
 const LOW: usize = 3;
 /// How long a listener whose queue is full may take.
@@ -39,17 +39,15 @@ pub(crate) struct Inside {
 }
 
 impl Inside {
-    /// Fills the stock; blocks for a moment.
-    pub(crate) fn new(namespace: OwnedFd) -> io::Result<Self> {
-        let inside = Self {
+    /// With sockets that were made in it, [`STOCK`] of them or fewer.
+    pub(crate) fn with_stock(namespace: OwnedFd, (v4, v6): netns::UnconnectedSockets) -> Self {
+        Self {
             namespace,
-            stock: Mutex::default(),
+            v4_only: AtomicBool::new(v6.is_empty()),
+            stock: Mutex::new([v4, v6]),
             filling: AtomicBool::new(false),
-            v4_only: AtomicBool::new(false),
             empty: tokio::sync::Mutex::default(),
-        };
-        inside.fill()?;
-        Ok(inside)
+        }
     }
 
     pub(crate) fn namespace(&self) -> &OwnedFd {

@@ -15,7 +15,7 @@ use wharf_sandbox::netns::{self, Listeners, Redirect};
 
 use crate::NetError;
 use crate::ca::{Ca, CaKey};
-use crate::inside::Inside;
+use crate::inside::{Inside, STOCK};
 
 /// Where redirected traffic arrives. Above the ports that the kernel gives to clients (32768-60999), and the same in every version
 /// of Wharf: a daemon adopts namespaces that an earlier one made.
@@ -59,16 +59,40 @@ impl Prepared {
 
     /// Opens everything anew in a namespace that exists, with an authority that has this key, or a new one.
     pub(crate) fn within(namespace: OwnedFd, ca: Option<&CaKey>) -> Result<Self, NetError> {
+        let making = |e| NetError::io("making sockets inside a container's network", e);
+        // One thread that enters the namespace for all of it.
+        let sockets = netns::run_inside(namespace.as_fd(), Sockets::here).map_err(making)??;
+        Ok(Self {
+            inside: Inside::with_stock(namespace, sockets.stock),
+            ca: ca.map_or_else(Ca::generate, Ca::restore)?,
+            tcp: sockets.tcp,
+            dns_tcp: sockets.dns_tcp,
+            dns_udp: sockets.dns_udp,
+            listeners: sockets.listeners,
+        })
+    }
+}
+
+/// Everything that is made inside.
+struct Sockets {
+    tcp: Vec<TcpListener>,
+    dns_tcp: Vec<TcpListener>,
+    dns_udp: Vec<UdpSocket>,
+    listeners: Option<Listeners>,
+    stock: netns::UnconnectedSockets,
+}
+
+impl Sockets {
+    fn here() -> Result<Self, NetError> {
         let mut tcp = Vec::new();
         let mut dns_tcp = Vec::new();
         let mut dns_udp = Vec::new();
         for loopback in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
-            let ns = namespace.as_fd();
-            let result = netns::listen_tcp(ns, SocketAddr::new(loopback, TCP_PORT))
+            let result = netns::here::listen_tcp(SocketAddr::new(loopback, TCP_PORT))
                 .map(|l| tcp.push(l))
-                .and_then(|()| netns::listen_tcp(ns, SocketAddr::new(loopback, DNS_PORT)))
+                .and_then(|()| netns::here::listen_tcp(SocketAddr::new(loopback, DNS_PORT)))
                 .map(|l| dns_tcp.push(l))
-                .and_then(|()| netns::bind_udp(ns, SocketAddr::new(loopback, DNS_PORT)))
+                .and_then(|()| netns::here::bind_udp(SocketAddr::new(loopback, DNS_PORT)))
                 .map(|s| dns_udp.push(s));
             match result {
                 Ok(()) => {}
@@ -90,20 +114,19 @@ impl Prepared {
                 }
             }
         }
-        let listeners = Listeners::open(namespace.as_fd(), TCP_PORT)
+        let listeners = Listeners::here(TCP_PORT)
             .inspect_err(|error| {
                 tracing::warn!(%error, "whether a port inside listens is found out by connecting (is the kernel module tcp_diag there?)");
             })
             .ok();
-        let inside = Inside::new(namespace)
+        let stock = netns::here::tcp_sockets(STOCK[0], STOCK[1])
             .map_err(|e| NetError::io("making sockets inside a container's network", e))?;
         Ok(Self {
-            inside,
-            ca: ca.map_or_else(Ca::generate, Ca::restore)?,
             tcp,
             dns_tcp,
             dns_udp,
             listeners,
+            stock,
         })
     }
 }

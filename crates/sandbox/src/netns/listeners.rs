@@ -40,14 +40,20 @@ impl Listeners {
     /// # Errors
     /// As [`super::run_inside`], those of socket(2), and Unsupported if the kernel does not know of the listener (it has no inet_diag).
     pub fn open(netns: BorrowedFd<'_>, known: u16) -> io::Result<Self> {
-        let socket = super::run_inside(netns, || {
-            rustix::net::socket_with(
-                AddressFamily::NETLINK,
-                SocketType::RAW,
-                SocketFlags::CLOEXEC,
-                Some(netlink::SOCK_DIAG),
-            )
-        })?
+        super::run_inside(netns, || Self::here(known))?
+    }
+
+    /// The same, on a thread that is inside already.
+    ///
+    /// # Errors
+    /// As [`Listeners::open`].
+    pub fn here(known: u16) -> io::Result<Self> {
+        let socket = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            Some(netlink::SOCK_DIAG),
+        )
         .map_err(|e| named("opening a sock_diag socket", e.into()))?;
         let mut listeners = Self(socket);
         match listeners.is_listening(known) {

@@ -8,6 +8,7 @@
 //!
 //! Every namespace is set up alike, so all have the same addresses ([`ADDRESS_V4`], [`ADDRESS_V6`]).
 
+pub mod here;
 mod link;
 mod listeners;
 mod netlink;
@@ -19,7 +20,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+use rustix::net::sockopt;
 
 pub use listeners::Listeners;
 use netlink::named;
@@ -29,9 +30,6 @@ pub use pause::Pause;
 pub const ADDRESS_V4: Ipv4Addr = Ipv4Addr::new(10, 88, 71, 2);
 /// The namespace's own IPv6 address, on loopback, where [`Redirect::ipv6`] was asked for.
 pub const ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0x6861, 0x7266, 0, 0, 0, 0, 2);
-
-/// How many connections wait for accept.
-const BACKLOG: i32 = 1024;
 
 /// Ports, inside every namespace, where redirected traffic arrives.
 #[derive(Debug, Clone, Copy)]
@@ -121,13 +119,7 @@ pub fn run_inside<T: Send>(
 /// # Errors
 /// As [`run_inside`], and those of socket(2), bind(2), listen(2).
 pub fn listen_tcp(netns: BorrowedFd<'_>, addr: SocketAddr) -> io::Result<std::net::TcpListener> {
-    run_inside(netns, || {
-        let socket = socket(family_of(addr), SocketType::STREAM)?;
-        sockopt::set_socket_reuseaddr(&socket, true)?;
-        rustix::net::bind(&socket, &addr)?;
-        rustix::net::listen(&socket, BACKLOG)?;
-        Ok(socket.into())
-    })?
+    run_inside(netns, || here::listen_tcp(addr))?
 }
 
 /// A non-blocking UDP socket bound inside.
@@ -135,11 +127,7 @@ pub fn listen_tcp(netns: BorrowedFd<'_>, addr: SocketAddr) -> io::Result<std::ne
 /// # Errors
 /// As [`run_inside`], and those of socket(2) and bind(2).
 pub fn bind_udp(netns: BorrowedFd<'_>, addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
-    run_inside(netns, || {
-        let socket = socket(family_of(addr), SocketType::DGRAM)?;
-        rustix::net::bind(&socket, &addr)?;
-        Ok(socket.into())
-    })?
+    run_inside(netns, || here::bind_udp(addr))?
 }
 
 /// Non-blocking TCP sockets made inside and not connected yet: `v4` of IPv4, then `v6` of IPv6 (none if the kernel has no IPv6).
@@ -147,25 +135,12 @@ pub fn bind_udp(netns: BorrowedFd<'_>, addr: SocketAddr) -> io::Result<std::net:
 ///
 /// # Errors
 /// As [`run_inside`], and those of socket(2).
-pub fn tcp_sockets(
-    netns: BorrowedFd<'_>,
-    v4: usize,
-    v6: usize,
-) -> io::Result<(Vec<OwnedFd>, Vec<OwnedFd>)> {
-    run_inside(netns, || {
-        let first = (0..v4)
-            .map(|_| socket(AddressFamily::INET, SocketType::STREAM))
-            .collect::<io::Result<Vec<_>>>()?;
-        let second = (0..v6)
-            .map(|_| socket(AddressFamily::INET6, SocketType::STREAM))
-            .collect::<io::Result<Vec<_>>>();
-        match second {
-            Ok(second) => Ok((first, second)),
-            Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok((first, Vec::new())),
-            Err(e) => Err(e),
-        }
-    })?
+pub fn tcp_sockets(netns: BorrowedFd<'_>, v4: usize, v6: usize) -> io::Result<UnconnectedSockets> {
+    run_inside(netns, || here::tcp_sockets(v4, v6))?
 }
+
+/// Sockets of IPv4, and of IPv6.
+pub type UnconnectedSockets = (Vec<OwnedFd>, Vec<OwnedFd>);
 
 /// How far [`connect_socket`] came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,28 +180,6 @@ pub fn original_destination(stream: BorrowedFd<'_>) -> io::Result<SocketAddr> {
         SocketAddr::V4(_) => sockopt::ip_original_dst(stream)?.into(),
         SocketAddr::V6(_) => sockopt::ipv6_original_dst(stream)?.into(),
     })
-}
-
-fn family_of(addr: SocketAddr) -> AddressFamily {
-    if addr.is_ipv4() {
-        AddressFamily::INET
-    } else {
-        AddressFamily::INET6
-    }
-}
-
-fn socket(family: AddressFamily, kind: SocketType) -> io::Result<OwnedFd> {
-    let protocol = (kind == SocketType::STREAM).then_some(ipproto::TCP);
-    let socket = rustix::net::socket_with(
-        family,
-        kind,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        protocol,
-    )?;
-    if family == AddressFamily::INET6 {
-        sockopt::set_ipv6_v6only(&socket, true)?;
-    }
-    Ok(socket)
 }
 
 fn on_own_thread<T: Send>(function: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {

@@ -1,0 +1,74 @@
+//! Sockets in the network namespace of the calling thread. For functions that [`super::run_inside`] runs, to make several on one thread.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+
+use super::UnconnectedSockets;
+
+/// How many connections wait for accept.
+const BACKLOG: i32 = 1024;
+
+/// A non-blocking TCP listener.
+///
+/// # Errors
+/// Those of socket(2), bind(2), listen(2).
+pub fn listen_tcp(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = socket(family_of(addr), SocketType::STREAM)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &addr)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A non-blocking UDP socket.
+///
+/// # Errors
+/// Those of socket(2) and bind(2).
+pub fn bind_udp(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = socket(family_of(addr), SocketType::DGRAM)?;
+    rustix::net::bind(&socket, &addr)?;
+    Ok(socket.into())
+}
+
+/// As [`super::tcp_sockets`].
+///
+/// # Errors
+/// Those of socket(2).
+pub fn tcp_sockets(v4: usize, v6: usize) -> io::Result<UnconnectedSockets> {
+    let first = (0..v4)
+        .map(|_| socket(AddressFamily::INET, SocketType::STREAM))
+        .collect::<io::Result<Vec<_>>>()?;
+    let second = (0..v6)
+        .map(|_| socket(AddressFamily::INET6, SocketType::STREAM))
+        .collect::<io::Result<Vec<_>>>();
+    match second {
+        Ok(second) => Ok((first, second)),
+        Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok((first, Vec::new())),
+        Err(e) => Err(e),
+    }
+}
+
+fn family_of(addr: SocketAddr) -> AddressFamily {
+    if addr.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    }
+}
+
+fn socket(family: AddressFamily, kind: SocketType) -> io::Result<OwnedFd> {
+    let protocol = (kind == SocketType::STREAM).then_some(ipproto::TCP);
+    let socket = rustix::net::socket_with(
+        family,
+        kind,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        protocol,
+    )?;
+    if family == AddressFamily::INET6 {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    Ok(socket)
+}

@@ -1,6 +1,4 @@
-//! Starting one process: check the request, make pipes and the cgroup, clone.
-//!
-//! Later, pools of prepared processes and cgroups plug in here: [`launch`] would take one instead of making it.
+//! Starting one process: check the request, make pipes, take a cgroup and a user namespace, clone.
 
 use crate::cgroup::{Cgroup, Manager};
 use crate::child::{self, Place, Plan, Program};
@@ -74,7 +72,7 @@ pub(super) fn check_id(id: &str) -> Result<(), String> {
 
 /// Starts the process. It may still fail; see [`Launched::report`].
 pub(super) fn launch(
-    manager: &Manager,
+    manager: &mut Manager,
     walls: &mut Walls,
     spec: &ProcessSpec,
     given: &Given,
@@ -92,7 +90,7 @@ pub(super) fn launch(
 
     let is_container = matches!(spec.root, Root::Overlay { .. });
     let mut users = walls.users.as_mut().filter(|_| is_container);
-    let cgroup = manager.create(&spec.id, &spec.limits)?;
+    let cgroup = manager.create(&spec.limits)?;
     let taken = match users.as_mut().map(|pool| pool.take()).transpose() {
         Ok(taken) => taken,
         Err(error) => {

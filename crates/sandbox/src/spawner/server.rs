@@ -30,8 +30,8 @@ use std::time::{Duration, Instant};
 
 /// Between looks at cgroups that do not get empty: doubles from the first to the second.
 const DRAIN_TICK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));
-/// How long nothing must have happened before pools are filled.
-const QUIET: Duration = Duration::from_millis(2);
+/// How long nothing must have happened before pools are filled: a start that has just taken something is more urgent.
+const QUIET: Duration = Duration::from_millis(10);
 /// When processes do not end by SIGKILL (they hang in the kernel), the spawner ends without them.
 const ENDING_LIMIT: Duration = Duration::from_secs(30);
 
@@ -186,10 +186,8 @@ impl Server {
                 self.end();
             }
             self.drain();
-            if ready.quiet
-                && let Some(pool) = self.walls.users.as_mut().filter(|pool| pool.is_short())
-            {
-                pool.refill();
+            if ready.quiet {
+                self.refill();
             }
             if let Some(since) = self.ending {
                 if self
@@ -231,7 +229,7 @@ impl Server {
         if draining || self.ending.is_some() {
             timeout = Some(timeout.map_or(self.tick, |t| t.min(self.tick)));
         }
-        if self.ending.is_none() && self.walls.users.as_ref().is_some_and(Pool::is_short) {
+        if self.is_short() {
             timeout = Some(timeout.map_or(QUIET, |t| t.min(QUIET)));
         }
         let timeout = timeout.map(|t| Timespec {
@@ -287,6 +285,23 @@ impl Server {
         ready.reports = ids.into_iter().filter(|_| next()).cloned().collect();
         ready.exec_reports = exec_ids.into_iter().filter(|_| next()).cloned().collect();
         Ok(ready)
+    }
+
+    /// Whether something that is made ahead is missing.
+    fn is_short(&self) -> bool {
+        let users = self.walls.users.as_ref();
+        self.ending.is_none() && (self.manager.is_short() || users.is_some_and(Pool::is_short))
+    }
+
+    /// Makes one thing ahead.
+    fn refill(&mut self) {
+        if !self.is_short() {
+            return;
+        }
+        match self.walls.users.as_mut().filter(|pool| pool.is_short()) {
+            Some(pool) => pool.refill(),
+            None => self.manager.refill(),
+        }
     }
 
     fn end(&mut self) {

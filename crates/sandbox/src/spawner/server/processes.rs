@@ -36,7 +36,7 @@ impl Server {
             )));
         }
         let launched =
-            launch::launch(&self.manager, &mut self.walls, spec, &given).map_err(|e| {
+            launch::launch(&mut self.manager, &mut self.walls, spec, &given).map_err(|e| {
                 ReplyBody::Failed {
                     message: format!("starting process {}: {e}", spec.id),
                 }

@@ -168,6 +168,7 @@ async fn adopt_running(
     let age_ms = now_ms().saturating_sub(label.started_ms);
     let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
     let now = Instant::now();
+    network.limit_bandwidth(shared.config.bandwidth(&record.fixed.limits));
     network.set_target(wharf_net::Target::Running(
         now.checked_sub(age).unwrap_or(now),
     ));

@@ -204,6 +204,18 @@ pub struct EngineConfig {
     /// How long a script's instance runs on while its owner does not ask for it, after the daemon or the owner's process has gone,
     /// milliseconds. Then it is removed: the Durable Object that it belongs to has not woken.
     pub adopt_idle_ms: u64,
+    /// What an instance with one CPU may send, and as much receive, bytes a second; with more or less of a CPU, in proportion. `None`: no limit. Without a
+    /// CPU limit there is none either.
+    pub bandwidth_per_cpu: Option<u64>,
+}
+
+impl EngineConfig {
+    /// What an instance with these limits may send, and receive, bytes a second.
+    fn bandwidth(&self, limits: &Limits) -> Option<u64> {
+        let millis = limits.cpu_millis?;
+        let rate = self.bandwidth_per_cpu?.saturating_mul(millis) / 1000;
+        Some(rate.max(1))
+    }
 }
 
 /// The engine. Cheap to clone.

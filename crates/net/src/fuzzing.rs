@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
+use crate::bandwidth::Bandwidth;
 use crate::ingress::sniff::{self, Verdict};
 use crate::ingress::tunnel::{self, Upstream};
 
@@ -130,6 +131,7 @@ fn steps(mut bytes: &[u8]) -> (Vec<Step>, Vec<Vec<Step>>) {
 struct App {
     listener: TcpListener,
     left: AtomicUsize,
+    bandwidth: Bandwidth,
 }
 
 struct Way(Arc<App>);
@@ -150,6 +152,10 @@ impl Upstream for Way {
     fn is_listening(&self) -> bool {
         self.0.left.load(Ordering::Relaxed) > 0
     }
+
+    fn bandwidth(&self) -> &Bandwidth {
+        &self.0.bandwidth
+    }
 }
 
 async fn play(client: Vec<Step>, apps: Vec<Vec<Step>>) -> io::Result<()> {
@@ -165,6 +171,7 @@ async fn play(client: Vec<Step>, apps: Vec<Vec<Step>>) -> io::Result<()> {
     let app = Arc::new(App {
         listener: TcpListener::bind("127.0.0.1:0").await?,
         left: AtomicUsize::new(apps.len()),
+        bandwidth: Bandwidth::default(),
     });
     let served = tokio::spawn({
         let app = app.clone();

@@ -10,6 +10,7 @@
 //! Who holds what: [`Network`] is the only thing that keeps a network going. Its tasks hold the shared state and end by a token that
 //! the last clone cancels when it is dropped; the state, and with it the last descriptors, goes with the last task.
 
+mod bandwidth;
 mod ca;
 mod dns;
 mod egress;
@@ -41,6 +42,7 @@ pub use ca::{Ca, CaKey};
 pub use egress::Egress;
 pub use outbound::{Dial, Direct};
 
+use bandwidth::Bandwidth;
 use inside::Inside;
 use pool::{Pool, Prepared};
 
@@ -137,6 +139,7 @@ struct Shared {
     ca: Ca,
     leaves: egress::tls::Leaves,
     policy: watch::Sender<Policy>,
+    bandwidth: Bandwidth,
     egress: watch::Sender<Egress>,
     target: watch::Sender<Target>,
     lookouts: ingress::Lookouts,
@@ -263,6 +266,7 @@ impl Networks {
             ca: prepared.ca,
             leaves: egress::tls::Leaves::default(),
             policy: watch::Sender::new(Policy::default()),
+            bandwidth: Bandwidth::default(),
             egress: watch::Sender::new(Egress::default()),
             target: watch::Sender::new(Target::Pending),
             lookouts: ingress::Lookouts::new(prepared.listeners),
@@ -318,6 +322,12 @@ impl Network {
     /// The policy.
     pub fn policy(&self) -> Policy {
         self.shared().policy.borrow().clone()
+    }
+
+    /// Limits what the container sends, and as much what it receives, bytes a second over all its connections; `None`: no limit. What the daemon
+    /// does not carry (DNS aside, what stays inside) is not counted.
+    pub fn limit_bandwidth(&self, bytes_per_second: Option<u64>) {
+        self.shared().bandwidth.set(bytes_per_second);
     }
 
     /// What workerd has said in `PUT /egress`.

@@ -90,7 +90,7 @@ async fn carry(shared: Arc<Shared>, stream: TcpStream) {
         let outside = dial(&shared, destination).await?;
         outside.set_nodelay(true)?;
         inside.set_nodelay()?;
-        relay(inside, Guarded::new(outside)).await
+        relay(Guarded::new(outside), inside, &shared.bandwidth).await
     };
     tokio::select! {
         end = carried => if let Err(error) = end {

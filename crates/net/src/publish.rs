@@ -44,5 +44,10 @@ async fn carry(shared: &Shared, outside: TcpStream, port: u16) -> io::Result<()>
         }
     };
     outside.set_nodelay(true)?;
-    relay(Guarded::new(outside), Guarded::new(inside)).await
+    relay(
+        Guarded::new(outside),
+        Guarded::new(inside),
+        &shared.bandwidth,
+    )
+    .await
 }

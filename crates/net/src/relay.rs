@@ -13,6 +13,8 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::bandwidth::{Bandwidth, Throttle};
+
 const BUFFER: usize = 128 * 1024;
 
 /// How long the open way may lie still after the other has ended. A peer that closed wholly looks the same as one that half-closed
@@ -94,23 +96,27 @@ pub(crate) fn reset(stream: TcpStream) {
     drop(Guarded::new(stream));
 }
 
-/// Carries bytes until both ways have ended.
+/// Carries bytes until both ways have ended, no faster than the container may.
 ///
 /// # Errors
 /// The first error of either side; both connections are reset then.
-pub(crate) async fn relay(mut a: Guarded, mut b: Guarded) -> io::Result<()> {
+pub(crate) async fn relay(
+    mut outside: Guarded,
+    mut inside: Guarded,
+    bandwidth: &Bandwidth,
+) -> io::Result<()> {
     {
         let moved = AtomicU64::new(0);
-        let there = one_way(&a.stream, &b, &moved);
-        let back = one_way(&b.stream, &a, &moved);
+        let there = one_way(&outside.stream, &inside, &moved, bandwidth.down());
+        let back = one_way(&inside.stream, &outside, &moved, bandwidth.up());
         tokio::pin!(there, back);
         tokio::select! {
             end = &mut there => { end?; last_way(back, &moved).await?; }
             end = &mut back => { end?; last_way(there, &moved).await?; }
         }
     }
-    a.clean = true;
-    b.clean = true;
+    outside.clean = true;
+    inside.clean = true;
     Ok(())
 }
 
@@ -130,17 +136,21 @@ async fn last_way(
     }
 }
 
-async fn one_way(from: &TcpStream, to: &Guarded, moved: &AtomicU64) -> io::Result<()> {
+async fn one_way(
+    from: &TcpStream,
+    to: &Guarded,
+    moved: &AtomicU64,
+    mut throttle: Throttle,
+) -> io::Result<()> {
     loop {
+        throttle.ready().await;
         from.readable().await?;
         match pump(from, &to.stream) {
             Ok(Pumped::End) => break,
-            Ok(Pumped::All(n)) => {
-                moved.fetch_add(n as u64, Ordering::Relaxed);
-            }
-            Ok(Pumped::Left(rest)) => {
-                to.write_all(&rest).await?;
-                moved.fetch_add(rest.len() as u64, Ordering::Relaxed);
+            Ok(Pumped::Some { read, left }) => {
+                to.write_all(&left).await?;
+                moved.fetch_add(read as u64, Ordering::Relaxed);
+                throttle.moved(read);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
@@ -160,9 +170,11 @@ fn shut(stream: &TcpStream) -> io::Result<()> {
 
 enum Pumped {
     End,
-    All(usize),
-    /// What the receiver did not take.
-    Left(Vec<u8>),
+    Some {
+        read: usize,
+        /// What the receiver did not take.
+        left: Vec<u8>,
+    },
 }
 
 /// One read, and one write of what was read.
@@ -177,10 +189,9 @@ fn pump(from: &TcpStream, to: &TcpStream) -> io::Result<Pumped> {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
             Err(e) => return Err(e),
         };
-        Ok(if written == read {
-            Pumped::All(read)
-        } else {
-            Pumped::Left(buffer[written..read].to_vec())
+        Ok(Pumped::Some {
+            read,
+            left: buffer[written..read].to_vec(),
         })
     })
 }

@@ -76,6 +76,14 @@ pub(crate) struct Network {
     pub(crate) hold_ms: u64,
     pub(crate) dns_servers: Vec<SocketAddr>,
     pub(crate) allow_private: bool,
+    pub(crate) mbit_per_vcpu: u64,
+}
+
+impl Network {
+    /// Bytes a second.
+    pub(crate) fn bytes_per_vcpu(&self) -> Option<u64> {
+        (self.mbit_per_vcpu > 0).then(|| self.mbit_per_vcpu.saturating_mul(1_000_000 / 8))
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -163,6 +171,7 @@ impl Default for Network {
             hold_ms: 2_000,
             dns_servers: Vec::new(),
             allow_private: false,
+            mbit_per_vcpu: 0,
         }
     }
 }
@@ -243,6 +252,9 @@ hold_ms = 2000
 dns_servers = []
 # Whether containers may reach private, link-local and loopback ranges outside their own namespace.
 allow_private = false
+# What an instance with one vCPU may send to the internet and to its Worker together, and as much receive, megabits (10^6 bits) per second; other sizes
+# in proportion, so that 1600 are 100 for "lite" (1/16 vCPU). 0: no limit.
+mbit_per_vcpu = 0
 
 [node]
 # What CLOUDFLARE_LOCATION, CLOUDFLARE_REGION and CLOUDFLARE_COUNTRY_A2 say inside containers. The defaults claim no place: XX is the code for an

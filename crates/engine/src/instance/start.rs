@@ -33,6 +33,7 @@ pub(super) async fn start_process(
             made.map_err(|e| failed("network", &e))?
         }
     };
+    network.limit_bandwidth(shared.config.bandwidth(&fixed.limits));
     if !first {
         files::renew_work(fixed, &handle.writable()).map_err(|e| failed("work directory", &e))?;
     }

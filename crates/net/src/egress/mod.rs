@@ -47,6 +47,7 @@ use tokio::net::TcpStream;
 use wharf_sandbox::netns;
 
 use crate::Shared;
+use crate::bandwidth::{Bandwidth, Limited};
 use crate::pool::REDIRECT;
 use crate::relay::{Guarded, relay, reset};
 pub use config::Egress;
@@ -108,16 +109,18 @@ pub(crate) async fn carry(shared: Arc<Shared>, client: TcpStream, destination: S
 }
 
 async fn go(asked: Asked, way: Way, client: TcpStream, head: Vec<u8>) -> io::Result<()> {
+    let shared = asked.shared.clone();
+    let bandwidth = &shared.bandwidth;
     match way {
         Way::Raw {
             tunnel,
             cut_without_internet: false,
         }
-        | Way::Http(tunnel) => straight(client, tunnel, &head).await,
+        | Way::Http(tunnel) => straight(client, tunnel, &head, bandwidth).await,
         Way::Raw { tunnel, .. } => {
             let mut policy = asked.shared.policy.subscribe();
             tokio::select! {
-                end = straight(client, tunnel, &head) => end,
+                end = straight(client, tunnel, &head, bandwidth) => end,
                 _ = policy.wait_for(|policy| !policy.internet) => {
                     Err(io::Error::other("the internet was switched off"))
                 }
@@ -125,8 +128,7 @@ async fn go(asked: Asked, way: Way, client: TcpStream, head: Vec<u8>) -> io::Res
         }
         Way::Tls { tunnel, name } => {
             client.set_nodelay(true)?;
-            let client = Prefixed::new(head, client);
-            let shared = &asked.shared;
+            let client = Prefixed::new(head, Limited::new(client, bandwidth));
             let shown = name
                 .clone()
                 .unwrap_or_else(|| asked.destination.ip().to_string());
@@ -141,17 +143,23 @@ async fn go(asked: Asked, way: Way, client: TcpStream, head: Vec<u8>) -> io::Res
         }
         Way::Http2 => {
             client.set_nodelay(true)?;
-            h2::serve(h2::Route::clear(asked), Prefixed::new(head, client)).await
+            let client = Prefixed::new(head, Limited::new(client, bandwidth));
+            h2::serve(h2::Route::clear(asked), client).await
         }
     }
 }
 
 /// Carries bytes as they are.
-async fn straight(client: TcpStream, tunnel: Tunnel, head: &[u8]) -> io::Result<()> {
+async fn straight(
+    client: TcpStream,
+    tunnel: Tunnel,
+    head: &[u8],
+    bandwidth: &Bandwidth,
+) -> io::Result<()> {
     let (client, server) = (Guarded::new(client), Guarded::new(tunnel.stream));
     client.set_nodelay()?;
     server.set_nodelay()?;
     client.write_all(&tunnel.early).await?;
     server.write_all(head).await?;
-    relay(client, server).await
+    relay(server, client, bandwidth).await
 }

@@ -19,6 +19,7 @@ use hyper::upgrade::Parts;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::bandwidth::Bandwidth;
 use crate::{Shared, Slot};
 
 mod control;
@@ -144,6 +145,10 @@ impl Upstream for Inside {
 
     fn is_listening(&self) -> bool {
         self.shared.lookouts.look(self.port)
+    }
+
+    fn bandwidth(&self) -> &Bandwidth {
+        &self.shared.bandwidth
     }
 }
 

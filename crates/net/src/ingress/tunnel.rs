@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 
 use super::http1;
 use super::sniff::{Verdict, verdict};
+use crate::bandwidth::Bandwidth;
 use crate::relay::{Guarded, relay, reset};
 
 /// Who begins with something like half a request line and then waits does not speak HTTP.
@@ -30,6 +31,9 @@ pub(crate) trait Upstream: Send + Sync + 'static {
 
     /// Whether somebody listens now.
     fn is_listening(&self) -> bool;
+
+    /// How fast it may go.
+    fn bandwidth(&self) -> &Bandwidth;
 }
 
 /// Carries a tunnel to its end. `early` is what the client has sent already, `app` a new connection.
@@ -48,7 +52,7 @@ pub(crate) async fn carry(
         Ok(false) => {
             let app = Guarded::new(app);
             app.write_all(&early).await?;
-            relay(Guarded::new(client), app).await
+            relay(Guarded::new(client), app, upstream.bandwidth()).await
         }
         Err(error) => {
             reset(client);

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod bandwidth;
 mod dns;
 mod egress;
 mod http_ingress;

@@ -6,7 +6,7 @@ const WEB: &str = "203.0.113.5:80";
 const WEB6: &str = "[2001:db8::5]:443";
 
 /// A world in which these addresses lead to one server.
-async fn server(addresses: &[&str]) -> (TcpListener, World) {
+pub(crate) async fn server(addresses: &[&str]) -> (TcpListener, World) {
     let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let real = server.local_addr().unwrap();
     let world = World {

@@ -53,6 +53,7 @@ impl World {
             log_bytes: 1 << 20,
             stop_grace_ms: 10_000,
             adopt_idle_ms: 60_000,
+            bandwidth_per_cpu: None,
         };
         let engine = Engine::start(config, spawner.clone(), survivors, images, networks.clone());
         match engine.await {

@@ -20,6 +20,7 @@ use rustix::net::{RecvFlags, Shutdown};
 use tokio::net::TcpStream;
 
 use super::RequestBody;
+use crate::bandwidth::{Bandwidth, Limited};
 
 /// For how long after an answer a connection takes requests that cannot be repeated.
 const REUSE: Duration = Duration::from_millis(100);
@@ -62,11 +63,11 @@ pub(super) struct App {
 }
 
 impl App {
-    pub(super) async fn new(stream: TcpStream) -> io::Result<Self> {
+    pub(super) async fn new(stream: TcpStream, bandwidth: &Bandwidth) -> io::Result<Self> {
         let socket = stream.as_fd().try_clone_to_owned()?;
         let blocked = Arc::new(AtomicBool::new(false));
         let io = AppIo {
-            stream: TokioIo::new(stream),
+            stream: TokioIo::new(Limited::new(stream, bandwidth)),
             blocked: blocked.clone(),
         };
         let (sender, driver) = Builder::new()
@@ -149,13 +150,13 @@ impl App {
     /// The connection and what was read of it behind the last message.
     pub(super) fn into_parts(self) -> (TcpStream, bytes::Bytes) {
         let parts = self.driver.into_parts();
-        (parts.io.stream.into_inner(), parts.read_buf)
+        (parts.io.stream.into_inner().into_inner(), parts.read_buf)
     }
 }
 
 /// Knows whether it could not write.
 pub(super) struct AppIo {
-    stream: TokioIo<TcpStream>,
+    stream: TokioIo<Limited<TcpStream>>,
     blocked: Arc<AtomicBool>,
 }
 

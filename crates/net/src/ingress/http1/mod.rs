@@ -60,11 +60,12 @@ pub(super) async fn serve<U: Upstream>(
     upstream: U,
 ) -> Result<()> {
     let signs = Arc::new(Signs::default());
+    let app = App::new(app, upstream.bandwidth()).await?;
     let tunnel = Arc::new(Tunnel {
         upstream,
         signs: signs.clone(),
         state: Mutex::new(State {
-            app: Some(App::new(app).await?),
+            app: Some(app),
             ..State::default()
         }),
     });
@@ -123,7 +124,7 @@ pub(super) async fn serve<U: Upstream>(
     client.write_all(&first).await?;
     app.write_all(&parts.read_buf).await?;
     app.write_all(&unread).await?;
-    relay(client, app).await
+    relay(client, app, tunnel.upstream.bandwidth()).await
 }
 
 /// What is known of the app when nothing is going on.
@@ -258,7 +259,9 @@ impl<U: Upstream> Tunnel<U> {
             state.app = None;
         }
         let stream = self.upstream.dial().await.map_err(Broken::Dial)?;
-        let app = App::new(stream).await.map_err(Broken::Dial)?;
+        let app = App::new(stream, self.upstream.bandwidth())
+            .await
+            .map_err(Broken::Dial)?;
         self.state().app = Some(app);
         Ok(false)
     }

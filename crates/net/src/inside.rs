@@ -13,10 +13,12 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use wharf_sandbox::netns::{self, Connecting};
 
-/// The stock of each family; fewer of IPv6, since almost everything listens on IPv4.
-pub(crate) const STOCK: [usize; 2] = [8, 2];
+/// The stock of each family; fewer of IPv6, since almost everything listens on IPv4. Every idle container has it, and each takes a descriptor of the daemon.
+pub(crate) const STOCK: [usize; 2] = [3, 1];
+/// Where many connect at once.
+const LARGE_STOCK: [usize; 2] = [8, 2];
 /// Below this many of IPv4 the stock is filled up in the background.
-const LOW: usize = 3;
+const LOW: usize = 2;
 /// How long a listener whose queue is full may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -72,10 +74,10 @@ impl Inside {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fill(&self) -> io::Result<()> {
+    fn fill(&self, to: [usize; 2]) -> io::Result<()> {
         let missing = {
             let stock = self.stock();
-            [0, 1].map(|i| STOCK[i].saturating_sub(stock[i].len()))
+            [0, 1].map(|i| to[i].saturating_sub(stock[i].len()))
         };
         let (v4, v6) = netns::tcp_sockets(self.namespace.as_fd(), missing[0], missing[1])?;
         if v6.len() < missing[1] {
@@ -101,7 +103,7 @@ impl Inside {
                 return Err(ErrorKind::Unsupported.into());
             }
             let inside = self.clone();
-            tokio::task::spawn_blocking(move || inside.fill())
+            tokio::task::spawn_blocking(move || inside.fill(LARGE_STOCK))
                 .await
                 .map_err(io::Error::other)??;
         }
@@ -116,7 +118,7 @@ impl Inside {
             let inside = self.clone();
             // Nobody waits for it: whoever finds the stock empty fills it and sees the error.
             tokio::task::spawn_blocking(move || {
-                if let Err(error) = inside.fill() {
+                if let Err(error) = inside.fill(STOCK) {
                     tracing::debug!(%error, "sockets inside a namespace could not be made ahead");
                 }
                 inside.filling.store(false, Ordering::Relaxed);

@@ -3,9 +3,12 @@
 use crate::instance::{self, Instance};
 use crate::lifecycle::State;
 use crate::record::{Fixed, Progress, Record};
-use crate::{Create, EngineError, FromSnapshot, Shared, blocking, files, insert, merge, now_ms};
+use crate::{
+    Create, EngineError, FromSnapshot, Shared, blocking, files, insert, merge, now_ms, standby,
+};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Makes an instance and returns its id. Without a trace if it fails.
@@ -37,6 +40,9 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         check_snapshot(shared, &request, snapshot, image.id.as_str())?;
         lower.insert(0, snapshot.files.clone());
     }
+    if let Some(id) = standby::hand_over(shared, &request, &image, &lower).await? {
+        return Ok(id);
+    }
     let id = format!(
         "{}{}",
         uuid::Uuid::new_v4().simple(),
@@ -62,35 +68,14 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         .table()
         .last_generation(&request.owner, &request.name);
     let record = Record {
-        fixed: Arc::new(Fixed {
-            id: id.clone(),
-            owner: request.owner,
-            name: request.name,
-            image: request.image,
-            image_id: image.id.as_str().to_owned(),
-            diff_ids: image
-                .layers
-                .iter()
-                .map(|layer| layer.diff_id.as_str().to_owned())
-                .collect(),
+        fixed: Arc::new(fixed(
+            request.clone(),
+            &image,
             lower,
-            snapshot: request.snapshot.map(|snapshot| snapshot.files),
-            volumes: request.volumes,
-            application: request.application,
-            argv: merged.argv,
-            env: merged.env,
-            user: merged.user,
-            working_dir: merged.working_dir,
-            stop_signal: merged.stop_signal,
-            labels: merged.labels,
-            limits: request.limits,
-            device: disk.as_ref().map(|disk| disk.device().to_owned()),
-            start_token: request.start.token,
-            hard_timeout_ms: request.start.hard_timeout_ms,
-            own_network: request.own_network,
-            auto_remove: request.auto_remove,
-            created_ms: now_ms(),
-        }),
+            merged,
+            id.clone(),
+            disk.as_ref().map(|disk| disk.device().to_owned()),
+        )),
         progress: Progress {
             generation,
             object_labels: request.start.labels,
@@ -132,6 +117,46 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         return Err(error);
     }
     Ok(id)
+}
+
+/// What never changes of the instance `id` that a request makes.
+pub(crate) fn fixed(
+    request: Create,
+    image: &wharf_image::Image,
+    lower: Vec<PathBuf>,
+    merged: merge::Merged,
+    id: String,
+    device: Option<PathBuf>,
+) -> Fixed {
+    let layers = image.layers.iter();
+    Fixed {
+        id,
+        owner: request.owner,
+        name: request.name,
+        image: request.image,
+        image_id: image.id.as_str().to_owned(),
+        diff_ids: layers
+            .map(|layer| layer.diff_id.as_str().to_owned())
+            .collect(),
+        lower,
+        snapshot: request.snapshot.map(|snapshot| snapshot.files),
+        volumes: request.volumes,
+        application: request.application,
+        argv: merged.argv,
+        env: merged.env,
+        user: merged.user,
+        working_dir: merged.working_dir,
+        stop_signal: merged.stop_signal,
+        labels: merged.labels,
+        limits: request.limits,
+        device,
+        start_token: request.start.token,
+        hard_timeout_ms: request.start.hard_timeout_ms,
+        own_network: request.own_network,
+        auto_remove: request.auto_remove,
+        handed: None,
+        created_ms: now_ms(),
+    }
 }
 
 /// A snapshot is a layer over one image; on another it would show a mixture of both.

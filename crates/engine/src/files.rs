@@ -5,7 +5,7 @@
 
 use crate::instance::Handle;
 use crate::lifecycle::State;
-use crate::record::{Fixed, process_id};
+use crate::record::Fixed;
 use crate::{Engine, EngineError, Owner, Shared, blocking, missing};
 use rustix::fs::{Mode, OFlags};
 use std::collections::HashSet;
@@ -138,7 +138,7 @@ impl Engine {
             if view.pid.is_none() {
                 return Ok(held);
             }
-            let id = process_id(&handle.fixed.id, view.progress.generation);
+            let id = handle.fixed.process(view.progress.generation);
             held.frozen = Some(id.clone());
             match self.shared.spawner.freeze(&id).await {
                 Ok(()) => return Ok(held),

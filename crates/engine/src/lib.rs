@@ -16,6 +16,7 @@ mod merge;
 mod object;
 mod own_network;
 mod record;
+mod standby;
 mod table;
 mod usage;
 
@@ -27,6 +28,7 @@ pub use merge::parse_signal;
 pub use object::StartOptions;
 pub use own_network::{OwnNetwork, Published};
 pub use record::owns;
+pub use standby::{Standby, StandbyEvent};
 pub use usage::Usage;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
@@ -46,6 +48,8 @@ use tokio::task::JoinSet;
 pub enum Owner {
     /// A script, by name.
     Script(String),
+    /// What is started ahead for a script, by its name: the script's only when it is handed over.
+    Standby(String),
     /// The operator's own containers.
     Operator,
 }
@@ -55,6 +59,7 @@ impl std::fmt::Display for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Owner::Script(name) => write!(f, "script {name}"),
+            Owner::Standby(name) => write!(f, "standby of script {name}"),
             Owner::Operator => f.write_str("operator"),
         }
     }
@@ -146,6 +151,8 @@ pub struct Inspect {
     pub state: lifecycle::State,
     /// Host pid while running.
     pub pid: Option<i32>,
+    /// Whether its process was started ahead and handed to it.
+    pub handed: bool,
     /// Unix ms.
     pub created_ms: i64,
     /// Unix ms.
@@ -220,11 +227,16 @@ pub(crate) struct Shared {
     pub(crate) networks: wharf_net::Networks,
     pub(crate) disks: Arc<disks::Disks>,
     table: Mutex<table::Table>,
+    standbys: Mutex<standby::Pool>,
 }
 
 impl Shared {
     pub(crate) fn table(&self) -> MutexGuard<'_, table::Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn standbys(&self) -> MutexGuard<'_, standby::Pool> {
+        self.standbys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -252,6 +264,7 @@ impl Engine {
             networks,
             disks,
             table: Mutex::default(),
+            standbys: Mutex::default(),
         });
         adopt::adopt(&shared, survivors).await?;
         Ok(Engine { shared })
@@ -479,7 +492,7 @@ impl Engine {
             .count()
     }
 
-    /// Stops and removes everything of an owner, or of all owners.
+    /// Stops and removes everything of an owner, and what was started ahead for it, or of all owners.
     pub async fn remove_all(&self, owner: Option<&Owner>) {
         let grace_ms = self.shared.config.stop_grace_ms;
         let by = match owner {
@@ -487,10 +500,21 @@ impl Engine {
             None => EndedBy::Daemon,
         };
         let mut removals = JoinSet::new();
-        for handle in self.shared.table().all(owner) {
+        let handles = {
+            let table = self.shared.table();
+            let mut handles = table.all(owner);
+            if let Some(Owner::Script(name)) = owner {
+                handles.extend(table.all(Some(&Owner::Standby(name.clone()))));
+            }
+            handles
+        };
+        for handle in handles {
             removals.spawn(async move {
-                // Any answer will do: what is not stopped now is killed by the removal.
-                let _ = handle.ask(Ask::Stop { grace_ms, by }).await;
+                // What stands still would not hear it.
+                if !matches!(handle.fixed.owner, Owner::Standby(_)) {
+                    // Any answer will do: what is not stopped now is killed by the removal.
+                    let _ = handle.ask(Ask::Stop { grace_ms, by }).await;
+                }
                 if let Err(error) = handle.ask(Ask::Remove { force: true, by }).await {
                     tracing::debug!(instance = handle.fixed.id, %error, "removed by somebody else");
                 }
@@ -603,6 +627,7 @@ fn inspect(handle: &Handle) -> Inspect {
         application_name: fixed.application.as_ref().map(|a| a.name.clone()),
         state: view.state,
         pid: view.pid,
+        handed: fixed.handed.is_some(),
         created_ms: fixed.created_ms,
         started_ms: view.progress.started_ms,
         finished_ms: view.progress.finished_ms,

@@ -3,7 +3,7 @@
 use crate::lifecycle::{Answer, EndedBy, State, Until};
 use crate::log::Grown;
 use crate::own_network::Published;
-use crate::record::{Fixed, Progress, process_id};
+use crate::record::{Fixed, Progress};
 use crate::{EngineError, Usage};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -68,6 +68,18 @@ pub(crate) enum Ask {
     SetLabels(BTreeMap<String, String>),
     /// How long it may run on while nobody asks for it, milliseconds.
     SetInactivity(u64),
+    /// It was started ahead, and becomes this one.
+    Become(Box<NewLife>),
+}
+
+/// What an instance that was started ahead becomes.
+#[derive(Debug, Clone)]
+pub(crate) struct NewLife {
+    pub(crate) fixed: Arc<Fixed>,
+    /// The last generation of the name.
+    pub(crate) generation: u64,
+    pub(crate) object_labels: BTreeMap<String, String>,
+    pub(crate) network: wharf_net::Network,
 }
 
 #[derive(Debug)]
@@ -121,7 +133,7 @@ impl Handle {
         if !view.state.is_live() {
             return view.progress.usage;
         }
-        let id = process_id(&self.fixed.id, view.progress.generation);
+        let id = self.fixed.process(view.progress.generation);
         // Not started yet, or gone by now.
         let process = spawner.usage(&id).await.ok()?;
         Some(Usage::new(process, self.disk_usage()))

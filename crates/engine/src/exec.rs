@@ -51,7 +51,7 @@ impl Engine {
         generation: u64,
         exec: Exec,
     ) -> Result<(ExecProcess, Streams), ExecError> {
-        let handle = self.find(owner, reference)?;
+        let handle = self.find_to_touch(owner, reference)?;
         let fixed = &handle.fixed;
         let not_running =
             || EngineError::Conflict(format!("container {} is not running", fixed.name));

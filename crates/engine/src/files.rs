@@ -124,7 +124,7 @@ impl Drop for Held {
 impl Engine {
     /// Holds an instance's files still. Also of one that does not run.
     pub async fn hold(&self, owner: &Owner, reference: &str) -> Result<Held, EngineError> {
-        let handle = self.find(owner, reference)?;
+        let handle = self.find_to_touch(owner, reference)?;
         loop {
             let turn = settled(&handle).await?;
             let mut held = Held {
@@ -165,7 +165,7 @@ impl Engine {
         max_bytes: u64,
         archive: Box<dyn Read + Send>,
     ) -> Result<(), EngineError> {
-        let handle = self.find(owner, reference)?;
+        let handle = self.find_to_touch(owner, reference)?;
         let turn = settled(&handle).await?;
         let pid = handle.view.borrow().pid;
         let root = match pid {

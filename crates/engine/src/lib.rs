@@ -423,7 +423,7 @@ impl Engine {
         owner: &Owner,
         reference: &str,
     ) -> Result<wharf_net::Network, EngineError> {
-        let handle = self.find(owner, reference)?;
+        let handle = self.find_to_touch(owner, reference)?;
         handle.network().ok_or_else(|| {
             EngineError::Conflict(format!("container {} is not running", handle.fixed.name))
         })
@@ -544,8 +544,24 @@ impl Engine {
         Ok(handle)
     }
 
-    async fn act(&self, owner: &Owner, reference: &str, ask: Ask) -> Result<(), EngineError> {
+    /// Like [`Engine::find`], of what may be touched: an instance that is started ahead is to be handed over as it is.
+    fn find_to_touch(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
         let handle = self.find(owner, reference)?;
+        let fixed = &handle.fixed;
+        match fixed.owner {
+            Owner::Standby(_) if fixed.owner != *owner => Err(EngineError::Conflict(format!(
+                "container {} was started ahead, and waits for an object to be handed to: it can be looked at, stopped and removed, and nothing else",
+                fixed.name
+            ))),
+            _ => Ok(handle),
+        }
+    }
+
+    async fn act(&self, owner: &Owner, reference: &str, ask: Ask) -> Result<(), EngineError> {
+        let handle = match ask {
+            Ask::Stop { .. } | Ask::Remove { .. } => self.find(owner, reference)?,
+            _ => self.find_to_touch(owner, reference)?,
+        };
         let name = &handle.fixed.name;
         let starting = matches!(ask, Ask::Start);
         match handle.ask(ask).await? {

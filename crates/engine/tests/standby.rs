@@ -164,6 +164,12 @@ async fn nothing_is_handed_that_is_not_exactly_what_is_asked_for() {
         .await
         .unwrap();
     type Change = fn(&mut Create);
+    // Nor is it touched by anybody meanwhile: who looks changes nothing.
+    let operator = Owner::Operator;
+    let signalled = engine.signal(&operator, &standby.id, 10).await;
+    assert!(matches!(signalled, Err(EngineError::Conflict(_))));
+    let held = engine.hold(&operator, &standby.id).await;
+    assert!(matches!(held, Err(EngineError::Conflict(_))));
     let other: [(&str, Change); 8] = [
         ("env", |r| r.env = vec!["WHO=you".to_owned()]),
         ("more-env", |r| r.env.push("MORE=1".to_owned())),

@@ -350,7 +350,7 @@ async fn the_budget_holds_and_what_asks_for_none_gets_none() {
         .await;
     let status = node.status();
     assert!(status.ready == 0, "{status:?}");
-    assert!(status.reason.unwrap().contains("standby_mib"));
+    assert!(status.reason.unwrap().contains("containers.standby_mib"));
     // As when the deployer takes it back.
     node.deploy(|info| info.min_instances = 0);
     eventually("nothing to be told", async || {

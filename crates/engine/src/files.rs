@@ -135,7 +135,8 @@ impl Engine {
                 _turn: turn,
             };
             let view = handle.view.borrow().clone();
-            if view.pid.is_none() {
+            // One that was started ahead and waits for its start stands still already, and its start waits for this turn.
+            if view.pid.is_none() || view.state == State::Created {
                 return Ok(held);
             }
             let id = handle.fixed.process(view.progress.generation);

@@ -102,6 +102,10 @@ impl Table {
                 self.names.remove(&fixed.owner);
             }
         }
+        if let Owner::Standby(_) = fixed.owner {
+            // Its name never comes again.
+            return;
+        }
         let generation = handle.view.borrow().progress.generation;
         self.remember(&fixed.owner, &fixed.name, generation);
     }

@@ -131,8 +131,10 @@ impl Instance {
         self.progress.error = None;
         let state = std::mem::replace(&mut ahead.state, Waits::Started);
         let (spawner, happens) = (self.shared.spawner.clone(), self.happens.clone());
-        let id = self.fixed().process(generation);
+        let (id, handle) = (self.fixed().process(generation), self.handle.clone());
         tokio::spawn(async move {
+            // Whoever copies its files has them to himself.
+            let _turn = handle.files.lock().await;
             let result = match state {
                 Waits::Frozen => spawner.thaw(&id).await,
                 Waits::Ended | Waits::Started => Err(SpawnError::Spawner(

@@ -429,7 +429,7 @@ impl Keeper {
                         let seconds = retry.div_ceil(1000);
                         Some(format!("{failure}; tried {} times, again in {seconds} s", figures.failures))
                     }
-                    _ if figures.is_short => Some("there is no memory for more within containers.standby_mib, or the machine is short of it".to_owned()),
+                    _ if figures.is_short => Some(format!("there is no memory for more within containers.standby_mib, the machine is short of it, or there are {} of all applications", policy::MOST)),
                     _ => None,
                 };
                 Status {

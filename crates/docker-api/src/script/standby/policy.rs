@@ -3,6 +3,7 @@
 //! * Of an application that asks for `min`, so many are kept, and as many as it lately had starts in a burst ([`BURST_MS`] within [`WINDOW_MS`]), up to
 //!   its `max_instances`.
 //! * One is prepared at a time, and not in the moment after a start, which needs the processor itself. What is below its minimum comes first.
+//! * There are [`MOST`] of all applications, each of which takes a range of user ids, a network and a disk.
 //! * All together hold no more memory than the budget, and leave the machine a reserve. What one holds is known from the last one.
 //! * One that does not come to be, or ends while it waits, is tried again later and later ([`FIRST_RETRY_MS`], doubled up to [`LAST_RETRY_MS`]).
 //! * A recipe is what is started: when it changes, all of the earlier one are discarded. Without one there are none.
@@ -22,6 +23,8 @@ const BURST_MS: u64 = 10_000;
 const WINDOW_MS: u64 = 600_000;
 /// Starts that are remembered of one application, and so the most that are kept of it beyond its minimum.
 const MAX_STARTS: usize = 64;
+/// Of all applications together.
+pub(super) const MOST: usize = 256;
 /// After a start, the processor is its.
 const AFTER_START_MS: u64 = 100;
 const FIRST_RETRY_MS: u64 = 1_000;
@@ -294,7 +297,8 @@ impl Policy {
     fn fits(&self, it: &Application) -> bool {
         // Of an unknown size: if there is any room, it is tried.
         let bytes = it.bytes.unwrap_or(1).max(1);
-        self.held().saturating_add(bytes) <= self.most()
+        let count: usize = self.applications.values().map(|it| it.ready.len()).sum();
+        count < MOST && self.held().saturating_add(bytes) <= self.most()
     }
 
     fn discard_surplus(&mut self, now: u64, out: &mut Vec<Effect>) {

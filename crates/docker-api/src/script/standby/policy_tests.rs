@@ -181,6 +181,21 @@ fn the_budget_holds_as_many_as_fit_and_no_more_are_tried() {
 }
 
 #[test]
+fn there_is_a_bound_also_for_what_holds_nothing() {
+    let mut world = World::new(0);
+    let (min, max, recipe) = (1000, 1000, Some(1));
+    let application = "a".to_owned();
+    world.tell(Event::Wanted {
+        application,
+        min,
+        max,
+        recipe,
+    });
+    assert_eq!(world.alive.len(), MOST);
+    assert!(world.policy.figures("a", world.now).is_short);
+}
+
+#[test]
 fn a_machine_short_of_memory_gives_up_what_is_beyond_minimums_first() {
     let mut world = World::new(10 * MIB);
     world.tell(wanted("a", 2, 1));

@@ -16,7 +16,7 @@ use wharf_testkit::engine::{Daemon, World, script_owner, shell};
 const SPAWNER: &str = env!("CARGO_BIN_EXE_wharf-engine-spawner-test");
 /// Says at its start who it is, ticks, and answers with that on port 8080.
 const APP: &str = "echo begun $WHO; (n=0; while :; do n=$((n+1)); echo tick $n; sleep 0.02; done) & \
-    while :; do printf \"HTTP/1.1 200 OK\\r\\nContent-Length: 12\\r\\nConnection: close\\r\\n\\r\\n$HOSTNAME\" | nc -l -p 8080; done";
+    mkdir /www; printf $HOSTNAME > /www/index.html; exec httpd -f -p 8080 -h /www";
 
 fn request(name: &str, script: &str, network: Option<Network>) -> Create {
     let mut request = shell(&script_owner(), name, script);

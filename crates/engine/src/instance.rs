@@ -281,7 +281,7 @@ impl Instance {
     }
 
     fn event_of(&mut self, happening: Happening) -> Option<Event> {
-        match happening {
+        match self.in_order(happening)? {
             Happening::Spawned { generation, result } => Some(self.spawned(generation, result)),
             Happening::Exited {
                 generation,
@@ -586,7 +586,8 @@ impl Instance {
         if self.start_what_is_ahead(generation) {
             return;
         }
-        let first = self.progress.started_ms.is_none();
+        // What was started ahead has used the directories, also if it ended before its start.
+        let first = self.progress.started_ms.is_none() && self.ahead.is_none();
         self.progress.error = None;
         self.progress.finished_ms = None;
         let network = self.handle.network();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
-use wharf_engine::lifecycle::State;
+use wharf_engine::lifecycle::{State, Until};
 use wharf_engine::{Application, Create, EngineError, Owner, StandbyEvent};
 use wharf_net::{Network, Policy};
 use wharf_testkit::engine::{Daemon, World, script_owner, shell};
@@ -258,6 +258,32 @@ async fn one_that_ends_by_itself_is_told_and_goes_with_its_script() {
     let id = second.unwrap().id;
     assert_eq!(events.recv().await, Some(StandbyEvent::Ended { id }));
     assert!(engine.list(None).await.is_empty());
+    world.end(daemon).await;
+    assert_eq!(world.directories(), 0);
+}
+
+#[tokio::test]
+async fn one_that_ends_as_soon_as_it_may_run_tells_its_exit_code() {
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let (engine, owner) = (&daemon.engine, script_owner());
+    // Its time is over while it stands still.
+    let app = "mkdir /www; httpd -p 8080 -h /www; usleep 300000; exit 5";
+    for n in 0..5 {
+        let name = format!("o{n}");
+        engine
+            .prepare_standby(request("x", app, None))
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let asked = request(&name, app, Some(network(&daemon).await));
+        engine.create(asked).await.unwrap();
+        assert!(handed(&daemon, &name).await);
+        let wait = engine.wait_until(&owner, &name, Until::NextExit);
+        let (exit, started) = tokio::join!(wait, engine.start_instance(&owner, &name));
+        started.unwrap();
+        assert_eq!(exit.unwrap().code, 5);
+    }
     world.end(daemon).await;
     assert_eq!(world.directories(), 0);
 }

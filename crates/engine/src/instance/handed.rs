@@ -25,6 +25,8 @@ pub(super) struct Ahead {
     /// and since.
     now: u64,
     state: Waits,
+    /// Its end, seen before the answer to the thaw.
+    early: Option<Happening>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -33,18 +35,33 @@ enum Waits {
     Frozen,
     /// It has ended before that.
     Ended,
+    /// Is being let run.
+    Thawing,
     /// No more: it was started.
     Started,
 }
 
 impl Instance {
+    /// An end that is seen before the start is answered comes after it.
+    pub(super) fn in_order(&mut self, happening: Happening) -> Option<Happening> {
+        match (&happening, &mut self.ahead) {
+            (Happening::Exited { generation, .. }, Some(ahead))
+                if ahead.before == *generation && ahead.state == Waits::Thawing =>
+            {
+                ahead.early = Some(happening);
+                None
+            }
+            _ => Some(happening),
+        }
+    }
+
     /// The start of the present life that an end is of; `None` if nobody has been told that it runs.
     pub(super) fn generation_now(&mut self, generation: u64) -> Option<u64> {
         let Some(ahead) = self.ahead.as_mut().filter(|it| it.before == generation) else {
             return Some(generation);
         };
         match ahead.state {
-            Waits::Started => Some(ahead.now),
+            Waits::Thawing | Waits::Started => Some(ahead.now),
             Waits::Frozen | Waits::Ended => {
                 ahead.state = Waits::Ended;
                 self.pid = None;
@@ -114,6 +131,7 @@ impl Instance {
             before,
             now: generation + 1,
             state: Waits::Frozen,
+            early: None,
         });
         self.publish();
         // Last: what fails from here on is removed whole by the caller.
@@ -129,7 +147,7 @@ impl Instance {
             return false;
         };
         self.progress.error = None;
-        let state = std::mem::replace(&mut ahead.state, Waits::Started);
+        let state = std::mem::replace(&mut ahead.state, Waits::Thawing);
         let (spawner, happens) = (self.shared.spawner.clone(), self.happens.clone());
         let (id, handle) = (self.fixed().process(generation), self.handle.clone());
         tokio::spawn(async move {
@@ -137,7 +155,7 @@ impl Instance {
             let _turn = handle.files.lock().await;
             let result = match state {
                 Waits::Frozen => spawner.thaw(&id).await,
-                Waits::Ended | Waits::Started => Err(SpawnError::Spawner(
+                Waits::Ended | Waits::Thawing | Waits::Started => Err(SpawnError::Spawner(
                     "the instance that was started ahead has ended before it was needed: start again"
                         .to_owned(),
                 )),
@@ -148,6 +166,12 @@ impl Instance {
     }
 
     pub(super) fn thawed(&mut self, generation: u64, result: Result<(), SpawnError>) -> Event {
+        if let Some(ahead) = &mut self.ahead {
+            ahead.state = Waits::Started;
+            if let Some(early) = ahead.early.take() {
+                let _ = self.happens.send(early);
+            }
+        }
         match result {
             Ok(()) => {
                 if let Some(network) = self.handle.network() {
@@ -170,7 +194,7 @@ impl Instance {
     /// Ends the process that waits for a start which does not come.
     pub(super) async fn end_what_is_ahead(&mut self) {
         let Some(ahead) = &self.ahead else { return };
-        if ahead.state == Waits::Started {
+        if matches!(ahead.state, Waits::Thawing | Waits::Started) {
             return;
         }
         let id = self.fixed().process(ahead.now);

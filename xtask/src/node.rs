@@ -122,6 +122,22 @@ impl Node {
         command
     }
 
+    /// A program that does [`Node::deploy`], for others to run.
+    pub(crate) fn write_deploy(&self, project: &Path, file: &Path) -> Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let wrangler = setup::tools()?.wrangler;
+        let text = format!(
+            "#!/bin/sh\ncd '{}' && PATH='{}' exec '{}' --data-dir '{}' wrangler deploy\n",
+            project.display(),
+            wrangler.path().to_string_lossy(),
+            self.binary.display(),
+            self.data_dir.display()
+        );
+        std::fs::write(file, text)?;
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755))?;
+        Ok(())
+    }
+
     /// `wharf wrangler deploy` of a project, exactly as a user runs it.
     pub(crate) fn deploy(&self, project: &Path) -> Result<()> {
         let wrangler = setup::tools()?.wrangler;

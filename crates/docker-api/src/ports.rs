@@ -11,7 +11,7 @@ use wharf_engine::Published;
 pub(crate) type Bindings = BTreeMap<String, Option<Vec<Binding>>>;
 
 /// One of them.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, PartialEq)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct Binding {
     host_ip: Option<String>,

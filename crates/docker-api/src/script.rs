@@ -35,6 +35,7 @@ mod admission;
 mod create;
 pub mod prelude;
 mod sidecar;
+pub mod standby;
 mod start_options;
 
 use admission::Admission;
@@ -68,6 +69,8 @@ pub struct ApplicationInfo {
     pub largest: wharf_engine::Limits,
     /// Most instances at a time.
     pub max_instances: u32,
+    /// Instances to keep started ahead; with any, no instance is told its object's id.
+    pub min_instances: u32,
     /// Values of the CLOUDFLARE_* variables (`CLOUDFLARE_APPLICATION_ID`, ...), to replace workerd's placeholders.
     pub variables: Vec<(String, String)>,
 }
@@ -82,6 +85,11 @@ pub trait Applications: Send + Sync + 'static {
         unique_key: &'a str,
         object_id: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<ApplicationInfo, String>> + Send + 'a>>;
+
+    /// Whoever keeps instances started ahead, if anybody does.
+    fn standbys(&self) -> Option<standby::Standbys> {
+        None
+    }
 }
 
 /// What the handlers of one socket share.

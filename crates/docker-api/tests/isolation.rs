@@ -37,6 +37,7 @@ impl Applications for OwnApplications {
                 limits: Limits::default(),
                 largest: Limits::default(),
                 max_instances: 5,
+                min_instances: 0,
                 variables: Vec::new(),
             })
         })

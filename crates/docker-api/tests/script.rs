@@ -40,6 +40,7 @@ impl Applications for OneApplication {
                 limits: Limits::default(),
                 largest: Limits::default(),
                 max_instances: 2,
+                min_instances: 0,
                 variables: vec![("CLOUDFLARE_REGION".into(), "EEUR".into())],
             })
         })

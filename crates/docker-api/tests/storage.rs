@@ -37,6 +37,7 @@ impl Applications for OneApplication {
                 limits: Limits::default(),
                 largest: Limits::default(),
                 max_instances: 9,
+                min_instances: 0,
                 variables: Vec::new(),
             })
         })

@@ -5,6 +5,7 @@
 //! | runs | good | adopted; a script's is removed if its owner does not ask for it in time |
 //! | has ended | good | its exit is recorded |
 //! | any | missing or damaged | killed, forgotten, directory removed |
+//! | any | started ahead, and not handed over, or not started since | the same |
 //! | none | a script's | directory removed |
 //! | none | the operator's | kept; one that ran when the spawner died has exit code 255, as with Docker |
 
@@ -84,8 +85,25 @@ async fn adopt_process(shared: &Arc<Shared>, survivor: Survivor) -> Option<Strin
         end(shared, &process_id).await;
         return None;
     };
-    // The label is written with each start, the record a little later.
     let id = label.id.clone();
+    let mut label = label;
+    let handed = record.fixed.handed.as_ref();
+    if let Owner::Standby(_) = record.fixed.owner {
+        tracing::info!(instance = id, "started ahead by an earlier daemon: ended");
+        end(shared, &process_id).await;
+        return None;
+    } else if let Some(handed) = handed.filter(|handed| handed.process == process_id) {
+        // Its label is that of the instance which it was before.
+        let Some(started_ms) = record.progress.started_ms else {
+            tracing::info!(instance = id, "handed over and not started: ended");
+            end(shared, &process_id).await;
+            return None;
+        };
+        label.generation = handed.generation;
+        label.started_ms = started_ms;
+        label.ingress = handed.ingress;
+    }
+    // The label is written with each start, the record a little later.
     record.progress.generation = label.generation;
     record.progress.started_ms = Some(label.started_ms);
     let limit = record.fixed.limits.disk_bytes;

@@ -3,11 +3,13 @@
 use crate::instance::Instance;
 use crate::lifecycle::State;
 use crate::record::{Fixed, Progress, Record};
-use crate::{Create, EngineError, FromSnapshot, Shared, blocking, files, insert, merge, now_ms};
+use crate::{
+    Create, EngineError, FromSnapshot, Shared, blocking, files, insert, merge, now_ms, standby,
+};
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Makes an instance and returns its id. Without a trace if it fails.
@@ -40,6 +42,9 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         check_snapshot(shared, &request, snapshot, image.id.as_str())?;
         lower.insert(0, snapshot.files.clone());
     }
+    if let Some(id) = standby::hand_over(shared, &request, &image, &lower).await? {
+        return Ok(id);
+    }
     let id = format!(
         "{}{}",
         uuid::Uuid::new_v4().simple(),
@@ -65,35 +70,14 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         .table()
         .last_generation(&request.owner, &request.name);
     let record = Record {
-        fixed: Arc::new(Fixed {
-            id: id.clone(),
-            owner: request.owner,
-            name: request.name,
-            image: request.image,
-            image_id: image.id.as_str().to_owned(),
-            diff_ids: image
-                .layers
-                .iter()
-                .map(|layer| layer.diff_id.as_str().to_owned())
-                .collect(),
+        fixed: Arc::new(fixed(
+            request.clone(),
+            &image,
             lower,
-            snapshot: request.snapshot.map(|snapshot| snapshot.files),
-            volumes: request.volumes,
-            application: request.application,
-            argv: merged.argv,
-            env: merged.env,
-            user: merged.user,
-            working_dir: merged.working_dir,
-            stop_signal: merged.stop_signal,
-            labels: merged.labels,
-            limits: request.limits,
-            device: opened.map(|disk| disk.device().to_owned()),
-            start_token: request.start.token,
-            hard_timeout_ms: request.start.hard_timeout_ms,
-            own_network: request.own_network,
-            auto_remove: request.auto_remove,
-            created_ms: now_ms(),
-        }),
+            merged,
+            id.clone(),
+            opened.map(|disk| disk.device().to_owned()),
+        )),
         progress: Progress {
             generation,
             object_labels: request.start.labels,
@@ -138,6 +122,46 @@ fn make_writable(dir: &Path) -> io::Result<()> {
     // It is the container's `/`, also for its unprivileged users, whatever the daemon's umask is.
     std::fs::set_permissions(&upper, Permissions::from_mode(0o755))?;
     std::fs::create_dir(dir.join("work"))
+}
+
+/// What never changes of the instance `id` that a request makes.
+pub(crate) fn fixed(
+    request: Create,
+    image: &wharf_image::Image,
+    lower: Vec<PathBuf>,
+    merged: merge::Merged,
+    id: String,
+    device: Option<PathBuf>,
+) -> Fixed {
+    let layers = image.layers.iter();
+    Fixed {
+        id,
+        owner: request.owner,
+        name: request.name,
+        image: request.image,
+        image_id: image.id.as_str().to_owned(),
+        diff_ids: layers
+            .map(|layer| layer.diff_id.as_str().to_owned())
+            .collect(),
+        lower,
+        snapshot: request.snapshot.map(|snapshot| snapshot.files),
+        volumes: request.volumes,
+        application: request.application,
+        argv: merged.argv,
+        env: merged.env,
+        user: merged.user,
+        working_dir: merged.working_dir,
+        stop_signal: merged.stop_signal,
+        labels: merged.labels,
+        limits: request.limits,
+        device,
+        start_token: request.start.token,
+        hard_timeout_ms: request.start.hard_timeout_ms,
+        own_network: request.own_network,
+        auto_remove: request.auto_remove,
+        handed: None,
+        created_ms: now_ms(),
+    }
 }
 
 /// A snapshot is a layer over one image; on another it would show a mixture of both.

@@ -5,7 +5,7 @@
 
 use crate::lifecycle::State;
 use crate::merge::set_env;
-use crate::record::{Fixed, process_id};
+use crate::record::Fixed;
 use crate::{Engine, EngineError, Owner};
 use wharf_sandbox::{ExecProcess, ExecSpec, ExecStreams, SpawnError, Streams};
 
@@ -51,7 +51,7 @@ impl Engine {
         generation: u64,
         exec: Exec,
     ) -> Result<(ExecProcess, Streams), ExecError> {
-        let handle = self.find(owner, reference)?;
+        let handle = self.find_to_touch(owner, reference)?;
         let fixed = &handle.fixed;
         let not_running =
             || EngineError::Conflict(format!("container {} is not running", fixed.name));
@@ -105,7 +105,7 @@ fn specify(fixed: &Fixed, generation: u64, exec: Exec) -> Result<ExecSpec, Engin
     }
     Ok(ExecSpec {
         id: format!("exec-{}", uuid::Uuid::new_v4().simple()),
-        container: process_id(&fixed.id, generation),
+        container: fixed.process(generation),
         argv: exec.argv,
         env,
         cwd,

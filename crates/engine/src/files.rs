@@ -5,7 +5,7 @@
 
 use crate::instance::Handle;
 use crate::lifecycle::State;
-use crate::record::{Fixed, process_id};
+use crate::record::Fixed;
 use crate::{Engine, EngineError, Owner, Shared, blocking, missing};
 use rustix::fs::{Mode, OFlags};
 use std::collections::HashSet;
@@ -124,7 +124,7 @@ impl Drop for Held {
 impl Engine {
     /// Holds an instance's files still. Also of one that does not run.
     pub async fn hold(&self, owner: &Owner, reference: &str) -> Result<Held, EngineError> {
-        let handle = self.find(owner, reference)?;
+        let handle = self.find_to_touch(owner, reference)?;
         loop {
             let turn = settled(&handle).await?;
             let mut held = Held {
@@ -135,10 +135,11 @@ impl Engine {
                 _turn: turn,
             };
             let view = handle.view.borrow().clone();
-            if view.pid.is_none() {
+            // One that was started ahead and waits for its start stands still already, and its start waits for this turn.
+            if view.pid.is_none() || view.state == State::Created {
                 return Ok(held);
             }
-            let id = process_id(&handle.fixed.id, view.progress.generation);
+            let id = handle.fixed.process(view.progress.generation);
             held.frozen = Some(id.clone());
             match self.shared.spawner.freeze(&id).await {
                 Ok(()) => return Ok(held),
@@ -165,7 +166,7 @@ impl Engine {
         max_bytes: u64,
         archive: Box<dyn Read + Send>,
     ) -> Result<(), EngineError> {
-        let handle = self.find(owner, reference)?;
+        let handle = self.find_to_touch(owner, reference)?;
         let turn = settled(&handle).await?;
         let pid = handle.view.borrow().pid;
         let root = match pid {

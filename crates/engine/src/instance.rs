@@ -5,7 +5,7 @@ use crate::lifecycle::{
     Answer, Effect, EndedBy, Event, HardTimeout, Machine, State, Token, describe,
 };
 use crate::own_network::Published;
-use crate::record::{Fixed, Progress, Record, process_id};
+use crate::record::{Fixed, Progress, Record};
 use crate::{EngineError, Shared, Usage, log, now_ms};
 use start::{Started, start_process};
 use std::collections::{HashMap, VecDeque};
@@ -18,11 +18,13 @@ use tokio::task::JoinHandle;
 use wharf_net::Target;
 use wharf_sandbox::{Exit, Process, SpawnError};
 
+mod handed;
 mod handle;
 mod start;
 
+use handed::Ahead;
 use handle::Request;
-pub(crate) use handle::{Ask, Handle, View};
+pub(crate) use handle::{Ask, Handle, NewLife, View};
 
 /// How long an exit waits for the rest of the output. Its processes are dead, so the pipes end as soon as they are read empty.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -49,6 +51,10 @@ enum Happening {
     HardTimeout {
         generation: u64,
     },
+    Thawed {
+        generation: u64,
+        result: Result<(), SpawnError>,
+    },
 }
 
 /// An instance about to get its task.
@@ -61,6 +67,8 @@ pub(crate) struct Instance {
     pid: Option<i32>,
     /// Whether its process was another daemon's.
     adopted: bool,
+    /// What was started ahead, and not for this instance.
+    ahead: Option<Ahead>,
     /// Whether the network was made for it alone and goes with its process.
     own_network: bool,
     published: Vec<Published>,
@@ -107,7 +115,7 @@ impl Instance {
                 dir,
                 view,
                 network: Mutex::new(network),
-                disk,
+                disk: disk.map(Arc::new),
                 files: Arc::default(),
                 touches: AtomicU64::new(0),
                 grown: watch::Sender::default(),
@@ -117,6 +125,7 @@ impl Instance {
             progress,
             pid: None,
             adopted: false,
+            ahead: None,
             own_network,
             published: Vec::new(),
             view: view_sender,
@@ -186,6 +195,12 @@ impl Instance {
                 self.note(reply, |progress| progress.inactivity_ms = Some(ms));
                 return None;
             }
+            Ask::Become(life) => {
+                let answer = self.become_another(*life);
+                // The caller may have gone: then nobody starts what it has asked for.
+                let _ = reply.send(answer);
+                return None;
+            }
             ask => ask,
         };
         if matches!(ask, Ask::Start)
@@ -219,7 +234,7 @@ impl Instance {
                 self.drop_abandoned();
                 Event::Wait { until, token }
             }
-            Ask::SetLabels(_) | Ask::SetInactivity(_) => return None,
+            Ask::SetLabels(_) | Ask::SetInactivity(_) | Ask::Become(_) => return None,
         })
     }
 
@@ -266,13 +281,14 @@ impl Instance {
     }
 
     fn event_of(&mut self, happening: Happening) -> Option<Event> {
-        match happening {
+        match self.in_order(happening)? {
             Happening::Spawned { generation, result } => Some(self.spawned(generation, result)),
             Happening::Exited {
                 generation,
                 result,
                 usage,
             } => {
+                let generation = self.generation_now(generation)?;
                 let exit_seen = result.is_ok();
                 let exit = result.unwrap_or_else(|error| {
                     self.progress.error = Some(format!("its end was not seen: {error}"));
@@ -286,6 +302,7 @@ impl Instance {
                 self.ended(exit, Some(by));
                 Some(Event::Exited { generation, exit })
             }
+            Happening::Thawed { generation, result } => Some(self.thawed(generation, result)),
             Happening::GraceElapsed { generation } => Some(Event::GraceElapsed { generation }),
             Happening::HardTimeout { generation } => {
                 self.hard_timeout = None;
@@ -473,6 +490,8 @@ impl Instance {
             table.stopped(fixed.application.as_ref(), &fixed.id);
             table.excess(&fixed.owner, now_ms())
         };
+        // After its end was published: who puts it in looks at that first.
+        self.shared.standbys().ended(&self.fixed().id);
         crate::drop_excess(excess);
     }
 
@@ -484,7 +503,7 @@ impl Instance {
                 signal,
                 token,
             } => {
-                let id = process_id(&self.fixed().id, generation);
+                let id = self.fixed().process(generation);
                 let sent = self.shared.spawner.signal(&id, signal).await;
                 match (token, sent) {
                     (Some(token), Ok(true)) => self.answer(token, Ok(Answer::Done)),
@@ -520,7 +539,7 @@ impl Instance {
                 self.publish();
             }
             Effect::KillAll { generation } => {
-                let id = process_id(&self.fixed().id, generation);
+                let id = self.fixed().process(generation);
                 if let Err(error) = self.shared.spawner.kill(&id).await {
                     tracing::error!(instance = self.fixed().id, %error, "instance not killed");
                 }
@@ -533,12 +552,13 @@ impl Instance {
                 }
             }
             Effect::Forget { generation } => {
-                let id = process_id(&self.fixed().id, generation);
+                let id = self.fixed().process(generation);
                 if let Err(error) = self.shared.spawner.forget(&id).await {
                     tracing::warn!(instance = self.fixed().id, %error, "the spawner keeps an ended process");
                 }
             }
             Effect::CleanUp => {
+                self.end_what_is_ahead().await;
                 self.handle.set_network(None);
                 let directories = &self.shared.directories;
                 directories.discard(&self.handle.dir, self.handle.disk.is_some());
@@ -561,7 +581,11 @@ impl Instance {
     }
 
     fn spawn(&mut self, generation: u64) {
-        let first = self.progress.started_ms.is_none();
+        if self.start_what_is_ahead(generation) {
+            return;
+        }
+        // What was started ahead has used the directories, also if it ended before its start.
+        let first = self.progress.started_ms.is_none() && self.ahead.is_none();
         self.progress.error = None;
         self.progress.finished_ms = None;
         let network = self.handle.network();

@@ -17,6 +17,7 @@ mod merge;
 mod object;
 mod own_network;
 mod record;
+mod standby;
 mod table;
 mod usage;
 
@@ -28,6 +29,7 @@ pub use merge::parse_signal;
 pub use object::StartOptions;
 pub use own_network::{OwnNetwork, Published};
 pub use record::owns;
+pub use standby::{Standby, StandbyEvent};
 pub use usage::Usage;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
@@ -47,6 +49,8 @@ use tokio::task::JoinSet;
 pub enum Owner {
     /// A script, by name.
     Script(String),
+    /// What is started ahead for a script, by its name: the script's only when it is handed over.
+    Standby(String),
     /// The operator's own containers.
     Operator,
 }
@@ -56,6 +60,7 @@ impl std::fmt::Display for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Owner::Script(name) => write!(f, "script {name}"),
+            Owner::Standby(name) => write!(f, "standby of script {name}"),
             Owner::Operator => f.write_str("operator"),
         }
     }
@@ -147,6 +152,8 @@ pub struct Inspect {
     pub state: lifecycle::State,
     /// Host pid while running.
     pub pid: Option<i32>,
+    /// Whether its process was started ahead and handed to it.
+    pub handed: bool,
     /// Unix ms.
     pub created_ms: i64,
     /// Unix ms.
@@ -234,11 +241,16 @@ pub(crate) struct Shared {
     pub(crate) disks: Arc<disks::Disks>,
     pub(crate) directories: Arc<directories::Directories>,
     table: Mutex<table::Table>,
+    standbys: Mutex<standby::Pool>,
 }
 
 impl Shared {
     pub(crate) fn table(&self) -> MutexGuard<'_, table::Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn standbys(&self) -> MutexGuard<'_, standby::Pool> {
+        self.standbys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -267,6 +279,7 @@ impl Engine {
             networks,
             disks,
             table: Mutex::default(),
+            standbys: Mutex::default(),
         });
         adopt::adopt(&shared, survivors).await?;
         Ok(Engine { shared })
@@ -425,7 +438,7 @@ impl Engine {
         owner: &Owner,
         reference: &str,
     ) -> Result<wharf_net::Network, EngineError> {
-        let handle = self.find(owner, reference)?;
+        let handle = self.find_to_touch(owner, reference)?;
         handle.network().ok_or_else(|| {
             EngineError::Conflict(format!("container {} is not running", handle.fixed.name))
         })
@@ -494,7 +507,7 @@ impl Engine {
             .count()
     }
 
-    /// Stops and removes everything of an owner, or of all owners.
+    /// Stops and removes everything of an owner, and what was started ahead for it, or of all owners.
     pub async fn remove_all(&self, owner: Option<&Owner>) {
         let grace_ms = self.shared.config.stop_grace_ms;
         let by = match owner {
@@ -502,10 +515,21 @@ impl Engine {
             None => EndedBy::Daemon,
         };
         let mut removals = JoinSet::new();
-        for handle in self.shared.table().all(owner) {
+        let handles = {
+            let table = self.shared.table();
+            let mut handles = table.all(owner);
+            if let Some(Owner::Script(name)) = owner {
+                handles.extend(table.all(Some(&Owner::Standby(name.clone()))));
+            }
+            handles
+        };
+        for handle in handles {
             removals.spawn(async move {
-                // Any answer will do: what is not stopped now is killed by the removal.
-                let _ = handle.ask(Ask::Stop { grace_ms, by }).await;
+                // What stands still would not hear it.
+                if !matches!(handle.fixed.owner, Owner::Standby(_)) {
+                    // Any answer will do: what is not stopped now is killed by the removal.
+                    let _ = handle.ask(Ask::Stop { grace_ms, by }).await;
+                }
                 if let Err(error) = handle.ask(Ask::Remove { force: true, by }).await {
                     tracing::debug!(instance = handle.fixed.id, %error, "removed by somebody else");
                 }
@@ -535,8 +559,24 @@ impl Engine {
         Ok(handle)
     }
 
-    async fn act(&self, owner: &Owner, reference: &str, ask: Ask) -> Result<(), EngineError> {
+    /// Like [`Engine::find`], of what may be touched: an instance that is started ahead is to be handed over as it is.
+    fn find_to_touch(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
         let handle = self.find(owner, reference)?;
+        let fixed = &handle.fixed;
+        match fixed.owner {
+            Owner::Standby(_) if fixed.owner != *owner => Err(EngineError::Conflict(format!(
+                "container {} was started ahead, and waits for an object to be handed to: it can be looked at, stopped and removed, and nothing else",
+                fixed.name
+            ))),
+            _ => Ok(handle),
+        }
+    }
+
+    async fn act(&self, owner: &Owner, reference: &str, ask: Ask) -> Result<(), EngineError> {
+        let handle = match ask {
+            Ask::Stop { .. } | Ask::Remove { .. } => self.find(owner, reference)?,
+            _ => self.find_to_touch(owner, reference)?,
+        };
         let name = &handle.fixed.name;
         let starting = matches!(ask, Ask::Start);
         match handle.ask(ask).await? {
@@ -618,6 +658,7 @@ fn inspect(handle: &Handle) -> Inspect {
         application_name: fixed.application.as_ref().map(|a| a.name.clone()),
         state: view.state,
         pid: view.pid,
+        handed: fixed.handed.is_some(),
         created_ms: fixed.created_ms,
         started_ms: view.progress.started_ms,
         finished_ms: view.progress.finished_ms,

@@ -46,7 +46,12 @@ impl Engine {
     /// To be called within a tokio runtime.
     pub fn orphan(&self, owner: &Owner) {
         for handle in self.shared.table().all(Some(owner)) {
-            if handle.view.borrow().state.is_live() {
+            // One that was handed over and never started has a process, too.
+            let has_process = {
+                let view = handle.view.borrow();
+                view.state.is_live() || view.pid.is_some()
+            };
+            if has_process {
                 adopt::reap_if_forgotten(handle, self.shared.config.adopt_idle_ms);
             }
         }

@@ -53,13 +53,35 @@ pub(crate) struct Fixed {
     pub(crate) own_network: crate::OwnNetwork,
     #[serde(default)]
     pub(crate) auto_remove: bool,
+    /// Its first process was started ahead, and then handed to it.
+    #[serde(default)]
+    pub(crate) handed: Option<Handed>,
     pub(crate) created_ms: i64,
+}
+
+/// A process that was started before its instance was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Handed {
+    /// The spawner's name for it.
+    pub(crate) process: String,
+    /// The start that it is of, among those of the instance's name.
+    pub(crate) generation: u64,
+    /// The ingress that leads to it.
+    pub(crate) ingress: SocketAddr,
 }
 
 impl Fixed {
     /// Docker's rule: the first twelve digits of the id.
     pub(crate) fn hostname(&self) -> &str {
         &self.id[..12]
+    }
+
+    /// The spawner's name for the process of one start.
+    pub(crate) fn process(&self, generation: u64) -> String {
+        match &self.handed {
+            Some(handed) if generation <= handed.generation => handed.process.clone(),
+            _ => process_id(&self.id, generation),
+        }
     }
 }
 

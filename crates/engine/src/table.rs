@@ -68,6 +68,26 @@ impl Table {
         }
     }
 
+    /// Gives an instance another name and owner. What it was called before is free, and nothing is remembered of it.
+    pub(crate) fn rename(&mut self, handle: Arc<Handle>) -> Result<(), EngineError> {
+        let fixed = &handle.fixed;
+        self.check_name(&fixed.owner, &fixed.name)?;
+        let Some(before) = self.by_id.get(&fixed.id).cloned() else {
+            return Err(crate::missing(&fixed.name));
+        };
+        self.set_idle(&fixed.id, false);
+        if let Some(names) = self.names.get_mut(&before.fixed.owner) {
+            names.remove(&before.fixed.name);
+            if names.is_empty() {
+                self.names.remove(&before.fixed.owner);
+            }
+        }
+        let id = fixed.id.clone();
+        self.insert(handle)?;
+        self.set_idle(&id, true);
+        Ok(())
+    }
+
     /// Forgets an instance; its name is free at once.
     pub(crate) fn remove(&mut self, id: &str) {
         self.set_idle(id, false);
@@ -81,6 +101,10 @@ impl Table {
             if names.is_empty() {
                 self.names.remove(&fixed.owner);
             }
+        }
+        if let Owner::Standby(_) = fixed.owner {
+            // Its name never comes again.
+            return;
         }
         let generation = handle.view.borrow().progress.generation;
         self.remember(&fixed.owner, &fixed.name, generation);

@@ -25,12 +25,13 @@ mod pool;
 mod publish;
 pub mod ranges;
 mod relay;
+mod succession;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -45,6 +46,8 @@ pub use outbound::{Dial, Direct};
 use bandwidth::Bandwidth;
 use inside::Inside;
 use pool::{Pool, Prepared};
+pub use succession::NotEmpty;
+use succession::Succession;
 
 /// What the container's /etc/resolv.conf names. Nothing has this address; as all queries, those to it are redirected.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 88, 71, 1);
@@ -136,7 +139,7 @@ struct Config {
 struct Shared {
     config: Arc<Config>,
     inside: Arc<Inside>,
-    ca: Ca,
+    ca: Mutex<Arc<Ca>>,
     leaves: egress::tls::Leaves,
     policy: watch::Sender<Policy>,
     bandwidth: Bandwidth,
@@ -148,6 +151,7 @@ struct Shared {
     ipv6: AtomicBool,
     /// The user who may use the ingress.
     owner: watch::Sender<Option<u32>>,
+    succession: Succession,
     ended: CancellationToken,
 }
 
@@ -164,6 +168,13 @@ impl Drop for Handle {
 impl Shared {
     fn owner(&self) -> Option<u32> {
         *self.owner.borrow()
+    }
+
+    fn ca(&self) -> Arc<Ca> {
+        self.ca
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Runs a task until it or the network ends.
@@ -205,6 +216,7 @@ impl Networks {
 
     /// Makes a network that somebody else has made (an adopted container's) this user's.
     pub fn claim(&self, network: &Network) {
+        network.handle.0.owner.send_replace(self.owner);
         network.shared().owner.send_replace(self.owner);
     }
 
@@ -263,7 +275,7 @@ impl Networks {
         let shared = Arc::new(Shared {
             config: self.config.clone(),
             inside: Arc::new(prepared.inside),
-            ca: prepared.ca,
+            ca: Mutex::new(Arc::new(prepared.ca)),
             leaves: egress::tls::Leaves::default(),
             policy: watch::Sender::new(Policy::default()),
             bandwidth: Bandwidth::default(),
@@ -273,6 +285,7 @@ impl Networks {
             ingress: ingress.local_addr().map_err(registering)?,
             ipv6: AtomicBool::new(self.config.ipv6),
             owner: watch::Sender::new(self.owner),
+            succession: Succession::default(),
             ended: CancellationToken::new(),
         });
         // From here on, an error ends the tasks that were started.
@@ -311,7 +324,7 @@ impl Network {
 
     /// Where workerd's CONNECT, `PUT /egress` and `GET /ca` go: on 127.0.0.1 of the host.
     pub fn ingress(&self) -> SocketAddr {
-        self.shared().ingress
+        self.handle.0.ingress
     }
 
     /// Sets the policy (also what `PUT /egress` does). Taking the internet away resets the connections to it.
@@ -336,8 +349,8 @@ impl Network {
     }
 
     /// The certificate authority that `GET /ca` shows.
-    pub fn ca(&self) -> &Ca {
-        &self.shared().ca
+    pub fn ca(&self) -> Arc<Ca> {
+        self.shared().ca()
     }
 
     /// Tells the ingress what is behind it.
@@ -365,8 +378,9 @@ impl Network {
         self.shared().inside.dial(port).await
     }
 
-    fn shared(&self) -> &Arc<Shared> {
-        &self.handle.0
+    /// What is behind its ingress now.
+    fn shared(&self) -> Arc<Shared> {
+        succession::current(&self.handle.0)
     }
 }
 

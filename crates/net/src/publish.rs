@@ -22,7 +22,7 @@ impl Network {
         let failed = |e| NetError::io(format!("publishing port {port} on {outside}"), e);
         let listener = TcpListener::bind(outside).await.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
-        let shared = self.shared().clone();
+        let shared = self.shared();
         let serve = move |shared: Arc<Shared>, stream: TcpStream, slot: crate::Slot| async move {
             let _slot = slot;
             if let Err(error) = carry(&shared, stream, port).await {

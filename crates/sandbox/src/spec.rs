@@ -159,7 +159,7 @@ pub enum Mount {
 }
 
 /// Resource limits; `None` is unlimited.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes; swap is not added on top.
     pub memory_bytes: Option<u64>,

@@ -319,6 +319,26 @@ fn describe(status: &Value, now: Duration) -> String {
             lines.push(format!("  error: {error}"));
         }
     }
+    let standbys = list("standbys");
+    if !standbys.is_empty() {
+        lines.push(String::new());
+        lines.push("STARTED AHEAD FOR        READY    WANTED   HANDED   MIB".to_owned());
+    }
+    for s in standbys {
+        let cell = |key: &str| text(&s[key]);
+        let bytes = s["memory_bytes"].as_u64().unwrap_or_default();
+        lines.push(format!(
+            "{:<24} {:<8} {:<8} {:<8} {}",
+            cell("application_name"),
+            cell("ready"),
+            cell("wanted"),
+            cell("handed"),
+            bytes.div_ceil(1 << 20)
+        ));
+        if let Some(reason) = first_line(&s["reason"]) {
+            lines.push(format!("  fewer than wanted: {reason}"));
+        }
+    }
     let snapshots = list("snapshots");
     if !snapshots.is_empty() {
         lines.push(String::new());
@@ -378,6 +398,7 @@ mod tests {
                 "id": "ab".repeat(32), "application": "0-1-2", "application_name": "my-app", "state": "exited (127)", "pid": null,
                 "image": format!("127.0.0.1:7400/acc/my-app@sha256:{}", "cd".repeat(32)), "error": "exec: \"/nope\": no such file or directory",
             }],
+            "standbys": [{"application_name": "my-app", "ready": 1, "wanted": 2, "handed": 7, "memory_bytes": 3 << 20, "reason": "it ends at once"}],
             "snapshots": [{"owner": "script my-app", "count": 3, "bytes": 1 << 21, "shared_bytes": 1}],
             "refusals": [{"application_name": "my-app", "at_ms": 5_000, "reason": "application \"my-app\" already runs 3 of max_instances 3"}],
         });
@@ -385,6 +406,10 @@ mod tests {
         assert!(text.contains("abababababab  my-app "), "{text}");
         assert!(text.contains(" my-app@sha256:cdcdcdcdcdcd\n"), "{text}");
         assert!(text.contains("  error: exec: \"/nope\""), "{text}");
+        assert!(
+            text.contains("my-app                   1        2        7        3\n  fewer than wanted: it ends at once"),
+            "{text}"
+        );
         assert!(
             text.contains("script my-app            3        2        1"),
             "{text}"

@@ -59,6 +59,7 @@ pub(crate) struct Containers {
     pub(crate) user_namespaces: bool,
     pub(crate) id_first: u32,
     pub(crate) id_ranges: u32,
+    pub(crate) standby_mib: Option<u64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -150,6 +151,7 @@ impl Default for Containers {
             user_namespaces: true,
             id_first: IdRanges::default().first,
             id_ranges: IdRanges::default().count,
+            standby_mib: None,
         }
     }
 }
@@ -233,6 +235,9 @@ user_namespaces = true
 # where systemd, /etc/subuid and LXD have nothing. Two nodes on one machine should have ranges of their own.
 id_first = 1879048192
 id_ranges = 4094
+# Most memory of the instances that are started ahead, of all applications together, MiB: of those that ask for it with min_instances, and of no other. Default: a
+# tenth of the machine's. 0: none are.
+# standby_mib = 2048
 
 [snapshots]
 # A snapshot that has not been restored for so long is removed, hours (720: thirty days, as on Cloudflare).

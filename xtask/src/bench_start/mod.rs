@@ -123,7 +123,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return measured;
     }
     let wharf = build(Profile::Release)?;
-    let project = project::write(dir.path(), &classes, &example.join("node_modules"))?;
+    let modules = example.join("node_modules");
+    let project = project::write(dir.path(), project::NAME, &classes, &modules)?;
+    let ahead = project::write(dir.path(), project::AHEAD, &classes, &modules)?;
     let gateway = free_address()?;
     let node = Node::start(&wharf, gateway, free_address()?)?;
     step("images into the node", || {
@@ -148,6 +150,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "--host",
         format!("{}.localhost:{}", project::NAME, gateway.port()),
     );
+    add(
+        "--ahead-host",
+        format!("{}.localhost:{}", project::AHEAD, gateway.port()),
+    );
+    let deploy = dir.path().join("deploy-ahead");
+    node.write_deploy(&ahead, &deploy)?;
+    add("--deploy-ahead", deploy.display().to_string());
     add("--data-dir", node.data_dir().display().to_string());
     let measured = measure(&bench, &arguments);
     interrupt::check()?;

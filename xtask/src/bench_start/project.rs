@@ -9,14 +9,16 @@ use std::path::{Path, PathBuf};
 
 /// The script's name.
 pub(super) const NAME: &str = "start-bench";
+/// The same with instances started ahead.
+pub(super) const AHEAD: &str = "start-bench-ahead";
 
-/// Writes it into `dir`. `modules` is a node_modules that has @cloudflare/containers.
-pub(super) fn write(dir: &Path, classes: &[Class], modules: &Path) -> Result<PathBuf> {
-    let project = dir.join("project");
+/// Writes it into `dir`, under this name. `modules` is a node_modules that has @cloudflare/containers.
+pub(super) fn write(dir: &Path, name: &str, classes: &[Class], modules: &Path) -> Result<PathBuf> {
+    let project = dir.join(name);
     fs::create_dir_all(project.join("src"))?;
     fs::write(project.join("src/index.js"), include_str!("apps/worker.js"))?;
     symlink(modules, project.join("node_modules"))?;
-    let package = json!({"name": NAME, "private": true, "type": "module"});
+    let package = json!({"name": name, "private": true, "type": "module"});
     fs::write(project.join("package.json"), package.to_string())?;
     for class in classes {
         let context = project.join(class.name());
@@ -43,12 +45,13 @@ pub(super) fn write(dir: &Path, classes: &[Class], modules: &Path) -> Result<Pat
                 // As much as every other runtime's containers get here.
                 "instance_type": {"vcpu": 1, "memory_mib": 3072, "disk_mb": 4000},
                 "max_instances": 5000,
+                "unsafe": {"configuration": {"wharf": {"min_instances": if name == AHEAD { 2 } else { 0 }}}},
             })
         })
         .collect();
     let names: Vec<_> = classes.iter().map(|class| class.class_name()).collect();
     let config = json!({
-        "name": NAME,
+        "name": name,
         "main": "src/index.js",
         "compatibility_date": "2026-11-01",
         "containers": containers,

@@ -22,13 +22,14 @@ use daemons::{Docker, Podman};
 use measure::Subject;
 use place::Place;
 use report::{Machine, Report};
+use runtime::ahead::{Ahead, ready};
 use runtime::api::ApiRuntime;
 use runtime::engine::{EngineRuntime, SPAWNER_VERB, World};
 use runtime::floor::Floor;
 use runtime::oci::{self, AGENT_VERB, Oci};
 use runtime::whole::{Node, Whole};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -64,6 +65,12 @@ struct Args {
     /// Seconds of starts at a rate
     #[arg(long)]
     sustained: u64,
+    /// A program that deploys the same Worker with instances started ahead
+    #[arg(long)]
+    deploy_ahead: Option<PathBuf>,
+    /// That Worker's host name
+    #[arg(long, default_value_t)]
+    ahead_host: String,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -129,7 +136,8 @@ fn run(args: &Args) -> Result<()> {
 
     let mut rows = Vec::new();
     for class in &args.classes {
-        rows.extend(measure::class(class, &mut subjects, args.rounds)?);
+        let modes = &measure::Mode::ALL;
+        rows.extend(measure::class(class, &mut subjects, args.rounds, modes)?);
     }
     // Their memory and their threads are no part of what follows.
     drop(subjects);
@@ -146,6 +154,14 @@ fn run(args: &Args) -> Result<()> {
         runtime.block_on(sustained).into()
     });
     interrupt::check()?;
+    let ahead = match node.as_ref().zip(args.deploy_ahead.as_ref()) {
+        Some((node, deploy)) => {
+            let (of_it, memory) = ahead(args, node, deploy)?;
+            rows.extend(of_it);
+            memory
+        }
+        None => Vec::new(),
+    };
     machine.load_after = report::load();
     let report = Report {
         machine,
@@ -154,6 +170,7 @@ fn run(args: &Args) -> Result<()> {
         burst,
         density,
         sustained,
+        ahead,
     };
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
@@ -204,6 +221,48 @@ fn add_others(
     });
     subjects.push(Subject::new(Whole::new(node.clone()), n));
     Ok((docker, podman))
+}
+
+/// Starts for which something is ready, after everything else: what waits in memory is no part of the other figures.
+fn ahead(
+    args: &Args,
+    node: &Node,
+    deploy: &Path,
+) -> Result<(Vec<report::Row>, Vec<report::Ahead>)> {
+    eprintln!("instances started ahead");
+    let deployed = std::process::Command::new(deploy).output()?;
+    if !deployed.status.success() {
+        anyhow::bail!(
+            "the deploy with instances started ahead: {}{}",
+            String::from_utf8_lossy(&deployed.stdout),
+            String::from_utf8_lossy(&deployed.stderr)
+        );
+    }
+    let node = Node {
+        host: args.ahead_host.clone(),
+        ..node.clone()
+    };
+    let (mut rows, mut memory) = (Vec::new(), Vec::new());
+    for class in &args.classes {
+        interrupt::check()?;
+        let figures = ready(&node, class).map(|it| report::Standby {
+            kib: it["memory_bytes"].as_u64().unwrap_or(0)
+                / it["ready"].as_u64().unwrap_or(1).max(1)
+                / 1024,
+        });
+        memory.push(report::Ahead {
+            class: class.name.clone(),
+            memory: figures.into(),
+        });
+        let mut subjects = [Subject::new(Ahead::new(node.clone()), args.n)];
+        rows.extend(measure::class(
+            class,
+            &mut subjects,
+            args.rounds,
+            &[measure::Mode::Isolated],
+        )?);
+    }
+    Ok((rows, memory))
 }
 
 /// Ends the engine, whatever happened.

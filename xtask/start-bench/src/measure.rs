@@ -24,6 +24,8 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
+    pub(crate) const ALL: [Mode; 2] = [Mode::Isolated, Mode::BackToBack];
+
     fn name(self) -> &'static str {
         match self {
             Mode::Isolated => "isolated",
@@ -84,8 +86,13 @@ impl Series {
     }
 }
 
-/// Measures one class with every subject, in both modes.
-pub(crate) fn class(class: &Class, subjects: &mut [Subject], rounds: usize) -> Result<Vec<Row>> {
+/// Measures one class with every subject, in these modes.
+pub(crate) fn class(
+    class: &Class,
+    subjects: &mut [Subject],
+    rounds: usize,
+    modes: &[Mode],
+) -> Result<Vec<Row>> {
     let mut number = 0;
     let mut isolation = vec![None; subjects.len()];
     let mut broken: Vec<Option<String>> = Vec::new();
@@ -108,7 +115,7 @@ pub(crate) fn class(class: &Class, subjects: &mut [Subject], rounds: usize) -> R
         }
     }
     let mut rows = Vec::new();
-    for mode in [Mode::Isolated, Mode::BackToBack] {
+    for &mode in modes {
         let mut series: Vec<Series> = subjects.iter().map(|_| Series::default()).collect();
         for round in 0..rounds {
             for (i, subject) in subjects.iter_mut().enumerate() {
@@ -167,6 +174,7 @@ fn warm_up(runtime: &mut dyn Runtime, class: &Class, number: &mut usize) -> Resu
     let mut walls = String::new();
     for i in 0..WARM_UP {
         interrupt::check()?;
+        runtime.prepare(class)?;
         let started = runtime.start(class, &name(number));
         if started.is_ok() && i == 0 {
             walls = look::isolation(runtime.pid()?);
@@ -188,6 +196,10 @@ fn one(
     interrupt::check()?;
     if mode == Mode::Isolated {
         std::thread::sleep(ISOLATED);
+    }
+    if let Err(error) = runtime.prepare(class) {
+        series.fail(&error);
+        return Ok(());
     }
     let name = name(number);
     let start = Instant::now();

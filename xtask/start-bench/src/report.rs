@@ -20,6 +20,7 @@ pub(crate) struct Report {
     pub(crate) burst: Option<Outcome<Burst>>,
     pub(crate) density: Option<Outcome<Density>>,
     pub(crate) sustained: Option<Outcome<Sustained>>,
+    pub(crate) ahead: Vec<Ahead>,
 }
 
 /// A figure, or why there is none.
@@ -133,6 +134,19 @@ pub(crate) struct Sustained {
     pub(crate) grown_cgroups: i64,
     pub(crate) grown_instance_directories: i64,
     pub(crate) reason: Option<String>,
+}
+
+/// What an instance that is started ahead costs.
+#[derive(Debug, Serialize)]
+pub(crate) struct Ahead {
+    pub(crate) class: String,
+    pub(crate) memory: Outcome<Standby>,
+}
+
+/// By its cgroup's account.
+#[derive(Debug, Serialize)]
+pub(crate) struct Standby {
+    pub(crate) kib: u64,
 }
 
 /// The machine's load: 1, 5 and 15 minutes.
@@ -349,6 +363,18 @@ impl Report {
                 let _ = write!(out, "\n**A sleeping application**: failed: {reason}\n");
             }
             None => {}
+        }
+        let ahead = self.ahead.iter().map(|it| match &it.memory {
+            Outcome::Measured(standby) => format!("{} {} KiB", it.class, standby.kib),
+            Outcome::Failed { reason } => format!("{} failed: {reason}", it.class),
+        });
+        let ahead: Vec<_> = ahead.collect();
+        if !ahead.is_empty() {
+            let _ = write!(
+                out,
+                "\n**An instance started ahead** holds, by its cgroup's account: {}.\n",
+                ahead.join("; ")
+            );
         }
         out
     }

@@ -105,6 +105,7 @@ mod tests {
             application_name: None,
             state: lifecycle::State::Running,
             pid: None,
+            handed: false,
             created_ms: 0,
             started_ms: None,
             finished_ms: None,

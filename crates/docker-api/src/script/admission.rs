@@ -11,13 +11,14 @@
 
 use super::create::{Body, environment, limits, no_image, object_of};
 use super::sidecar::{INGRESS_PORT, sidecar_of};
+use super::standby::{Kept, Recipe, Standbys};
 use super::start_options::Carried;
 use super::{APPLICATION_IMAGE, Applications};
 use crate::errors::ApiError;
 use crate::storage::is_snapshot;
 use http::StatusCode;
 use std::sync::Arc;
-use wharf_engine::{Application, Engine, Limits, StartOptions};
+use wharf_engine::{Application, Create, Engine, Limits, StartOptions};
 
 /// Who calls.
 pub(crate) enum Admission {
@@ -41,6 +42,8 @@ pub(crate) struct Admitted {
     pub(crate) env: Vec<String>,
     pub(crate) limits: Limits,
     pub(crate) application: Option<Application>,
+    /// If its application asks for instances to be started ahead.
+    pub(crate) kept: Option<Kept>,
     pub(crate) start: StartOptions,
 }
 
@@ -67,6 +70,7 @@ impl Admission {
                 env,
                 limits: limits(&Limits::default(), host),
                 application: None,
+                kept: None,
                 start: StartOptions::default(),
             });
         };
@@ -105,6 +109,14 @@ impl Admission {
             name: application.name.clone(),
             max_instances: application.max_instances,
         };
+        let kept = (application.min_instances > 0).then(|| Kept {
+            id: application.id.clone(),
+            name: application.name.clone(),
+            script: script.clone(),
+            unique_key: unique_key.to_owned(),
+            min_instances: application.min_instances,
+            max_instances: application.max_instances,
+        });
         let most = carried
             .limits(&application)
             .inspect_err(|error| engine.refuse(&counted, &error.message))?;
@@ -114,8 +126,28 @@ impl Admission {
             image,
             named_images: application.named_images,
             application: Some(counted),
+            kept,
             start: carried.into_start(),
         })
+    }
+
+    /// Of a create that can be repeated without its object: who is to be told when it is done, and what.
+    pub(crate) fn repeatable(
+        &self,
+        request: &Create,
+        seen: Option<(Kept, Body)>,
+        carried: &Carried,
+    ) -> Option<(Standbys, Kept, Recipe)> {
+        let (Admission::Script { applications, .. }, Some((kept, body)), Some(network)) =
+            (self, seen, &request.network)
+        else {
+            return None;
+        };
+        let standbys = applications.standbys()?;
+        let policy = network.policy();
+        let alone = request.volumes.is_empty() && request.snapshot.is_none();
+        let recipe = Recipe::of(&body, carried, policy.internet);
+        (alone && network.is_plain(&policy)).then_some((standbys, kept, recipe))
     }
 
     /// Whether a create is one of workerd's network sidecar.

@@ -19,21 +19,32 @@ use std::collections::BTreeMap;
 use wharf_engine::{Create, EngineError, Limits, OwnNetwork};
 use wharf_net::Network;
 
+const OBJECT_ID: &str = "CLOUDFLARE_DURABLE_OBJECT_ID";
+/// The variables that workerd appends, with values that say nothing (contract: workerd, 1.3).
+const PLACEHOLDERS: [&str; 6] = [
+    "CLOUDFLARE_COUNTRY_A2",
+    "CLOUDFLARE_DEPLOYMENT_ID",
+    "CLOUDFLARE_LOCATION",
+    "CLOUDFLARE_REGION",
+    "CLOUDFLARE_APPLICATION_ID",
+    OBJECT_ID,
+];
+
 #[derive(Debug, Deserialize)]
 pub(crate) struct CreateQuery {
     name: Option<String>,
 }
 
 /// The body. workerd writes scalar defaults (0, "") for what is not set, and Docker clients write null: both are unset.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct Body {
     pub(crate) image: Option<String>,
     pub(crate) cmd: Option<Vec<String>>,
     entrypoint: Option<Vec<String>>,
     pub(crate) env: Option<Vec<String>>,
-    user: Option<String>,
-    working_dir: Option<String>,
+    pub(crate) user: Option<String>,
+    pub(crate) working_dir: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     pub(crate) exposed_ports: Option<BTreeMap<String, Value>>,
     tty: Option<bool>,
@@ -44,7 +55,7 @@ pub(crate) struct Body {
 
 /// What of `HostConfig` counts. `PidMode` does not: the host's processes are nobody's. `RestartPolicy` does not for workerd, to which an exit must
 /// be told by `wait`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct HostConfig {
     network_mode: Option<String>,
@@ -74,13 +85,51 @@ impl HostConfig {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct RestartPolicy {
     name: Option<String>,
 }
 
 impl Body {
+    /// Nothing but an image.
+    pub(crate) fn of_image(image: &str) -> Body {
+        let body = Body {
+            image: Some(image.to_owned()),
+            ..Body::default()
+        };
+        body.without_what_is_an_objects_own()
+    }
+
+    /// The same start of any other object: without the network, which is named after one, and what only the engine knows of an instance.
+    pub(crate) fn without_what_is_an_objects_own(&self) -> Body {
+        let list = |list: &Option<Vec<String>>| list.clone().filter(|list| !list.is_empty());
+        let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let mut env = self.env.clone();
+        // The platform's variables are those of the time when it is used.
+        env.iter_mut()
+            .for_each(|env| env.retain(|entry| !PLACEHOLDERS.contains(&key_of(entry))));
+        let limit = |limit: fn(&HostConfig) -> Option<i64>| {
+            let limit = self.host_config.as_ref().and_then(limit);
+            limit.filter(|limit| *limit > 0)
+        };
+        Body {
+            image: text(&self.image),
+            cmd: list(&self.cmd),
+            entrypoint: list(&self.entrypoint),
+            env: list(&env),
+            user: text(&self.user),
+            working_dir: text(&self.working_dir),
+            host_config: Some(HostConfig {
+                memory: limit(|host| host.memory),
+                nano_cpus: limit(|host| host.nano_cpus),
+                pids_limit: limit(|host| host.pids_limit),
+                ..HostConfig::default()
+            }),
+            ..Body::default()
+        }
+    }
+
     fn as_helper(&self) -> HelperBody<'_> {
         let host = self.host_config.as_ref();
         HelperBody {
@@ -142,10 +191,11 @@ async fn create_container(
         env,
         limits,
         application,
+        kept,
         start,
     } = shared
         .admission
-        .admit(&shared.engine, &name, &body, carried)
+        .admit(&shared.engine, &name, &body, carried.clone())
         .await?;
     let mut image = image;
     let mut snapshot = None;
@@ -163,6 +213,7 @@ async fn create_container(
             "the container snapshot was taken of an image that the Worker does not name any more; a snapshot fits only the image that it was taken of: go back to that image (wrangler rollback), or start without the snapshot",
         ));
     };
+    let seen = kept.map(|kept| (kept, body.clone()));
     let mut body = body;
     let host = body.host_config.take().unwrap_or_default();
     let mounts = host.mounts.as_deref().unwrap_or_default();
@@ -178,13 +229,8 @@ async fn create_container(
             "conflicting options: a container in another's network publishes no ports of its own",
         ));
     }
-    let asked = body.image.unwrap_or_default();
-    // `start({entrypoint})` arrives as Cmd. On Cloudflare it is what runs, instead of the image's ENTRYPOINT and CMD, and so it is here.
-    let (entrypoint, cmd) = match (body.entrypoint, body.cmd.unwrap_or_default()) {
-        (Some(entrypoint), cmd) if !entrypoint.is_empty() => (Some(entrypoint), cmd),
-        (_, cmd) if cmd.is_empty() || !of_workerd => (None, cmd),
-        (_, cmd) => (Some(cmd), Vec::new()),
-    };
+    let asked = body.image.take().unwrap_or_default();
+    let (entrypoint, cmd) = command(&mut body, of_workerd);
     let mut labels = body.labels.unwrap_or_default();
     if asked != image {
         labels.insert(ASKED_IMAGE_LABEL.to_owned(), asked);
@@ -208,6 +254,19 @@ async fn create_container(
         snapshot,
         start,
     };
+    let repeatable = shared.admission.repeatable(&request, seen, &carried);
+    let created = create_or_replace(shared, request, of_workerd).await?;
+    if let Some((standbys, kept, recipe)) = repeatable {
+        standbys.started(kept, recipe);
+    }
+    Ok(created)
+}
+
+async fn create_or_replace(
+    shared: &Shared,
+    request: Create,
+    of_workerd: bool,
+) -> Result<String, ApiError> {
     match shared.engine.create(request.clone()).await {
         Err(EngineError::Conflict(text)) if of_workerd => {
             // One that ended by itself (an object that went to sleep) still has the name. workerd would delete it and try again, but only after 100 ms:
@@ -230,6 +289,15 @@ async fn create_container(
             Err(no_image(&request.image))
         }
         created => created.map_err(ApiError::from),
+    }
+}
+
+/// What runs. `start({entrypoint})` arrives as Cmd. On Cloudflare it is what runs, instead of the image's ENTRYPOINT and CMD, and so it is here.
+pub(crate) fn command(body: &mut Body, of_workerd: bool) -> (Option<Vec<String>>, Vec<String>) {
+    match (body.entrypoint.take(), body.cmd.take().unwrap_or_default()) {
+        (Some(entrypoint), cmd) if !entrypoint.is_empty() => (Some(entrypoint), cmd),
+        (_, cmd) if cmd.is_empty() || !of_workerd => (None, cmd),
+        (_, cmd) => (Some(cmd), Vec::new()),
     }
 }
 
@@ -321,6 +389,10 @@ fn refuse_unsupported_of_docker(body: &Body, host: &HostConfig) -> Result<(), Ap
     }
 }
 
+fn key_of(entry: &str) -> &str {
+    entry.split_once('=').map_or(entry, |(key, _)| key)
+}
+
 /// The start's variables, with real values for the placeholders that workerd appends (contract: workerd, 1.3). A placeholder without a value is left out: it
 /// would be taken for one.
 pub(crate) fn environment(
@@ -328,19 +400,10 @@ pub(crate) fn environment(
     application: &ApplicationInfo,
     object_id: &str,
 ) -> Vec<String> {
-    const PLACEHOLDERS: [&str; 6] = [
-        "CLOUDFLARE_COUNTRY_A2",
-        "CLOUDFLARE_DEPLOYMENT_ID",
-        "CLOUDFLARE_LOCATION",
-        "CLOUDFLARE_REGION",
-        "CLOUDFLARE_APPLICATION_ID",
-        OBJECT_ID,
-    ];
-    const OBJECT_ID: &str = "CLOUDFLARE_DURABLE_OBJECT_ID";
     let variables = &application.variables;
     let is_set = |key: &str| variables.iter().any(|(name, _)| name == key);
     env.retain(|entry| {
-        let key = entry.split_once('=').map_or(entry.as_str(), |(key, _)| key);
+        let key = key_of(entry);
         !PLACEHOLDERS.contains(&key) && !is_set(key)
     });
     env.extend(
@@ -348,7 +411,10 @@ pub(crate) fn environment(
             .iter()
             .map(|(key, value)| format!("{key}={value}")),
     );
-    if !is_set(OBJECT_ID) {
+    if application.min_instances > 0 {
+        // Its instances may be started before there is an object that asks for them. None has it, so that all are alike.
+        env.retain(|entry| key_of(entry) != OBJECT_ID);
+    } else if !is_set(OBJECT_ID) {
         env.push(format!("{OBJECT_ID}={object_id}"));
     }
     env
@@ -393,6 +459,7 @@ mod tests {
             },
             largest: Limits::default(),
             max_instances: 3,
+            min_instances: 0,
             variables: variables.iter().map(owned).collect(),
         }
     }

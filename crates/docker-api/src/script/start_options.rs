@@ -23,7 +23,7 @@ const MAX_TOKEN: usize = 64;
 /// The smallest CPU quota, thousandths of a core: the kernel's smallest is a hundredth.
 const LEAST_CPU_MILLIS: u64 = 10;
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Carried {
     token: Option<String>,
@@ -36,7 +36,7 @@ pub(crate) struct Carried {
 /// `start({instance})`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(untagged)]
-enum Instance {
+pub(crate) enum Instance {
     Named(String),
     #[serde(rename_all = "camelCase")]
     Custom {
@@ -67,6 +67,19 @@ impl Carried {
             return Err(ApiError::bad_request("Hard timeout must be greater than 0"));
         }
         Ok(carried)
+    }
+
+    /// What names a size, and nothing else.
+    pub(crate) fn of_size(instance: Option<Instance>) -> Self {
+        Carried {
+            instance,
+            ..Carried::default()
+        }
+    }
+
+    /// The size that it names.
+    pub(crate) fn size(&self) -> Option<Instance> {
+        self.instance.clone()
     }
 
     /// Names this start.
@@ -228,6 +241,7 @@ mod tests {
             largest: limits.clone(),
             limits,
             max_instances: 3,
+            min_instances: 0,
             variables: Vec::new(),
         }
     }

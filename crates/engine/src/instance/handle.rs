@@ -5,7 +5,7 @@ use crate::disks::Lent;
 use crate::lifecycle::{Answer, EndedBy, State, Until};
 use crate::log::Grown;
 use crate::own_network::Published;
-use crate::record::{Fixed, Progress, process_id};
+use crate::record::{Fixed, Progress};
 use crate::{EngineError, Usage};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ pub(crate) struct Handle {
     pub(crate) view: watch::Receiver<View>,
     pub(crate) network: Mutex<Option<wharf_net::Network>>,
     /// What it writes is here; without, in its directory.
-    pub(super) disk: Option<Lent>,
+    pub(super) disk: Option<Arc<Lent>>,
     /// Whoever needs the files to himself: a start, a writer from outside, a copy.
     pub(crate) files: Arc<tokio::sync::Mutex<()>>,
     /// Counts what its owner asks for, and its being orphaned: who sees the same figure twice knows that nobody has asked in between.
@@ -67,6 +67,18 @@ pub(crate) enum Ask {
     SetLabels(BTreeMap<String, String>),
     /// How long it may run on while nobody asks for it, milliseconds.
     SetInactivity(u64),
+    /// It was started ahead, and becomes this one.
+    Become(Box<NewLife>),
+}
+
+/// What an instance that was started ahead becomes.
+#[derive(Debug, Clone)]
+pub(crate) struct NewLife {
+    pub(crate) fixed: Arc<Fixed>,
+    /// The last generation of the name.
+    pub(crate) generation: u64,
+    pub(crate) object_labels: BTreeMap<String, String>,
+    pub(crate) network: wharf_net::Network,
 }
 
 #[derive(Debug)]
@@ -124,7 +136,7 @@ impl Handle {
         if !view.state.is_live() {
             return view.progress.usage;
         }
-        let id = process_id(&self.fixed.id, view.progress.generation);
+        let id = self.fixed.process(view.progress.generation);
         // Not started yet, or gone by now.
         let process = spawner.usage(&id).await.ok()?;
         Some(Usage::new(process, self.disk_usage()))

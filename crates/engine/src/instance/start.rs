@@ -2,7 +2,7 @@
 
 use super::Handle;
 use crate::own_network::Published;
-use crate::record::{Label, process_id};
+use crate::record::Label;
 use crate::{Shared, files, now_ms};
 use wharf_sandbox::{Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds};
 
@@ -58,7 +58,7 @@ pub(super) async fn start_process(
         file("/etc/hostname", format!("{hostname}\n")),
     ]);
     let spec = ProcessSpec {
-        id: process_id(&fixed.id, generation),
+        id: fixed.process(generation),
         label: label.encode().map_err(|e| failed("label", &e))?,
         argv: fixed.argv.clone(),
         env: fixed.env.clone(),

@@ -29,20 +29,20 @@ pub struct Egress {
 }
 
 /// The body of `PUT /egress`. Every part is optional, and what is absent stays as it was.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, Clone, serde::Deserialize)]
 pub(crate) struct Update {
     port: Option<u16>,
     dns: Option<Dns>,
     internet: Option<Internet>,
 }
 
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, Clone, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Dns {
     allow_hostnames: Option<Vec<String>>,
 }
 
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, Clone, serde::Deserialize)]
 struct Internet {
     enabled: Option<bool>,
 }

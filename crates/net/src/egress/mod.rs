@@ -132,7 +132,7 @@ async fn go(asked: Asked, way: Way, client: TcpStream, head: Vec<u8>) -> io::Res
             let shown = name
                 .clone()
                 .unwrap_or_else(|| asked.destination.ip().to_string());
-            let mut client = shared.leaves.accept(&shared.ca, &shown, client).await?;
+            let mut client = shared.leaves.accept(&shared.ca(), &shown, client).await?;
             if tls::chose_http2(&client) == Some(true) {
                 return h2::serve(h2::Route::tls(asked, name, tunnel), client).await;
             }

@@ -1,5 +1,6 @@
 //! What workerd tells and asks its sidecar besides connections: `PUT /egress` and `GET /ca` (contract: workerd, 1.5).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode, header};
@@ -7,15 +8,15 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 
 use super::{Answer, text};
-use crate::Shared;
 use crate::egress::{self, Update};
+use crate::{Shared, succession};
 
 const MAX_BODY: usize = 256 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The certificate of the network's authority.
 pub(super) fn get_ca(shared: &Shared) -> Answer {
-    let mut answer = Response::new(Full::from(shared.ca.pem()));
+    let mut answer = Response::new(Full::from(shared.ca().pem()));
     answer.headers_mut().insert(
         header::CONTENT_TYPE,
         header::HeaderValue::from_static("application/x-pem-file"),
@@ -23,7 +24,7 @@ pub(super) fn get_ca(shared: &Shared) -> Answer {
     answer
 }
 
-pub(super) async fn put_egress(shared: &Shared, request: Request<Incoming>) -> Answer {
+pub(super) async fn put_egress(own: &Arc<Shared>, request: Request<Incoming>) -> Answer {
     let body = Limited::new(request.into_body(), MAX_BODY).collect();
     let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
         Ok(Ok(body)) => body.to_bytes(),
@@ -49,7 +50,14 @@ pub(super) async fn put_egress(shared: &Shared, request: Request<Incoming>) -> A
             );
         }
     };
-    egress::apply(shared, update).await;
+    // A network that has taken over meanwhile began with what was said before.
+    loop {
+        let shared = succession::current(own);
+        egress::apply(&shared, update.clone()).await;
+        if Arc::ptr_eq(&shared, &succession::current(own)) {
+            break;
+        }
+    }
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = StatusCode::NO_CONTENT;
     answer

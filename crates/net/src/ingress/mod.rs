@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::bandwidth::Bandwidth;
-use crate::{Shared, Slot};
+use crate::{Shared, Slot, succession};
 
 mod control;
 mod hold;
@@ -75,7 +75,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>, slot: Slot) -> 
     match (request.method(), request.uri().path()) {
         (&Method::CONNECT, _) => connect(shared, request, slot).await,
         (&Method::PUT, "/egress") => control::put_egress(&shared, request).await,
-        (&Method::GET, "/ca") => control::get_ca(&shared),
+        (&Method::GET, "/ca") => control::get_ca(&succession::current(&shared)),
         (method, path) => text(
             StatusCode::NOT_FOUND,
             format!(
@@ -85,14 +85,14 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>, slot: Slot) -> 
     }
 }
 
-async fn connect(shared: Arc<Shared>, request: Request<Incoming>, slot: Slot) -> Answer {
+async fn connect(own: Arc<Shared>, request: Request<Incoming>, slot: Slot) -> Answer {
     let port = match destination_port(&request) {
         Ok(port) => port,
         // Not 400: that has a meaning of its own here.
         Err(reason) => return text(StatusCode::UNPROCESSABLE_ENTITY, reason),
     };
-    let app = match ready::dial(&shared, port).await {
-        Ok(app) => app,
+    let (shared, app) = match ready::dial(&own, port).await {
+        Ok(dialled) => dialled,
         Err(DialError::NotListening(age)) => return not_listening(port, &still_waiting(age)),
         Err(DialError::Ended(how)) => return not_listening(port, &format!("it has ended: {how}")),
         Err(DialError::Io(error)) => {
@@ -132,8 +132,9 @@ struct Inside {
 
 impl Upstream for Inside {
     async fn dial(&self) -> io::Result<TcpStream> {
-        ready::dial(&self.shared, self.port)
-            .await
+        let dialled = ready::dial(&self.shared, self.port).await;
+        dialled
+            .map(|(_, stream)| stream)
             .map_err(|error| match error {
                 DialError::NotListening(_) => io::ErrorKind::ConnectionRefused.into(),
                 DialError::Ended(how) => {

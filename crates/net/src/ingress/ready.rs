@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use wharf_sandbox::netns::{Listeners, Pause};
 
 use super::hold;
-use crate::{Shared, Target};
+use crate::{Shared, Target, succession};
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -124,8 +124,23 @@ fn age(target: &Target) -> Option<Duration> {
     }
 }
 
-/// Dials inside, holding while nobody listens.
-pub(super) async fn dial(shared: &Arc<Shared>, port: u16) -> Result<TcpStream, DialError> {
+/// Dials inside, holding while nobody listens. Returns whose inside it is as well: a network may be taken over while it is waited for.
+pub(super) async fn dial(
+    own: &Arc<Shared>,
+    port: u16,
+) -> Result<(Arc<Shared>, TcpStream), DialError> {
+    loop {
+        let shared = succession::current(own);
+        // Cancelling a try loses nothing: a socket that is not connected goes back to the stock.
+        tokio::select! {
+            biased;
+            dialled = dial_in(&shared, port) => return dialled.map(|stream| (shared, stream)),
+            () = own.succession.after(&shared) => {}
+        }
+    }
+}
+
+async fn dial_in(shared: &Arc<Shared>, port: u16) -> Result<TcpStream, DialError> {
     let mut targets = shared.target.subscribe();
     let mut attempt = shared.inside.attempt(port);
     let mut seen = None;

@@ -9,6 +9,7 @@ mod http_ingress;
 mod ingress;
 mod lifetime;
 mod outbound;
+mod succession;
 
 use std::collections::HashMap;
 use std::io;

@@ -78,10 +78,9 @@ impl wharf_control::Effects for Effects {
             }
             node.supervisor.set(script, desired);
             node.schedules.notify_one();
-            node.supervisor
-                .settled(script)
-                .await
-                .map_err(|e| e.to_string())
+            let settled = node.supervisor.settled(script).await;
+            node.standbys.script_changed(script);
+            settled.map_err(|e| e.to_string())
         })
     }
 
@@ -90,6 +89,7 @@ impl wharf_control::Effects for Effects {
             self.0.schedules.notify_one();
             self.0.supervisor.remove(script, true).await;
             let owner = Owner::Script(script.to_owned());
+            self.0.standbys.script_gone(script);
             self.0.engine.remove_all(Some(&owner)).await;
             let node = self.0.clone();
             let swept = tokio::task::spawn_blocking(move || {
@@ -143,6 +143,7 @@ impl wharf_control::Effects for Effects {
 /// application, ends all.
 async fn roll(node: &Node, id: &str) -> anyhow::Result<()> {
     let Some(application) = node.store.application(id)? else {
+        node.standbys.application_gone(id);
         let ended = node.engine.end_application(id).await;
         tracing::info!(
             application = id,
@@ -155,13 +156,18 @@ async fn roll(node: &Node, id: &str) -> anyhow::Result<()> {
         .expect_disks(wharf_docker_api::script::disk_bytes(
             application.limits().disk_mb,
         ));
+    let kept = super::sockets::kept(&node.store, &application)?;
     // One that its Durable Objects manage: what runs keeps its image, the next start names its own.
     let Some(reference) = application.image().map(str::to_owned) else {
+        kept.into_iter()
+            .for_each(|kept| node.standbys.application(kept));
         return Ok(());
     };
     let image = unpacked(node, reference)
         .await
         .with_context(|| format!("the image of application \"{}\"", application.name))?;
+    kept.into_iter()
+        .for_each(|kept| node.standbys.application(kept));
     let rolled = node.engine.roll(id, image.id.as_str()).await;
     tracing::info!(application = application.name, rolled, "image set");
     Ok(())

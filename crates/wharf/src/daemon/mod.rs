@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
+use wharf_docker_api::script::standby::Standbys;
 use wharf_engine::{Engine, EngineConfig};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Networks};
@@ -36,6 +37,7 @@ pub(crate) struct Node {
     pub(crate) networks: Networks,
     pub(crate) engine: Engine,
     pub(crate) supervisor: Supervisor,
+    pub(crate) standbys: Standbys,
     /// Told when scripts or their schedules change.
     pub(crate) schedules: Arc<tokio::sync::Notify>,
 }
@@ -224,12 +226,14 @@ async fn serve(
         networks.clone(),
     )
     .await?;
+    let standbys = sockets::standbys(&config, &store, &engine);
     let docker_sockets = Arc::new(sockets::ScriptSockets::new(
         config.clone(),
         store.clone(),
         engine.clone(),
         networks.clone(),
         snapshots.clone(),
+        standbys.clone(),
     ));
     let supervisor = Supervisor::new(
         WorkerdConfig {
@@ -255,6 +259,7 @@ async fn serve(
         networks: networks.clone(),
         engine: engine.clone(),
         supervisor: supervisor.clone(),
+        standbys: standbys.clone(),
         schedules: Arc::new(tokio::sync::Notify::new()),
     };
     let mut scripts = Vec::new();
@@ -268,6 +273,9 @@ async fn serve(
         engine.expect_disks(wharf_docker_api::script::disk_bytes(
             application.limits().disk_mb,
         ));
+        if let Some(kept) = sockets::kept(&store, &application)? {
+            standbys.application(kept);
+        }
     }
     let operator = sockets::operator(&node, spawner, stopping.wait())?;
     let control_task = tokio::spawn(
@@ -299,6 +307,7 @@ async fn serve(
     eprintln!("wharf: stopping");
     cron_task.abort();
     housekeeping.abort();
+    standbys.stop().await;
     supervisor.shutdown().await;
     engine.remove_all(None).await;
     control_task.abort();

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use wharf_docker_api::operator::Operator;
+use wharf_docker_api::script::standby::{Kept, Standbys};
 use wharf_docker_api::script::{ApplicationInfo, Applications};
 use wharf_engine::{Engine, Owner};
 use wharf_gateway::{Unavailable, Upstream, Upstreams};
@@ -36,10 +37,12 @@ impl ScriptSockets {
         engine: Engine,
         networks: Networks,
         snapshots: Snapshots,
+        standbys: Standbys,
     ) -> Self {
         let applications = Arc::new(StoredApplications {
             config,
             store: store.clone(),
+            standbys: Some(standbys),
         });
         ScriptSockets {
             store,
@@ -133,10 +136,45 @@ impl Drop for ScriptSocket {
     }
 }
 
+/// Keeps instances started ahead, within the configured memory.
+pub(super) fn standbys(config: &Arc<Config>, store: &Store, engine: &Engine) -> Standbys {
+    let applications = Arc::new(StoredApplications {
+        config: config.clone(),
+        store: store.clone(),
+        standbys: None,
+    });
+    let budget = config.containers.standby_mib.map(|mib| mib << 20);
+    Standbys::new(engine.clone(), applications, budget)
+}
+
+/// What an application asks to be kept of it; `None` if no script's objects are behind it.
+pub(super) fn kept(
+    store: &Store,
+    application: &wharf_model::Application,
+) -> Result<Option<Kept>, wharf_store::StoreError> {
+    let Some(namespace) = &application.namespace_id else {
+        return Ok(None);
+    };
+    Ok(store.namespace(namespace)?.map(|namespace| Kept {
+        id: application.id.clone(),
+        name: application.name.clone(),
+        script: namespace.script,
+        unique_key: namespace.unique_key,
+        min_instances: min_instances(application),
+        max_instances: application.max_instances,
+    }))
+}
+
+/// Control has checked the settings; what an older version has stored asks for nothing.
+fn min_instances(application: &wharf_model::Application) -> u32 {
+    application.settings().unwrap_or_default().min_instances
+}
+
 /// Applications from the store.
 struct StoredApplications {
     config: Arc<Config>,
     store: Store,
+    standbys: Option<Standbys>,
 }
 
 impl Applications for StoredApplications {
@@ -147,6 +185,10 @@ impl Applications for StoredApplications {
         object_id: &'a str,
     ) -> Boxed<'a, Result<ApplicationInfo, String>> {
         Box::pin(async move { self.look_up(script, unique_key, object_id) })
+    }
+
+    fn standbys(&self) -> Option<Standbys> {
+        self.standbys.clone()
     }
 }
 
@@ -207,6 +249,7 @@ impl StoredApplications {
             limits,
             largest,
             max_instances: application.max_instances,
+            min_instances: min_instances(&application),
             variables: variables.map(|(k, v)| (k.to_owned(), v)).to_vec(),
         })
     }

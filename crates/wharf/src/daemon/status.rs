@@ -5,6 +5,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
+use wharf_engine::Owner;
 use wharf_engine::lifecycle::{self, EndedBy};
 
 pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
@@ -16,7 +17,11 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
     });
     let instances = node.engine.list(None).await;
     let usage = node.engine.usage().await;
-    let instances = instances.iter().map(|it| {
+    // Those that are started ahead are nobody's yet.
+    let of_somebody = instances
+        .iter()
+        .filter(|it| !matches!(it.owner, Owner::Standby(_)));
+    let instances = of_somebody.map(|it| {
         let mut value = instance(it);
         value["usage"] = json!(usage.get(&it.id));
         value["listening"] = node.engine.listening(&it.id).into();
@@ -36,6 +41,7 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
         "scripts": scripts.collect::<Vec<_>>(),
         "instances": instances.collect::<Vec<_>>(),
         "snapshots": node.snapshots.usage(),
+        "standbys": node.standbys.status(),
         "refusals": node.engine.refusals(),
     }))
 }
@@ -70,6 +76,7 @@ pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
         "labels": i.object_labels,
         "created_ms": i.created_ms,
         "started_ms": i.started_ms,
+        "started_ahead": i.handed,
         "finished_ms": i.finished_ms,
         "error": i.error,
     })

@@ -1,5 +1,6 @@
 //! What is measured: each runtime starts one container of a class, says when its app's first byte came, and removes it again.
 
+pub(crate) mod ahead;
 pub(crate) mod api;
 pub(crate) mod engine;
 pub(crate) mod floor;
@@ -17,6 +18,14 @@ pub(crate) trait Runtime {
 
     /// `engine`, `docker-api` or `whole`.
     fn level(&self) -> &'static str;
+
+    /// Before a start: until what it needs is there. It does not count.
+    ///
+    /// # Errors
+    /// It does not come.
+    fn prepare(&mut self, _class: &Class) -> Result<()> {
+        Ok(())
+    }
 
     /// From the decision to start to the first byte of the app's answer. `name` was never used before.
     ///

@@ -38,6 +38,13 @@ impl Node {
         let list = self.api.call("GET", "/containers/json", None)?;
         let mut pids = Vec::new();
         for container in list.as_array().context("no list of containers")? {
+            // Nobody's yet: started ahead.
+            if container["Names"][0]
+                .as_str()
+                .is_some_and(|name| name.starts_with("/standby-"))
+            {
+                continue;
+            }
             let id = container["Id"].as_str().unwrap_or_default();
             let seen = self
                 .api

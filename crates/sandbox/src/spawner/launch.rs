@@ -26,11 +26,18 @@ pub(super) struct Launched {
 
 /// What all containers have behind their walls.
 pub(super) struct Walls {
-    pub(super) filter: Vec<BpfInstruction>,
+    pub(super) filters: Filters,
     /// `None`: not with this kernel.
     pub(super) landlock: Option<OwnedFd>,
     /// `None`: containers share the host's user namespace.
     pub(super) users: Option<Pool>,
+}
+
+/// The system call filters.
+pub(super) struct Filters {
+    pub(super) container: Vec<BpfInstruction>,
+    /// For [`Root::Bare`].
+    pub(super) runtime: Vec<BpfInstruction>,
 }
 
 /// Descriptors that came with the request.
@@ -100,10 +107,7 @@ pub(super) fn launch(
             return Err(error);
         }
     };
-    let mut namespaces = 0;
-    if is_container {
-        namespaces |= libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
-    }
+    let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
     if spec.hostname.is_some() {
         namespaces |= libc::CLONE_NEWUTS;
     }
@@ -135,7 +139,11 @@ pub(super) fn launch(
             terminal: false,
             inherit: &given.inherit,
             report: child_report.as_fd(),
-            filter: &walls.filter,
+            filter: if is_container {
+                &walls.filters.container
+            } else {
+                &walls.filters.runtime
+            },
             landlock: walls.landlock.as_ref().map(AsFd::as_fd),
         }),
         Ok(Forked::Parent { pid, pidfd }) => Ok(Launched {

@@ -116,24 +116,34 @@ impl Place {
         (spec, fds)
     }
 
-    /// A process in the host's root.
-    pub(crate) fn host(&self, id: &str, argv: &[&str]) -> ProcessSpec {
-        ProcessSpec {
+    /// A process of a static busybox in a root with nothing else, and its network.
+    pub(crate) fn bare(&self, id: &str, argv: &[&str]) -> (ProcessSpec, SpawnFds) {
+        let spec = ProcessSpec {
             id: id.to_owned(),
             label: String::new(),
             argv: argv.iter().map(|a| (*a).to_owned()).collect(),
-            env: vec!["PATH=/usr/bin:/bin".into()],
+            env: vec!["PATH=/bin".into()],
             cwd: "/".into(),
             user: "12345:12345".into(),
-            root: Root::Host,
-            network: Network::Host,
-            hostname: None,
-            mounts: vec![],
+            root: Root::Bare,
+            network: Network::Namespace,
+            hostname: Some("bare".into()),
+            mounts: vec![bind(
+                &self.busybox().join("bin/busybox"),
+                "/bin/busybox",
+                true,
+            )],
             limits: Limits::default(),
             stdin_pipe: false,
             disk: None,
             capabilities: Capabilities::default(),
-        }
+        };
+        let fds = SpawnFds {
+            netns: Some(netns()),
+            disk: None,
+            inherit: vec![],
+        };
+        (spec, fds)
     }
 
     /// Runs a script in a container to its end.

@@ -10,13 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use wharf_sandbox::netns::{self, Connecting};
 
 /// The stock of each family; fewer of IPv6, since almost everything listens on IPv4.
 const STOCK: [usize; 2] = [8, 2];
 /// Below this many of IPv4 the stock is filled up in the background.
 const LOW: usize = 3;
+/// How many connections wait for accept.
+const BACKLOG: i32 = 1024;
 /// How long a listener whose queue is full may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -59,6 +61,14 @@ impl Inside {
     /// Dials once.
     pub(crate) async fn dial(self: &Arc<Self>, port: u16) -> io::Result<TcpStream> {
         self.attempt(port).connect().await
+    }
+
+    /// Listens inside, at an IPv4 address.
+    pub(crate) async fn listen(self: &Arc<Self>, address: SocketAddr) -> io::Result<TcpListener> {
+        let socket = self.take(Family::V4).await?;
+        rustix::net::bind(&socket, &address)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        TcpListener::from_std(socket.into())
     }
 
     /// A dial that may be repeated.

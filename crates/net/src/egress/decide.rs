@@ -189,7 +189,7 @@ impl Asked {
         } else {
             Destination::Unreachable(self.destination)
         };
-        ask(port, destination, hint).await
+        ask(&self.shared.door, port, destination, hint).await
     }
 
     /// Whether the policy allows the address.

@@ -48,6 +48,7 @@ pub(crate) struct Workerd {
     pub(crate) uid_base: u32,
     pub(crate) drain_ms: u64,
     pub(crate) memory_mib: u64,
+    pub(crate) cpu_millis: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -129,6 +130,7 @@ impl Default for Workerd {
             uid_base: 720_000,
             drain_ms: 10_000,
             memory_mib: 1024,
+            cpu_millis: 2000,
         }
     }
 }
@@ -208,6 +210,8 @@ uid_base = 720000
 drain_ms = 10000
 # Memory limit of one workerd process, MiB.
 memory_mib = 1024
+# CPU of one workerd process, thousandths of a core. JavaScript runs in one thread of it; the others collect garbage and compile.
+cpu_millis = 2000
 
 [containers]
 # From the stop signal to SIGKILL, milliseconds.

@@ -18,6 +18,7 @@ mod rpc_relay;
 mod script;
 mod supervisor;
 pub mod text;
+mod walls;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio_util::sync::WaitForCancellationFutureOwned;
+use wharf_net::Network;
 
 /// Request header whose JSON value becomes `request.cf`. The gateway removes it from clients' requests and sets it.
 pub const CF_BLOB_HEADER: &str = "cf-wharf-cf-blob";
@@ -57,13 +59,14 @@ pub struct EnginePaths {
 
 /// What the supervisor needs from the daemon around it.
 pub trait Sockets: Send + Sync + 'static {
-    /// Opens the engine's sockets for one process of a script (connectable by `uid`); they close when the result is dropped, which is
-    /// when the process has ended.
+    /// Opens the engine's sockets for one process of a script (connectable by `uid`), which runs in `network`; they close when the result is
+    /// dropped, which is when the process has ended.
     fn docker(
         &self,
         script: &str,
         paths: EnginePaths,
         uid: u32,
+        network: Network,
     ) -> Pin<Box<dyn Future<Output = std::io::Result<DockerSocket>> + Send + '_>>;
     /// Path of a blob (module or asset) by its hash.
     fn blob(&self, hash: &str) -> PathBuf;
@@ -82,7 +85,8 @@ pub struct WorkerdConfig {
     pub uid_base: u32,
     /// Longest wait for requests in flight when a version is replaced, milliseconds.
     pub drain_ms: u64,
-    /// Whether Workers may connect to private addresses (RFC 1918, loopback, ...) with `fetch` and `connect`. Otherwise only to public ones.
+    /// Whether Workers may connect to private addresses (RFC 1918, ...) with `fetch` and `connect`. Otherwise only to public ones. What their network
+    /// allows is said to [`wharf_net::NetConfig`]; this is workerd's own rule.
     pub allow_private: bool,
     /// Memory of one process, bytes; above it the kernel ends the process. `None` is unlimited.
     pub memory_bytes: Option<u64>,
@@ -90,10 +94,12 @@ pub struct WorkerdConfig {
     pub nofile: u64,
     /// Most threads of one process.
     pub pids: u64,
+    /// Thousandths of a core that one process may use; `None` is unlimited.
+    pub cpu_millis: Option<u64>,
 }
 
 impl WorkerdConfig {
-    /// Defaults: user ids from 2000000, 10 s to drain, public addresses only, 1 GiB, 65536 descriptors, 512 threads.
+    /// Defaults: user ids from 2000000, 10 s to drain, public addresses only, 1 GiB, 65536 descriptors, 512 threads, two cores.
     pub fn new(binary: PathBuf, run_dir: PathBuf, storage_dir: PathBuf) -> Self {
         Self {
             binary,
@@ -105,6 +111,7 @@ impl WorkerdConfig {
             memory_bytes: Some(1 << 30),
             nofile: 65_536,
             pids: 512,
+            cpu_millis: Some(2000),
         }
     }
 }

@@ -7,15 +7,17 @@ use crate::folder::{self, Folder, FolderError};
 use crate::output::Output;
 use crate::relay;
 use crate::supervisor::Inner;
+use crate::walls::Program;
 use crate::{Desired, EnginePaths, config::ConfigError, prelude};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
-use wharf_sandbox::{Exit, Limits, Network, ProcessSpec, Root, SpawnError, SpawnFds};
+use wharf_net::{NetError, Network, Policy};
+use wharf_sandbox::{Exit, Limits, ProcessSpec, Root, SpawnError, SpawnFds};
 
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
@@ -66,6 +68,13 @@ pub(crate) enum StartError {
     Spawn(#[from] SpawnError),
     #[error("cannot prepare workerd's sockets: {0}")]
     Io(#[from] std::io::Error),
+    #[error("cannot find out what {} needs to run: {error}", path.display())]
+    Program {
+        path: PathBuf,
+        error: std::io::Error,
+    },
+    #[error("no network for workerd: {0}")]
+    Network(#[from] NetError),
     /// workerd's own words.
     #[error("{reason}")]
     Ended {
@@ -82,6 +91,9 @@ pub(crate) struct Prepared {
     uid: u32,
     plan: Plan,
     folder: Folder,
+    /// Durable Object storage, if it has any.
+    storage: Option<PathBuf>,
+    program: Program,
 }
 
 /// What a process is started for.
@@ -105,25 +117,22 @@ pub(crate) async fn prepare(
     let work = move || {
         let uid = inner.config.uid_base + desired.script_number;
         let dir = inner.config.run_dir.join(number.to_string());
-        folder::passage(&inner.config.run_dir)?;
-        folder::runnable(&inner.config.binary, uid)?;
-        let storage = match purpose {
-            Purpose::Serve => Some(inner.storage(desired.script_number).join("do")),
-            Purpose::Trial => None,
-        };
-        if let Some(storage) = &storage
-            && !desired.namespaces.is_empty()
-        {
+        folder::roots_dir(&inner.config.run_dir)?;
+        let program = inner.program().map_err(|error| StartError::Program {
+            path: inner.config.binary.clone(),
+            error,
+        })?;
+        let storage = (purpose == Purpose::Serve && !desired.namespaces.is_empty())
+            .then(|| inner.storage(desired.script_number).join("do"));
+        if let Some(storage) = &storage {
             // Root's own folder around it: the Worker's user can't put a link in its place.
-            let parent = inner.storage(desired.script_number);
-            folder::passage(&inner.config.storage_dir)?;
-            folder::passage(&parent)?;
+            folder::roots_dir(&inner.config.storage_dir)?;
+            folder::roots_dir(&inner.storage(desired.script_number))?;
             folder::private_dir(storage, uid)?;
-            folder::reachable(&parent, uid)?;
         }
         let place = Place {
             dir: dir.clone(),
-            storage,
+            storage: storage.clone(),
             allow_private: inner.config.allow_private,
         };
         let plan = plan(&desired, &place, &entries)?;
@@ -134,6 +143,8 @@ pub(crate) async fn prepare(
             uid,
             plan,
             folder,
+            storage,
+            program: program.clone(),
         })
     };
     tokio::task::spawn_blocking(work)
@@ -152,6 +163,8 @@ pub(crate) struct Process {
     docker_socket: PathBuf,
     _relays: relay::Relays,
     _folder: Folder,
+    /// Nothing is carried for it any more when this is dropped.
+    _network: Network,
     pub(crate) running: Arc<Running>,
 }
 
@@ -169,6 +182,8 @@ impl Process {
             uid,
             plan,
             folder,
+            storage,
+            program,
         } = prepared;
         let dir = folder.path().to_owned();
         let docker_socket = dir.join("docker.sock");
@@ -176,8 +191,15 @@ impl Process {
             docker: docker_socket.clone(),
             prelude: dir.join(prelude::ENGINE_SOCKET),
         };
+        let network = inner.networks.create_for_worker().await?;
+        network.set_policy(Policy {
+            internet: purpose == Purpose::Serve,
+        });
         let docker = match (plan.containers, purpose) {
-            (true, Purpose::Serve) => Some(inner.sockets.docker(script, paths, uid).await?),
+            (true, Purpose::Serve) => {
+                let opened = inner.sockets.docker(script, paths, uid, network.clone());
+                Some(opened.await?)
+            }
             _ => None,
         };
         let relays = match purpose {
@@ -187,6 +209,11 @@ impl Process {
 
         let (control, control_write) = std::io::pipe()?;
         let id = format!("workerd-{number}");
+        let mut env = plan.env;
+        env.push(program.library_path());
+        let own: Vec<&Path> = std::iter::once(dir.as_path())
+            .chain(storage.as_deref())
+            .collect();
         let spec = ProcessSpec {
             id: id.clone(),
             label: format!(
@@ -202,16 +229,16 @@ impl Process {
                 dir.join("config.capnp").to_string_lossy().into_owned(),
                 "config".into(),
             ],
-            env: plan.env,
+            env,
             cwd: dir.to_string_lossy().into_owned(),
             user: format!("{uid}:{uid}"),
-            root: Root::Host,
-            network: Network::Host,
-            hostname: None,
-            mounts: Vec::new(),
+            root: Root::Bare,
+            network: wharf_sandbox::Network::Namespace,
+            hostname: Some("worker".to_owned()),
+            mounts: program.mounts(&own, network.resolv_conf()),
             limits: Limits {
                 memory_bytes: inner.config.memory_bytes,
-                cpu_millis: None,
+                cpu_millis: inner.config.cpu_millis,
                 pids: Some(inner.config.pids),
                 nofile: Some(inner.config.nofile),
                 disk_bytes: None,
@@ -221,7 +248,7 @@ impl Process {
             capabilities: wharf_sandbox::Capabilities::NONE,
         };
         let fds = SpawnFds {
-            netns: None,
+            netns: Some(network.namespace()?),
             disk: None,
             inherit: vec![(CONTROL_FD, OwnedFd::from(control_write))],
         };
@@ -236,6 +263,7 @@ impl Process {
             docker_socket,
             _relays: relays,
             _folder: folder,
+            _network: network,
             running: Arc::new(Running {
                 number,
                 pid: spawned.pid,

@@ -236,6 +236,7 @@ async fn serve(
             drain_ms: config.workerd.drain_ms,
             memory_bytes: Some(config.workerd.memory_mib << 20),
             allow_private: config.network.allow_private,
+            cpu_millis: Some(config.workerd.cpu_millis),
             ..WorkerdConfig::new(
                 workerd,
                 config.run_dir().join("w"),
@@ -243,6 +244,7 @@ async fn serve(
             )
         },
         spawner.clone(),
+        networks.clone(),
         docker_sockets,
     );
     supervisor.reap(workers).await;

@@ -57,11 +57,12 @@ impl wharf_workerd::Sockets for ScriptSockets {
         script: &str,
         paths: EnginePaths,
         uid: u32,
+        network: wharf_net::Network,
     ) -> Boxed<'_, std::io::Result<Box<dyn Any + Send + Sync>>> {
         let docker = wharf_docker_api::script::router(
             script.to_owned(),
             self.engine.clone(),
-            self.networks.of_user(uid),
+            self.networks.of_worker(network),
             self.snapshots.clone(),
             self.applications.clone(),
         );

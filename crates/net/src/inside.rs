@@ -66,6 +66,8 @@ impl Inside {
     /// Listens inside, at an IPv4 address.
     pub(crate) async fn listen(self: &Arc<Self>, address: SocketAddr) -> io::Result<TcpListener> {
         let socket = self.take(Family::V4).await?;
+        // It does not come back, and the next one shall not wait.
+        self.refill();
         rustix::net::bind(&socket, &address)?;
         rustix::net::listen(&socket, BACKLOG)?;
         TcpListener::from_std(socket.into())
@@ -124,17 +126,25 @@ impl Inside {
             let mut stock = self.stock();
             (stock[family as usize].pop(), stock[0].len() < LOW)
         };
-        if low && socket.is_some() && !self.filling.swap(true, Ordering::Relaxed) {
-            let inside = self.clone();
-            // Nobody waits for it: whoever finds the stock empty fills it and sees the error.
-            tokio::task::spawn_blocking(move || {
-                if let Err(error) = inside.fill() {
-                    tracing::debug!(%error, "sockets inside a namespace could not be made ahead");
-                }
-                inside.filling.store(false, Ordering::Relaxed);
-            });
+        if low && socket.is_some() {
+            self.refill();
         }
         socket
+    }
+
+    /// In the background.
+    fn refill(self: &Arc<Self>) {
+        if self.filling.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let inside = self.clone();
+        // Nobody waits for it: whoever finds the stock empty fills it and sees the error.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = inside.fill() {
+                tracing::debug!(%error, "sockets inside a namespace could not be made ahead");
+            }
+            inside.filling.store(false, Ordering::Relaxed);
+        });
     }
 
     fn give_back(&self, family: usize, socket: OwnedFd) {

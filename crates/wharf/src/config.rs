@@ -49,6 +49,7 @@ pub(crate) struct Workerd {
     pub(crate) drain_ms: u64,
     pub(crate) memory_mib: u64,
     pub(crate) cpu_millis: u64,
+    pub(crate) watchdog_ms: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -131,6 +132,7 @@ impl Default for Workerd {
             drain_ms: 10_000,
             memory_mib: 1024,
             cpu_millis: 2000,
+            watchdog_ms: 10_000,
         }
     }
 }
@@ -212,6 +214,9 @@ drain_ms = 10000
 memory_mib = 1024
 # CPU of one workerd process, thousandths of a core. JavaScript runs in one thread of it; the others collect garbage and compile.
 cpu_millis = 2000
+# A Worker whose JavaScript computes for so long without a pause, CPU milliseconds, is taken for a loop without end: its process is ended and
+# started again. Whatever else waits for that thread does not count: time without a processor, or for a disk.
+watchdog_ms = 10000
 
 [containers]
 # From the stop signal to SIGKILL, milliseconds.

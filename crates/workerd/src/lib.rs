@@ -11,6 +11,7 @@ mod folder;
 mod machine;
 mod output;
 pub mod prelude;
+mod probe;
 mod process;
 mod relay;
 mod rpc;
@@ -19,6 +20,7 @@ mod script;
 mod supervisor;
 pub mod text;
 mod walls;
+mod watchdog;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -26,6 +28,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use wharf_net::Network;
 
@@ -96,10 +99,13 @@ pub struct WorkerdConfig {
     pub pids: u64,
     /// Thousandths of a core that one process may use; `None` is unlimited.
     pub cpu_millis: Option<u64>,
+    /// A process whose JavaScript computes for so long without a pause, CPU milliseconds, is ended.
+    pub watchdog_ms: u64,
 }
 
 impl WorkerdConfig {
-    /// Defaults: user ids from 2000000, 10 s to drain, public addresses only, 1 GiB, 65536 descriptors, 512 threads, two cores.
+    /// Defaults: user ids from 2000000, 10 s to drain, public addresses only, 1 GiB, 65536 descriptors, 512 threads, two cores, 10 s
+    /// to compute without a pause.
     pub fn new(binary: PathBuf, run_dir: PathBuf, storage_dir: PathBuf) -> Self {
         Self {
             binary,
@@ -112,6 +118,7 @@ impl WorkerdConfig {
             nofile: 65_536,
             pids: 512,
             cpu_millis: Some(2000),
+            watchdog_ms: 10_000,
         }
     }
 }
@@ -154,6 +161,7 @@ impl Lease {
         machine_process: machine::ProcessId,
         running: Arc<process::Running>,
     ) -> Self {
+        running.load.in_flight.fetch_add(1, Ordering::Relaxed);
         Self {
             socket: running.http.clone(),
             process: running.number,
@@ -167,6 +175,7 @@ impl Lease {
     /// Close the tunnel when [`Lease::closing`] resolves; workerd does not end before its tunnels do, and is killed after a few seconds.
     pub fn upgraded(&mut self) {
         if let Some(script) = self.held.take() {
+            self.running.load.in_flight.fetch_sub(1, Ordering::Relaxed);
             script.release(self.machine_process);
         }
     }
@@ -174,6 +183,19 @@ impl Lease {
     /// Resolves right before the process is told to end, or when it has ended.
     pub fn closing(&self) -> WaitForCancellationFutureOwned {
         self.running.closing.clone().cancelled_owned()
+    }
+
+    /// The head of a response has come, or anything else that shows that JavaScript has come to an end. Who does not say so may have the process taken
+    /// for one that computes without end while it has much to do.
+    pub fn answered(&self) {
+        self.running.load.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// For a request whose connection broke off: why the process has ended without being asked to. `None` at once while it lives on (what the
+    /// connection was about failed), and if it was asked to end.
+    pub fn end_reason(&self) -> impl Future<Output = Option<String>> + Send + use<> {
+        let running = self.running.clone();
+        async move { running.end_reason().await }
     }
 
     /// Resolves when the process takes no new requests.

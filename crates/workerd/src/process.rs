@@ -5,6 +5,7 @@
 use crate::config::{Entry, Place, Plan, plan};
 use crate::folder::{self, Folder, FolderError};
 use crate::output::Output;
+use crate::probe;
 use crate::relay;
 use crate::supervisor::Inner;
 use crate::walls::Program;
@@ -13,8 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use wharf_net::{NetError, Network, Policy};
 use wharf_sandbox::{Exit, Limits, ProcessSpec, Root, SpawnError, SpawnFds};
@@ -25,6 +28,8 @@ const SIGKILL: i32 = 9;
 const CONTROL_FD: i32 = 3;
 /// After a process has ended, its last output is waited for so long.
 const OUTPUT_MS: u64 = 1_000;
+/// How long a request waits for the reason why its process has ended.
+const END_MS: u64 = 5_000;
 /// Labels of processes in the spawner begin so.
 pub(crate) const LABEL_PREFIX: &str = "workerd:";
 
@@ -55,6 +60,45 @@ pub(crate) struct Running {
     pub(crate) draining: CancellationToken,
     /// Cancelled right before the process is told to end.
     pub(crate) closing: CancellationToken,
+    pub(crate) load: probe::Load,
+    end: watch::Sender<Option<End>>,
+}
+
+/// How a process came to its end.
+#[derive(Debug, Clone)]
+enum End {
+    /// It was told to.
+    Asked,
+    /// By itself, or for what it did.
+    Unasked(String),
+}
+
+impl Running {
+    /// See [`crate::Lease::end_reason`].
+    pub(crate) async fn end_reason(&self) -> Option<String> {
+        let mut end = self.end.subscribe();
+        if end.borrow().is_none() && !probe::is_ending(self.pid) {
+            return None;
+        }
+        // The sender is in `self`.
+        let known = end.wait_for(Option::is_some);
+        let known = tokio::time::timeout(Duration::from_millis(END_MS), known).await;
+        match known.ok()?.ok()?.as_ref()? {
+            End::Asked => None,
+            End::Unasked(reason) => Some(reason.clone()),
+        }
+    }
+
+    /// The first reason is the right one.
+    fn ends(&self, end: End) {
+        self.end.send_if_modified(|known| {
+            let first = known.is_none();
+            if first {
+                *known = Some(end);
+            }
+            first
+        });
+    }
 }
 
 /// Why a process is not there.
@@ -175,7 +219,7 @@ impl Process {
         script: &str,
         prepared: Prepared,
         purpose: Purpose,
-        stop: &mut tokio::sync::watch::Receiver<Stop>,
+        stop: &mut watch::Receiver<Stop>,
     ) -> Result<Self, StartError> {
         let Prepared {
             number,
@@ -276,6 +320,8 @@ impl Process {
                     .collect(),
                 draining: CancellationToken::new(),
                 closing: CancellationToken::new(),
+                load: probe::Load::default(),
+                end: watch::Sender::new(None),
             }),
         };
         for stream in [spawned.stdout, spawned.stderr] {
@@ -312,7 +358,7 @@ impl Process {
         &self,
         control: OwnedFd,
         mut sockets: BTreeSet<String>,
-        stop: &mut tokio::sync::watch::Receiver<Stop>,
+        stop: &mut watch::Receiver<Stop>,
     ) -> bool {
         let Ok(control) = pipe::Receiver::from_owned_fd(control) else {
             return false;
@@ -335,16 +381,44 @@ impl Process {
         }
     }
 
-    /// Serves until the process ends, of itself or by `stop`; the reason it ended.
-    pub(crate) async fn run(&mut self, stop: &mut tokio::sync::watch::Receiver<Stop>) -> String {
+    /// Serves until the process ends, of itself or by `stop`; the reason it ended. `hung` is told once if it does not answer any more.
+    pub(crate) async fn run(
+        &mut self,
+        stop: &mut watch::Receiver<Stop>,
+        hung: impl FnOnce(String),
+    ) -> String {
+        let running = self.running.clone();
+        let limit_ms = self.inner.config.watchdog_ms;
+        let watched = async move {
+            match &running.dispatcher {
+                Some(socket) => {
+                    let limit = Duration::from_millis(limit_ms);
+                    probe::hung(running.pid, socket, &running.load, limit).await
+                }
+                // Without code nothing computes.
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(watched);
+        let mut hung = Some(hung);
         let mut done = Stop::No;
         loop {
             let asked = *stop.borrow_and_update();
             if asked > done {
                 done = asked;
+                self.running.ends(End::Asked);
                 self.stop(asked).await;
             }
             tokio::select! {
+                computed_ms = &mut watched, if hung.is_some() && done == Stop::No => {
+                    let reason = format!(
+                        "{EXCEEDED}: its JavaScript computed for {computed_ms} ms without a pause and was ended (workerd.watchdog_ms)"
+                    );
+                    self.running.ends(End::Unasked(reason.clone()));
+                    if let Some(hung) = hung.take() {
+                        hung(reason);
+                    }
+                }
                 exit = self.inner.spawner.wait(&self.id) => break self.conclude(exit).await,
                 changed = stop.changed() => if changed.is_err() {
                     // Nobody is left to ask for more.
@@ -388,7 +462,7 @@ impl Process {
         // Before anybody hears of the end: what the next process asks for must not look forgotten.
         self.docker = None;
         let pumps = async { while self.pumps.join_next().await.is_some() {} };
-        let bound = std::time::Duration::from_millis(OUTPUT_MS);
+        let bound = Duration::from_millis(OUTPUT_MS);
         if tokio::time::timeout(bound, pumps).await.is_err() {
             self.pumps.abort_all();
         }
@@ -396,12 +470,17 @@ impl Process {
             tracing::warn!(%error, process = self.id, "cannot forget an ended process");
         }
         let tail = self.output.tail();
-        match exit {
+        let reason = match exit {
             Ok(exit) => reason(&exit, self.inner.config.memory_bytes, &tail),
             Err(error) => format!("lost sight of the workerd process: {error}"),
-        }
+        };
+        self.running.ends(End::Unasked(reason.clone()));
+        reason
     }
 }
+
+/// Cloudflare's words for a Worker that was ended for what it used; users know the number.
+const EXCEEDED: &str = "error 1102, Worker exceeded resource limits";
 
 /// What workerd writes to the control pipe.
 #[derive(serde::Deserialize)]
@@ -413,7 +492,7 @@ enum Control {
 fn reason(exit: &Exit, memory_bytes: Option<u64>, tail: &str) -> String {
     let how = match (exit.oom_killed, exit.signal, memory_bytes) {
         (true, _, Some(bytes)) => format!(
-            "the Worker's process used more than its {} MiB of memory and was ended",
+            "{EXCEEDED}: its process used more than its {} MiB of memory and was ended (workerd.memory_mib)",
             bytes / (1024 * 1024)
         ),
         (true, _, None) => "the machine ran out of memory and ended the Worker's process".into(),

@@ -237,6 +237,7 @@ async fn serve(
             memory_bytes: Some(config.workerd.memory_mib << 20),
             allow_private: config.network.allow_private,
             cpu_millis: Some(config.workerd.cpu_millis),
+            watchdog_ms: config.workerd.watchdog_ms,
             ..WorkerdConfig::new(
                 workerd,
                 config.run_dir().join("w"),

@@ -272,6 +272,14 @@ impl wharf_gateway::Guard for LeaseGuard {
         self.0.upgraded();
         Box::pin(self.0.closing())
     }
+
+    fn answered(&self) {
+        self.0.answered();
+    }
+
+    fn end_reason(&self) -> Pin<Box<dyn Future<Output = Option<String>> + Send>> {
+        Box::pin(self.0.end_reason())
+    }
 }
 
 impl Upstreams for Workers {

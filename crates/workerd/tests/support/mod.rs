@@ -73,6 +73,13 @@ impl World {
     }
 
     pub async fn with(adjust: impl FnOnce(&mut WorkerdConfig)) -> Self {
+        Self::in_networks(networks(false), adjust).await
+    }
+
+    pub async fn in_networks(
+        networks: Networks,
+        adjust: impl FnOnce(&mut WorkerdConfig),
+    ) -> Self {
         let place = Place::new(env!("CARGO_BIN_EXE_wharf-workerd-spawner-test"));
         let passable = std::fs::Permissions::from_mode(0o711);
         std::fs::set_permissions(place.dir.path(), passable).unwrap();
@@ -81,7 +88,6 @@ impl World {
         let mut config = config(&place);
         adjust(&mut config);
         let sockets = Arc::new(Blobs(place.path("blobs")));
-        let networks = networks(config.allow_private);
         let supervisor = Supervisor::new(config, spawner.clone(), networks, sockets);
         supervisor.reap(Vec::new()).await;
         Self {
@@ -156,7 +162,10 @@ impl World {
 
     pub async fn get(&self, script: &str, path: &str) -> Answer {
         let lease = self.supervisor.acquire(script).await.unwrap();
-        get(&lease, path).await.unwrap()
+        match get(&lease, path).await {
+            Ok(answer) => answer,
+            Err(error) => panic!("{error}: {:?}", lease.end_reason().await),
+        }
     }
 
     pub async fn text(&self, script: &str, path: &str) -> String {
@@ -174,7 +183,7 @@ impl World {
     }
 }
 
-/// As many as are needed, made when they are needed.
+/// With the network of the machine. As many as are needed, made when they are needed.
 pub fn networks(allow_private: bool) -> Networks {
     Networks::new(NetConfig {
         pool_size: 0,
@@ -240,6 +249,7 @@ pub async fn get(
         .header("host", "hello.localhost")
         .body(String::new())?;
     let (parts, text) = wharf_testkit::ask(stream, request).await?.into_parts();
+    lease.answered();
     Ok(Answer {
         status: parts.status,
         headers: parts.headers,

@@ -81,7 +81,10 @@ impl World {
                 Effect::Grant(waiter, process) => {
                     assert!(self.waiting.remove(&waiter), "answered twice");
                     assert_eq!(self.alive, Some(process));
-                    assert!(self.ready && !self.draining && !self.killed, "granted on a closing process");
+                    assert!(
+                        self.ready && !self.draining && !self.killed,
+                        "granted on a closing process"
+                    );
                     *self.held.entry(process).or_default() += 1;
                 }
                 Effect::Refuse(waiter, _) => {
@@ -347,7 +350,13 @@ fn an_idle_connection_may_not_join_a_closing_process() {
 #[test]
 fn a_hung_process_is_killed_and_its_loop_is_the_reason() {
     let mut world = ready();
-    for (pause, held) in [(100, true), (200, true), (400, true), (800, true), (1600, false)] {
+    for (pause, held) in [
+        (100, true),
+        (200, true),
+        (400, true),
+        (800, true),
+        (1600, false),
+    ] {
         world.hung();
         assert!(world.killed);
         world.acquire();

@@ -482,6 +482,9 @@ impl Process {
 /// Cloudflare's words for a Worker that was ended for what it used; users know the number.
 const EXCEEDED: &str = "error 1102, Worker exceeded resource limits";
 
+/// What V8 prints before it gives up, below the limit of the process.
+const HEAP_LIMIT: &str = "JavaScript heap out of memory";
+
 /// What workerd writes to the control pipe.
 #[derive(serde::Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
@@ -496,6 +499,9 @@ fn reason(exit: &Exit, memory_bytes: Option<u64>, tail: &str) -> String {
             bytes / (1024 * 1024)
         ),
         (true, _, None) => "the machine ran out of memory and ended the Worker's process".into(),
+        _ if tail.contains(HEAP_LIMIT) => {
+            format!("{EXCEEDED}: its JavaScript heap reached V8's own limit")
+        }
         (false, Some(SIGKILL), _) => "the Worker's process was killed (signal 9)".into(),
         (false, Some(signal), _) => {
             format!("the Worker's process crashed (signal {signal})")

@@ -76,10 +76,7 @@ impl World {
         Self::in_networks(networks(false), adjust).await
     }
 
-    pub async fn in_networks(
-        networks: Networks,
-        adjust: impl FnOnce(&mut WorkerdConfig),
-    ) -> Self {
+    pub async fn in_networks(networks: Networks, adjust: impl FnOnce(&mut WorkerdConfig)) -> Self {
         let place = Place::new(env!("CARGO_BIN_EXE_wharf-workerd-spawner-test"));
         let passable = std::fs::Permissions::from_mode(0o711);
         std::fs::set_permissions(place.dir.path(), passable).unwrap();

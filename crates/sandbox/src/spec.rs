@@ -22,8 +22,6 @@ pub struct ProcessSpec {
     pub user: String,
     /// What the process sees as `/`.
     pub root: Root,
-    /// Its network.
-    pub network: Network,
     /// UTS hostname; `None` keeps the host's and makes no UTS namespace.
     pub hostname: Option<String>,
     /// Extra mounts, in order, inside the root.
@@ -117,15 +115,6 @@ pub enum Root {
         /// overlayfs's work directory, exists, empty, same file system as `upper`.
         work: PathBuf,
     },
-}
-
-/// Which network namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Network {
-    /// The host's. Nothing that runs foreign code has it.
-    Host,
-    /// The one in [`SpawnFds::netns`].
-    Namespace,
 }
 
 /// A mount inside the root. A target that is missing is made in the upper directory (as are /proc, /sys and /dev) and stays there,
@@ -225,7 +214,7 @@ pub struct TerminalSize {
 /// Descriptors that go with a request.
 #[derive(Debug, Default)]
 pub struct SpawnFds {
-    /// The network namespace, for [`Network::Namespace`].
+    /// The network namespace. Needed: nothing that is started here has the host's.
     pub netns: Option<OwnedFd>,
     /// [`crate::Disk::mount`], for [`ProcessSpec::disk`]: kept by the spawner until the process is forgotten.
     pub disk: Option<OwnedFd>,

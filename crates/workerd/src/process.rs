@@ -277,7 +277,6 @@ impl Process {
             cwd: dir.to_string_lossy().into_owned(),
             user: format!("{uid}:{uid}"),
             root: Root::Bare,
-            network: wharf_sandbox::Network::Namespace,
             hostname: Some("worker".to_owned()),
             mounts: program.mounts(&own, network.resolv_conf()),
             limits: Limits {

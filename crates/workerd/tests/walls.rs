@@ -53,8 +53,7 @@ async fn server() -> (SocketAddr, tokio::task::JoinHandle<()>) {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             let _ = stream.read(&mut [0; 4096]).await;
-            let answer =
-                b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\ninside";
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\ninside";
             let _ = stream.write_all(answer).await;
         }
     });
@@ -106,9 +105,7 @@ async fn name_server() -> (SocketAddr, tokio::task::JoinHandle<()>) {
 }
 
 async fn dial(world: &World, how: &str, to: &str) -> String {
-    world
-        .text("dials", &format!("/?how={how}&to={to}"))
-        .await
+    world.text("dials", &format!("/?how={how}&to={to}")).await
 }
 
 #[tokio::test]
@@ -274,7 +271,10 @@ async fn a_process_has_namespaces_a_filter_and_limits_of_its_own() {
     for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
         assert_eq!(field(set), "0000000000000000", "{set}");
     }
-    assert_eq!((field("Seccomp:"), field("NoNewPrivs:")), ("2".into(), "1".into()));
+    assert_eq!(
+        (field("Seccomp:"), field("NoNewPrivs:")),
+        ("2".into(), "1".into())
+    );
     let cgroups = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     assert_ne!(cgroups(one), cgroups(two));
     world.close().await;

@@ -4,7 +4,7 @@
 
 use crate::cgroup::{Cgroup, Manager};
 use crate::child::{self, Place, Plan, Program};
-use crate::spec::{Network, ProcessSpec, Root};
+use crate::spec::{ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Forked};
 use crate::userns::{Pool, UserNamespace};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -53,10 +53,8 @@ pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
     if spec.argv.first().is_none_or(String::is_empty) {
         return Err("no command: set CMD or ENTRYPOINT in the image, or give one".to_owned());
     }
-    if (spec.network == Network::Namespace) != given.netns.is_some() {
-        return Err(
-            "a network namespace must be given exactly when the process is to use one".to_owned(),
-        );
+    if given.netns.is_none() {
+        return Err("no network namespace was given".to_owned());
     }
     if spec.disk.is_some() != given.disk.is_some() {
         return Err(

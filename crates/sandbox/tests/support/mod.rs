@@ -8,8 +8,8 @@ use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use wharf_sandbox::{
-    Capabilities, Exit, Limits, Mount, Network, Process, ProcessSpec, Root, SpawnError, SpawnFds,
-    Spawner, Survivor,
+    Capabilities, Exit, Limits, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds, Spawner,
+    Survivor,
 };
 
 /// What a container wrote and how it ended.
@@ -70,7 +70,6 @@ impl Place {
                 upper: self.path(&format!("{id}-upper")),
                 work: self.path(&format!("{id}-work")),
             },
-            network: Network::Namespace,
             hostname: Some("inside".into()),
             mounts: vec![],
             limits: Limits::default(),
@@ -126,7 +125,6 @@ impl Place {
             cwd: "/".into(),
             user: "12345:12345".into(),
             root: Root::Bare,
-            network: Network::Namespace,
             hostname: Some("bare".into()),
             mounts: vec![bind(
                 &self.busybox().join("bin/busybox"),

@@ -80,7 +80,7 @@ pub struct NetConfig {
     /// Upstream DNS servers; empty means those of the host's /etc/resolv.conf.
     pub dns_servers: Vec<SocketAddr>,
     /// Whether private, link-local and metadata addresses, and the host's own, may be reached from containers. Default false.
-    /// RUN steps of builds use the same rule. The host's loopback can never be reached, and DNS servers always.
+    /// RUN steps of builds and workerd use the same rule. The host's loopback can never be reached, and DNS servers always.
     pub allow_private: bool,
 }
 

@@ -250,7 +250,7 @@ pool_size = 8
 hold_ms = 2000
 # DNS servers for containers, "1.2.3.4:53"; empty: those of /etc/resolv.conf.
 dns_servers = []
-# Whether containers may reach private, link-local and loopback ranges outside their own namespace.
+# Whether containers and Workers may reach private and link-local addresses, and the machine's own. Its loopback they never reach.
 allow_private = false
 
 [node]

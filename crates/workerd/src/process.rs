@@ -531,3 +531,27 @@ fn missing_entries(output: &Output, entries: &BTreeMap<Entry, String>) -> BTreeS
         .map(|(entry, _)| entry.clone())
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_are_told_by_what_was_exceeded() {
+        let exit = |code, signal, oom_killed| Exit {
+            code,
+            signal,
+            oom_killed,
+        };
+        let killed = reason(&exit(137, Some(SIGKILL), true), Some(64 << 20), "");
+        assert!(killed.contains("1102") && killed.contains("64 MiB"));
+        let heap = "message = : allocation failed: JavaScript heap out of memory";
+        let aborted = reason(&exit(1, None, false), Some(4 << 30), heap);
+        assert!(
+            aborted.contains("1102") && aborted.contains("V8"),
+            "{aborted}"
+        );
+        let crashed = reason(&exit(139, Some(11), false), None, "");
+        assert!(!crashed.contains("1102") && crashed.contains("signal 11"));
+    }
+}

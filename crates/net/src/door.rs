@@ -131,10 +131,15 @@ pub(crate) async fn open(
             () = ended.cancelled() => {}
         }
     });
-    *shared.door.state() = State::Open {
+    let opened = State::Open {
         address,
         worker: worker.map(Arc::downgrade),
         _listens: listens.drop_guard(),
     };
+    let before = std::mem::replace(&mut *shared.door.state(), opened);
+    if matches!(before, State::Open { .. }) {
+        // Where it listens in another network is another port, even with the same number.
+        shared.egress.send_modify(|egress| egress.port = None);
+    }
     Ok(())
 }

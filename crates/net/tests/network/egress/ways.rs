@@ -361,4 +361,20 @@ async fn workerd_is_asked_in_its_own_network() {
     let answer = get(&network, "192.0.2.1:80", "a.example").await;
     assert!(answer.contains("200"), "{answer}");
     assert_eq!(workerd.asked().len(), 1);
+
+    // The next process has not said yet where it listens; what is mapped is refused until then, not asked for at the old port.
+    let next = networks.create_for_worker().await.unwrap();
+    networks
+        .of_worker(next.clone())
+        .claim(&network)
+        .await
+        .unwrap();
+    assert_eq!(network.egress().port, None);
+    let mut app = connect_inside(&network, "192.0.2.1:80").await.unwrap();
+    app.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        .await
+        .unwrap();
+    let end = timeout(WAIT, app.read(&mut [0])).await.unwrap();
+    assert!(!matches!(end, Ok(1..)), "{end:?}");
+    assert_eq!(workerd.asked().len(), 1);
 }

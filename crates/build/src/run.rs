@@ -13,9 +13,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use wharf_net::{Networks, Policy};
-use wharf_sandbox::{
-    Exit, Limits, Mount, Network, ProcessSpec, Root, SpawnError, SpawnFds, Spawner,
-};
+use wharf_sandbox::{Exit, Limits, Mount, ProcessSpec, Root, SpawnError, SpawnFds, Spawner};
 
 /// A bound against fork bombs; nothing else is limited.
 const PIDS: u64 = 4096;
@@ -212,7 +210,6 @@ fn spec(id: &str, job: &Job, resolv_conf: String) -> ProcessSpec {
             upper: job.scratch.upper(),
             work: job.scratch.work(),
         },
-        network: Network::Namespace,
         hostname: Some(HOSTNAME.to_owned()),
         mounts,
         limits: Limits {

@@ -17,6 +17,7 @@ use crate::record::{Label, Record};
 use crate::{EngineError, Owner, Shared, insert, log, now_ms};
 use std::collections::HashSet;
 use std::fs::Permissions;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -179,9 +180,12 @@ async fn adopt_running(
     record.progress.ended_by = None;
     record.progress.finished_ms = None;
     let networks = &shared.networks;
-    let adopted = networks
-        .adopt(process.pid, label.ingress, label.ca.clone())
-        .await;
+    let ingress = match record.fixed.owner {
+        Owner::Operator => label.ingress,
+        // It was in the network of a workerd that has ended; the next one claims it.
+        Owner::Script(_) | Owner::Standby(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+    };
+    let adopted = networks.adopt(process.pid, ingress, label.ca.clone()).await;
     let network = adopted.map_err(|error| EngineError::Internal(error.to_string()))?;
     let age_ms = now_ms().saturating_sub(label.started_ms);
     let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));

@@ -37,17 +37,24 @@ fn running_containers_are_adopted_with_their_output() {
         daemon.engine.start_instance(&owner, "a").await.unwrap();
         daemon.says(&owner, "a", "tick 1\n").await;
         daemon.create(&owner, "never-started", TICKS).await;
-        ingress = Some(daemon.engine.network(&owner, "a").await.unwrap().ingress());
+        daemon.create(&Owner::Operator, "dev", TICKS).await;
+        let engine = &daemon.engine;
+        engine
+            .start_instance(&Owner::Operator, "dev")
+            .await
+            .unwrap();
+        let network = engine.network(&Owner::Operator, "dev").await.unwrap();
+        ingress = Some(network.ingress());
     });
     Runtime::new().unwrap().block_on(async {
         let daemon = world.daemon(60_000).await;
         let engine = &daemon.engine;
         let inspect = engine.inspect(&owner, "a").await.unwrap();
         assert_eq!((inspect.state, inspect.generation), (State::Running, 1));
-        assert_eq!(
-            engine.network(&owner, "a").await.ok().map(|n| n.ingress()),
-            ingress
-        );
+        // The workerd that dials the operator's containers lives on; a Worker's is a new one, which will claim its.
+        let network = engine.network(&Owner::Operator, "dev").await;
+        assert_eq!(network.ok().map(|n| n.ingress()), ingress);
+        engine.stop(&Owner::Operator, "dev", Some(0)).await.unwrap();
         assert!(matches!(
             engine.inspect(&owner, "never-started").await,
             Err(EngineError::NotFound(_))

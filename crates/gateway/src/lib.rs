@@ -39,6 +39,12 @@ pub trait Guard: Send + Sync {
     /// The request became a WebSocket, which may stay for hours: from now on the process is replaced without waiting for it. The tunnel is
     /// closed when the result resolves.
     fn upgraded(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// The response's head has come.
+    fn answered(&self);
+
+    /// After the connection broke off: why the process ended unasked, in words for people. `None` while it lives on.
+    fn end_reason(&self) -> Pin<Box<dyn Future<Output = Option<String>> + Send>>;
 }
 
 /// Why a script can't serve now; becomes a 404, 502 or 503 that says why.

@@ -168,6 +168,7 @@ impl Gateway {
             let copy = (is_kept && repeatable(&request)).then(|| without_body(&request));
             let mut failure = match connection.try_send_request(request).await {
                 Ok(response) => {
+                    upstream.guard.answered();
                     let lease = Lease {
                         guard: upstream.guard,
                         connection,
@@ -178,9 +179,18 @@ impl Gateway {
                 }
                 Err(failure) => failure,
             };
-            let again = failure.take_message().or(copy);
+            let unsent = failure.take_message();
             let error = failure.into_error();
-            match again {
+            // What may have ended one process is not given to the next.
+            if unsent.is_none()
+                && !error.is_user()
+                && let Some(reason) = upstream.guard.end_reason().await
+            {
+                return Err(Refusal::Unavailable(format!(
+                    "the Worker \"{script}\" ended while it worked on the request: {reason}"
+                )));
+            }
+            match unsent.or(copy) {
                 Some(unsent) if tries < MAX_TRIES => {
                     tracing::debug!(script, %error, "sending the request again");
                     kept_ones_too = false;

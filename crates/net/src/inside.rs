@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use wharf_sandbox::netns::{self, Connecting};
 
 /// The stock of each family; fewer of IPv6, since almost everything listens on IPv4. Every idle container has it, and each takes a descriptor of the daemon.
@@ -19,6 +19,8 @@ pub(crate) const STOCK: [usize; 2] = [3, 1];
 const LARGE_STOCK: [usize; 2] = [8, 2];
 /// Below this many of IPv4 the stock is filled up in the background.
 const LOW: usize = 2;
+/// How many connections wait for accept.
+const BACKLOG: i32 = 1024;
 /// How long a listener whose queue is full may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -59,6 +61,16 @@ impl Inside {
     /// Dials once.
     pub(crate) async fn dial(self: &Arc<Self>, port: u16) -> io::Result<TcpStream> {
         self.attempt(port).connect().await
+    }
+
+    /// Listens inside, at an IPv4 address.
+    pub(crate) async fn listen(self: &Arc<Self>, address: SocketAddr) -> io::Result<TcpListener> {
+        let socket = self.take(Family::V4).await?;
+        // It does not come back, and the next one shall not wait.
+        self.refill();
+        rustix::net::bind(&socket, &address)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        TcpListener::from_std(socket.into())
     }
 
     /// A dial that may be repeated.
@@ -114,17 +126,25 @@ impl Inside {
             let mut stock = self.stock();
             (stock[family as usize].pop(), stock[0].len() < LOW)
         };
-        if low && socket.is_some() && !self.filling.swap(true, Ordering::Relaxed) {
-            let inside = self.clone();
-            // Nobody waits for it: whoever finds the stock empty fills it and sees the error.
-            tokio::task::spawn_blocking(move || {
-                if let Err(error) = inside.fill(STOCK) {
-                    tracing::debug!(%error, "sockets inside a namespace could not be made ahead");
-                }
-                inside.filling.store(false, Ordering::Relaxed);
-            });
+        if low && socket.is_some() {
+            self.refill();
         }
         socket
+    }
+
+    /// In the background.
+    fn refill(self: &Arc<Self>) {
+        if self.filling.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let inside = self.clone();
+        // Nobody waits for it: whoever finds the stock empty fills it and sees the error.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = inside.fill(STOCK) {
+                tracing::debug!(%error, "sockets inside a namespace could not be made ahead");
+            }
+            inside.filling.store(false, Ordering::Relaxed);
+        });
     }
 
     fn give_back(&self, family: usize, socket: OwnedFd) {

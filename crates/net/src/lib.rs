@@ -1,7 +1,10 @@
-//! The network of one container: a namespace with only loopback in it, whose traffic the daemon carries.
+//! The network of one container, or of one workerd process: a namespace with only loopback in it, whose traffic the daemon carries.
 //!
 //! Owns: the pool of prepared namespaces, the ingress listener that workerd dials, the outbound relay and the DNS answerer, and the policy.
 //! Must not: start processes, know of images or scripts.
+//!
+//! The ingress of a Worker's container is inside the namespace of that Worker's workerd ([`door`]): nobody else can reach it. That of any other
+//! container is on the host's loopback, for root.
 //!
 //! Inbound: workerd sends `CONNECT 127.0.0.1:<port>` to the ingress (contract: workerd, 1.5); the daemon opens a socket inside the namespace
 //! and carries the bytes. While the container's process lives but does not listen yet, the connection is *held*. Outbound: everything is redirected inside
@@ -13,6 +16,7 @@
 mod bandwidth;
 mod ca;
 mod dns;
+mod door;
 mod egress;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -81,7 +85,7 @@ pub struct NetConfig {
     /// Upstream DNS servers; empty means those of the host's /etc/resolv.conf.
     pub dns_servers: Vec<SocketAddr>,
     /// Whether private, link-local and metadata addresses, and the host's own, may be reached from containers. Default false.
-    /// RUN steps of builds use the same rule. The host's loopback can never be reached, and DNS servers always.
+    /// RUN steps of builds and workerd use the same rule. The host's loopback can never be reached, and DNS servers always.
     pub allow_private: bool,
 }
 
@@ -90,7 +94,7 @@ pub struct NetConfig {
 pub struct Networks {
     config: Arc<Config>,
     pool: Arc<Pool>,
-    owner: Option<u32>,
+    worker: Option<Network>,
 }
 
 /// One network. Cheap to clone; the namespace and its listeners end when the last clone and the last process in it are gone.
@@ -146,11 +150,9 @@ struct Shared {
     egress: watch::Sender<Egress>,
     target: watch::Sender<Target>,
     lookouts: ingress::Lookouts,
-    ingress: SocketAddr,
+    door: door::Door,
     /// Whether there is an IPv6 route inside.
     ipv6: AtomicBool,
-    /// The user who may use the ingress.
-    owner: watch::Sender<Option<u32>>,
     succession: Succession,
     ended: CancellationToken,
 }
@@ -166,10 +168,6 @@ impl Drop for Handle {
 }
 
 impl Shared {
-    fn owner(&self) -> Option<u32> {
-        *self.owner.borrow()
-    }
-
     fn ca(&self) -> Arc<Ca> {
         self.ca
             .lock()
@@ -201,23 +199,26 @@ impl Networks {
                 ipv6,
             }),
             pool: Arc::new(Pool::new(config.pool_size, ipv6)),
-            owner: None,
+            worker: None,
         }
     }
 
-    /// The same, for a workerd process that runs as this user: the ingress of what it makes or claims takes connections of that user, and of root,
-    /// alone. Without an owner only root can use an ingress.
-    pub fn of_user(&self, uid: u32) -> Self {
+    /// The same, for the workerd process in the network `worker`: the ingress of what it makes or claims is on the loopback in there, and so is
+    /// what it listens on for the connections of its containers. Without, both are on the host's loopback, and only root can use an ingress.
+    pub fn of_worker(&self, worker: Network) -> Self {
         Self {
-            owner: Some(uid),
+            worker: Some(worker),
             ..self.clone()
         }
     }
 
-    /// Makes a network that somebody else has made (an adopted container's) this user's.
-    pub fn claim(&self, network: &Network) {
-        network.handle.0.owner.send_replace(self.owner);
-        network.shared().owner.send_replace(self.owner);
+    /// Takes over a network that somebody else has made (an adopted container's): its ingress moves to where [`Networks::of_worker`] says, at
+    /// another port, and no longer is where it was. Of one that is there already, nothing changes.
+    ///
+    /// # Errors
+    /// What the kernel refused, or that the process is gone.
+    pub async fn claim(&self, network: &Network) -> Result<(), NetError> {
+        door::open(&network.handle.0, self.worker.as_ref(), None).await
     }
 
     /// How many namespaces are ready.
@@ -230,6 +231,16 @@ impl Networks {
     /// # Errors
     /// What the kernel refused.
     pub async fn create(&self) -> Result<Network, NetError> {
+        let network = self.create_for_worker().await?;
+        door::open(&network.handle.0, self.worker.as_ref(), None).await?;
+        Ok(network)
+    }
+
+    /// The same for a workerd process: there is nothing behind an ingress, so it has none. For [`Networks::of_worker`].
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn create_for_worker(&self) -> Result<Network, NetError> {
         let prepared = match self.pool.take() {
             Some(prepared) => prepared,
             None => {
@@ -237,12 +248,12 @@ impl Networks {
                 blocking(move || Prepared::create(ipv6)).await?
             }
         };
-        let ingress = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
-        self.start(prepared, ingress)
+        self.start(prepared)
     }
 
-    /// The network of a process that an earlier daemon started: its listeners are opened anew. The ingress tries to take the same port, so that
-    /// workerd processes that survived find it; if somebody else has it, the ingress gets another one and a warning is logged.
+    /// The network of a process that an earlier daemon started: its listeners are opened anew. The ingress is on the host's loopback until somebody
+    /// claims it. It tries to take the same port, so that workerd processes that survived there find it; if somebody else has it, the ingress
+    /// gets another one and a warning is logged. With port 0 it gets any.
     /// Policy and target start as with [`Networks::create`]: what may be reached, and what the Worker has mapped, must be said again. The
     /// certificate authority is that of `ca`, which the container may trust already ([`Ca::key`]); without it, a new one.
     ///
@@ -260,17 +271,15 @@ impl Networks {
             Prepared::within(namespace, ca.as_ref())
         })
         .await?;
-        let listener = match listen(ingress).await {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::warn!(%error, pid, "a surviving workerd will not find this container until it starts it again");
-                listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?
-            }
-        };
-        self.start(prepared, listener)
+        let network = self.start(prepared)?;
+        if let Err(error) = door::open(&network.handle.0, None, Some(ingress)).await {
+            tracing::warn!(%error, pid, "a surviving workerd will not find this container until it starts it again");
+            door::open(&network.handle.0, None, None).await?;
+        }
+        Ok(network)
     }
 
-    fn start(&self, prepared: Prepared, ingress: TcpListener) -> Result<Network, NetError> {
+    fn start(&self, prepared: Prepared) -> Result<Network, NetError> {
         let registering = |e| NetError::io("serving a container's network", e);
         let shared = Arc::new(Shared {
             config: self.config.clone(),
@@ -282,9 +291,8 @@ impl Networks {
             egress: watch::Sender::new(Egress::default()),
             target: watch::Sender::new(Target::Pending),
             lookouts: ingress::Lookouts::new(prepared.listeners),
-            ingress: ingress.local_addr().map_err(registering)?,
+            door: door::Door::default(),
             ipv6: AtomicBool::new(self.config.ipv6),
-            owner: watch::Sender::new(self.owner),
             succession: Succession::default(),
             ended: CancellationToken::new(),
         });
@@ -292,7 +300,6 @@ impl Networks {
         let network = Network {
             handle: Arc::new(Handle(shared.clone())),
         };
-        shared.spawn(ingress::serve(shared.clone(), ingress));
         for listener in prepared.tcp {
             let listener = TcpListener::from_std(listener).map_err(registering)?;
             shared.spawn(outbound::serve(shared.clone(), listener));
@@ -322,9 +329,10 @@ impl Network {
             .map_err(|e| NetError::io("duplicating a namespace's descriptor", e))
     }
 
-    /// Where workerd's CONNECT, `PUT /egress` and `GET /ca` go: on 127.0.0.1 of the host.
+    /// Where workerd's CONNECT, `PUT /egress` and `GET /ca` go: on 127.0.0.1, of the network of workerd's process if it has one, else of the
+    /// host. Unspecified for a network without ingress.
     pub fn ingress(&self) -> SocketAddr {
-        self.handle.0.ingress
+        self.handle.0.door.address()
     }
 
     /// Sets the policy (also what `PUT /egress` does). Taking the internet away resets the connections to it.
@@ -382,15 +390,6 @@ impl Network {
     fn shared(&self) -> Arc<Shared> {
         succession::current(&self.handle.0)
     }
-}
-
-async fn listen(address: SocketAddr) -> Result<TcpListener, NetError> {
-    TcpListener::bind(address).await.map_err(|e| {
-        NetError::io(
-            format!("listening on {address} for a container's ingress"),
-            e,
-        )
-    })
 }
 
 async fn blocking<T: Send + 'static>(

@@ -1,18 +1,16 @@
 //! Who is at the other end of a loopback connection.
 //!
-//! An ingress listens on the host's loopback, because workerd dials there (contract: workerd, 1.5), and whatever runs on the machine can dial it too,
-//! other scripts' workerd among them. Each of these runs as a user of its own, and the kernel knows whose a socket is: sock_diag(7) answers in
-//! some 10 microseconds, and where the kernel was built without it /proc/net/tcp says the same, only slower.
+//! The ingress of the operator's containers is on the host's loopback, because the workerd of `wrangler dev` dials there (contract: workerd, 1.5), and
+//! whatever runs on the machine can dial it too. The kernel knows whose a socket is: sock_diag(7) answers in some 10 microseconds, and where the
+//! kernel was built without it /proc/net/tcp says the same, only slower.
 //!
-//! Owns: finding the user, and the rule who may use an ingress. Must not: trust what the connection says.
+//! Owns: finding the user, and the rule who may use such an ingress. Must not: trust what the connection says.
 
 use std::io;
 use std::net::SocketAddr;
 
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 use tokio::net::TcpStream;
-
-use crate::Shared;
 
 /// `NETLINK_SOCK_DIAG`, netlink(7).
 const SOCK_DIAG: u32 = 4;
@@ -27,22 +25,18 @@ const NLMSG_HEADER: usize = 16;
 const UID: usize = 64;
 const INODE: usize = 68;
 
-/// Whether a connection to an ingress comes from the workerd that it is for, or from root (the operator, who could do anything anyway).
-pub(crate) fn is_admitted(shared: &Shared, stream: &TcpStream) -> bool {
+/// Whether a connection to an ingress comes from root, who could do anything anyway.
+pub(crate) fn is_roots(stream: &TcpStream) -> bool {
     let found = stream
         .peer_addr()
         .and_then(|peer| uid_of(peer, stream.local_addr()?));
-    let admitted = match &found {
-        Ok(Some(0)) => true,
-        Ok(Some(uid)) => shared.owner() == Some(*uid),
-        Ok(None) | Err(_) => false,
-    };
+    let admitted = matches!(found, Ok(Some(0)));
     if !admitted {
         // It has gone already, or it is not welcome.
         tracing::warn!(
-            ingress = %shared.ingress,
+            ingress = ?stream.local_addr(),
             user = ?found,
-            "a connection to a container's ingress was refused: it is not its Worker's"
+            "a connection to a container's ingress was refused: it is not the operator's"
         );
     }
     admitted

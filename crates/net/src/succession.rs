@@ -12,15 +12,20 @@
 //! Owns: who is behind an ingress now. Must not: know why.
 
 use std::fmt;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
 use crate::{Network, Shared};
 
-/// The network that has taken over, if one has. It lives as long as the ingress is known, or until another takes over.
+/// Of one network.
 #[derive(Default)]
-pub(crate) struct Succession(watch::Sender<Option<Network>>);
+pub(crate) struct Succession {
+    /// The network that has taken over, if one has. It lives as long as the ingress is known, or until another takes over.
+    next: watch::Sender<Option<Network>>,
+    /// The network whose place this one has taken, if it has: workerd knows that one's ingress, and that one knows where workerd is.
+    known_by: Mutex<Weak<Shared>>,
+}
 
 impl fmt::Debug for Succession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -29,9 +34,13 @@ impl fmt::Debug for Succession {
 }
 
 impl Succession {
+    fn known_by(&self) -> MutexGuard<'_, Weak<Shared>> {
+        self.known_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends when `shared` is not what is current any more.
     pub(crate) async fn after(&self, shared: &Arc<Shared>) {
-        let mut changes = self.0.subscribe();
+        let mut changes = self.next.subscribe();
         let changed = changes.wait_for(|next| {
             let next = next.as_ref().map(|network| &network.handle.0);
             !Arc::ptr_eq(next.unwrap_or(shared), shared)
@@ -45,10 +54,16 @@ impl Succession {
 
 /// What is behind the ingress of `own`.
 pub(crate) fn current(own: &Arc<Shared>) -> Arc<Shared> {
-    match &*own.succession.0.borrow() {
+    match &*own.succession.next.borrow() {
         Some(next) => next.handle.0.clone(),
         None => own.clone(),
     }
+}
+
+/// The network that workerd knows, of what is behind its ingress: the one whose door leads to it.
+pub(crate) fn known_by(current: &Arc<Shared>) -> Arc<Shared> {
+    let known_by = current.succession.known_by().upgrade();
+    known_by.unwrap_or_else(|| current.clone())
 }
 
 /// Something was said of a network that cannot be made true of what runs already.
@@ -75,11 +90,11 @@ impl Network {
             return Err(NotEmpty);
         }
         *next.ca.lock().unwrap_or_else(PoisonError::into_inner) = before.ca();
-        next.owner.send_replace(own.owner());
         next.egress.send_replace(before.egress.borrow().clone());
         next.policy.send_replace(before.policy.borrow().clone());
         next.target.send_replace(before.target.borrow().clone());
-        own.succession.0.send_replace(Some(ahead.clone()));
+        *next.succession.known_by() = Arc::downgrade(own);
+        own.succession.next.send_replace(Some(ahead.clone()));
         Ok(())
     }
 }

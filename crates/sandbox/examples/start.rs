@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use wharf_sandbox::{
-    Capabilities, DiskMount, IdRanges, Limits, Network, ProcessSpec, Root, SpawnFds, Spawner,
-    SpawnerConfig, disk::Template, netns,
+    Capabilities, DiskMount, IdRanges, Limits, ProcessSpec, Root, SpawnFds, Spawner, SpawnerConfig,
+    disk::Template, netns,
 };
 
 const SPAWNER: &str = "--spawner";
@@ -151,7 +151,6 @@ async fn start(
             upper,
             work,
         },
-        network: Network::Namespace,
         hostname: Some("bench".into()),
         mounts: vec![],
         limits: Limits {

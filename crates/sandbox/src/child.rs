@@ -5,14 +5,15 @@
 //!
 //! ```text
 //! signals -> v1 cgroups -> session -> place -> user lookup -> working directory -> descriptors, terminal -> limits -> user namespace
-//!   -> keyring -> ids and capabilities -> no_new_privs -> Landlock, seccomp (containers) -> exec
+//!   -> keyring -> ids and capabilities -> no_new_privs -> Landlock, seccomp -> exec
 //!
-//! place, new:     netns -> cgroup namespace -> owner of new files -> mounts, pivot (containers) -> hostname
+//! place, new:     netns -> cgroup namespace -> owner of new files -> mounts, pivot -> hostname
 //! place, joined:  not dumpable -> every namespace of the container but the user namespace
 //! ```
 //! Up to the user namespace the process is the host's root, and ids are the host's; from there on they are the container's, and it has no
 //! power over any namespace that it is in: the others belong to the host's root, so they are entered before it.
 
+mod bare;
 mod caps;
 pub(crate) mod mapped;
 pub(crate) mod mounts;
@@ -199,7 +200,7 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
         exit_code: 125,
         message,
     };
-    let mut user = user::look_up(program.user).map_err(refuse)?;
+    let user = user::look_up(program.user).map_err(refuse)?;
     let root = match plan.users {
         Some(users) => {
             user.within(IDS).map_err(refuse)?;
@@ -207,9 +208,6 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
         }
         None => 0,
     };
-    if !is_container {
-        user.groups.clear();
-    }
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     match plan.place {
         Place::New { .. } => enter_directory(program.cwd, (root + user.uid, root + user.gid))?,
@@ -220,25 +218,24 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     let argv = strings(program.argv, "argument")?;
     let candidates = programs(program)?;
 
-    report.set(place_descriptors(plan, root + user.uid)?);
+    let kept = place_descriptors(plan, root + user.uid)?;
+    report.set(kept.report);
     if plan.terminal {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
             .step(|| "taking the terminal".to_owned())?;
     }
     limit_files(program)?;
-    if is_container {
-        // Neither a file nor the host's handler, which would run outside (core(5)); the filter keeps it so.
-        rustix::process::setrlimit(
-            Resource::Core,
-            Rlimit {
-                current: Some(1),
-                maximum: Some(1),
-            },
-        )
-        .step(|| "limit on core dumps".to_owned())?;
-    }
-    if let Some(users) = plan.users {
-        rustix::thread::move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))
+    // Neither a file nor the host's handler, which would run outside (core(5)); the filter keeps it so.
+    rustix::process::setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(1),
+            maximum: Some(1),
+        },
+    )
+    .step(|| "limit on core dumps".to_owned())?;
+    if let Some(users) = kept.users {
+        rustix::thread::move_into_link_name_space(users, Some(LinkNameSpaceType::User))
             .step(|| "entering the user namespace".to_owned())?;
     }
     sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
@@ -258,12 +255,10 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
         .step(|| "setting capabilities".to_owned())?;
     rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
     sys::block_signals(&[]).step(|| "unblocking signals".to_owned())?;
-    if let Some(rules) = plan.landlock.filter(|_| is_container) {
+    if let Some(rules) = kept.landlock {
         sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
     }
-    if is_container {
-        sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
-    }
+    sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
     Err(execute(&program.argv[0], &candidates, &argv, &env))
 }
 
@@ -278,25 +273,24 @@ fn enter_new(
         rustix::thread::move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
             .step(|| "entering the network namespace".to_owned())?;
     }
-    if let Root::Overlay { lower, upper, work } = &spec.root {
-        sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
-        if let Some(users) = users {
-            // The host's root has no id in the container's file system: nothing there could belong to it.
-            sys::make_files_as(users.root).step(|| "becoming the owner of new files".to_owned())?;
+    sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
+    match &spec.root {
+        Root::Overlay { lower, upper, work } => {
+            if let Some(users) = users {
+                // The host's root has no id in the container's file system: nothing there could belong to it.
+                sys::make_files_as(users.root)
+                    .step(|| "becoming the owner of new files".to_owned())?;
+            }
+            let parts = mounts::Parts {
+                lower,
+                upper,
+                work,
+                disk: spec.disk.as_ref(),
+                extra: &spec.mounts,
+            };
+            mounts::enter_root(&parts, cgroup, users)?;
         }
-        let parts = mounts::Parts {
-            lower,
-            upper,
-            work,
-            disk: spec.disk.as_ref(),
-            extra: &spec.mounts,
-        };
-        mounts::enter_root(&parts, cgroup, users)?;
-    } else if !spec.mounts.is_empty() {
-        return Err(Failure {
-            exit_code: 125,
-            message: "mounts need a root of their own; this process has the host's".to_owned(),
-        });
+        Root::Bare => bare::enter_root(&spec.mounts)?,
     }
     if let Some(name) = &spec.hostname {
         rustix::system::sethostname(name.as_bytes()).step(|| format!("hostname {name:?}"))?;
@@ -396,8 +390,15 @@ fn programs(program: &Program<'_>) -> Result<Vec<CString>, Failure> {
     strings(&found, "program")
 }
 
-/// Puts every descriptor at its number; all others close at exec. Returns where the report pipe is now. `uid` is the host's id of the user.
-fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<BorrowedFd<'static>, Failure> {
+/// What is needed between the placing of descriptors and exec: moved, as their numbers may be wanted by the program.
+struct Kept {
+    report: BorrowedFd<'static>,
+    users: Option<BorrowedFd<'static>>,
+    landlock: Option<BorrowedFd<'static>>,
+}
+
+/// Puts every descriptor at its number; all others close at exec. `uid` is the host's id of the user.
+fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<Kept, Failure> {
     // The process's own /dev/null: the host's node could be changed through /proc/self/fd.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .step(|| "opening /dev/null".to_owned())?;
@@ -421,6 +422,8 @@ fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<BorrowedFd<'static>, F
         Ok(std::os::fd::IntoRawFd::into_raw_fd(copy))
     };
     let report = aside(plan.report)?;
+    let users = plan.users.map(|users| aside(users.as_fd())).transpose()?;
+    let landlock = plan.landlock.map(aside).transpose()?;
     let copies = wanted
         .iter()
         .map(|(number, fd)| Ok((*number, aside(*fd)?)))
@@ -433,7 +436,12 @@ fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<BorrowedFd<'static>, F
             .step(|| format!("descriptor {number}"))?;
     }
     // SAFETY: opened above and never closed before exec.
-    Ok(unsafe { sys::borrow(report) })
+    let kept = |copy| unsafe { sys::borrow(copy) };
+    Ok(Kept {
+        report: kept(report),
+        users: users.map(kept),
+        landlock: landlock.map(kept),
+    })
 }
 
 /// Raises or lowers the limit of open files, as far as the hard limit and capabilities allow.

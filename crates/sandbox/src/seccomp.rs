@@ -1,7 +1,8 @@
-//! The system call filter of containers: what Docker's default profile allows, everything else refused.
+//! The system call filters: of containers, what Docker's default profile allows, everything else refused; of runtimes (workerd), less
+//! than that ([`runtime`]).
 //!
 //! Owns: the list, and its compilation to a small BPF program (a binary search over number ranges, then shared returns).
-//! Must not: depend on the request; there is one filter for all containers.
+//! Must not: depend on the request; there is one filter for all containers, and one for all runtimes.
 //!
 //! Answers: allowed; EPERM for what is known and refused; ENOSYS for clone3 (its flags lie behind a pointer that a filter cannot
 //! read, and the C library falls back to clone only on ENOSYS), for numbers newer than this list (programs then fall back as on an
@@ -12,6 +13,17 @@
 //! nor starts the host's handler (core(5)), and gpg ends when it is refused.
 
 use crate::sys::BpfInstruction;
+
+mod runtime;
+
+/// Whose filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// A container's.
+    Container,
+    /// A program of one process that runs foreign code without foreign programs.
+    Runtime,
+}
 
 /// Not named by the libc crate.
 #[cfg(target_arch = "x86_64")]
@@ -154,6 +166,8 @@ enum Verdict {
 enum Test {
     /// Refused when one of these bits is set.
     BitsClear(u32),
+    /// Refused when none of these bits is set.
+    BitsSet(u32),
     /// Allowed only when it is one of these; what others get.
     Listed(&'static [u32], u32),
     /// Refused when it is one of these; what these get.
@@ -252,8 +266,12 @@ impl Draft {
     }
 }
 
-/// The filter for containers.
-pub(crate) fn program() -> Vec<BpfInstruction> {
+/// A filter.
+pub(crate) fn program(profile: Profile) -> Vec<BpfInstruction> {
+    let verdict = match profile {
+        Profile::Container => verdict,
+        Profile::Runtime => runtime::verdict,
+    };
     let mut ranges: Vec<(u32, Verdict)> = Vec::new();
     for number in 0..=NEWEST + 1 {
         let verdict = verdict(number);
@@ -290,6 +308,10 @@ pub(crate) fn program() -> Vec<BpfInstruction> {
         match test {
             Test::BitsClear(bits) => {
                 let code = (JUMP_BITS, *bits, answer(REFUSE), answer(ALLOW));
+                draft.code.push(code);
+            }
+            Test::BitsSet(bits) => {
+                let code = (JUMP_BITS, *bits, answer(ALLOW), answer(REFUSE));
                 draft.code.push(code);
             }
             Test::Listed(values, others) => draft.compare(values, answer(ALLOW), answer(*others)),
@@ -342,7 +364,11 @@ mod tests {
 
     /// A tiny machine for the instructions that `program` uses.
     fn run(architecture: u32, number: i64, arguments: [u64; 6]) -> u32 {
-        let program = program();
+        run_in(Profile::Container, architecture, number, arguments)
+    }
+
+    fn run_in(profile: Profile, architecture: u32, number: i64, arguments: [u64; 6]) -> u32 {
+        let program = program(profile);
         let load = |offset: u32| -> u32 {
             match offset {
                 OFFSET_NUMBER => number as u32,
@@ -376,13 +402,15 @@ mod tests {
     }
 
     #[test]
-    fn program_fits() {
-        let program = program();
-        assert!(
-            program.len() < 255,
-            "{} instructions: a jump might not reach",
-            program.len()
-        );
+    fn programs_fit() {
+        for profile in [Profile::Container, Profile::Runtime] {
+            let program = program(profile);
+            assert!(
+                program.len() < 255,
+                "{profile:?}: {} instructions: a jump might not reach",
+                program.len()
+            );
+        }
     }
 
     #[test]
@@ -391,6 +419,42 @@ mod tests {
             if let Verdict::Return(expected) = verdict(number) {
                 assert_eq!(call(number, 0), expected, "system call {number}");
             }
+            if let Verdict::Return(expected) = runtime::verdict(number) {
+                let answer = run_in(Profile::Runtime, ARCHITECTURE, number, [0; 6]);
+                assert_eq!(answer, expected, "system call {number} of a runtime");
+            }
+        }
+    }
+
+    #[test]
+    fn a_runtime_makes_threads_and_no_processes() {
+        let call = |number, first: u64| {
+            run_in(
+                Profile::Runtime,
+                ARCHITECTURE,
+                number,
+                [first, 0, 0, 0, 0, 0],
+            )
+        };
+        assert_eq!(call(libc::SYS_clone, 0x003d_0f00), ALLOW, "a thread");
+        assert_eq!(call(libc::SYS_clone, libc::SIGCHLD as u64), REFUSE, "fork");
+        assert_eq!(call(libc::SYS_clone3, 0), UNKNOWN, "falls back to clone");
+        for number in [
+            libc::SYS_ptrace,
+            libc::SYS_chroot,
+            libc::SYS_unshare,
+            libc::SYS_setuid,
+        ] {
+            assert_eq!(call(number, 0), REFUSE, "system call {number}");
+        }
+        for (family, answer) in [
+            (libc::AF_UNIX, ALLOW),
+            (libc::AF_INET, ALLOW),
+            (libc::AF_INET6, ALLOW),
+            (libc::AF_NETLINK, NO_FAMILY),
+            (libc::AF_PACKET, NO_FAMILY),
+        ] {
+            assert_eq!(call(libc::SYS_socket, family as u64), answer, "{family}");
         }
     }
 

@@ -22,8 +22,6 @@ pub struct ProcessSpec {
     pub user: String,
     /// What the process sees as `/`.
     pub root: Root,
-    /// Its network.
-    pub network: Network,
     /// UTS hostname; `None` keeps the host's and makes no UTS namespace.
     pub hostname: Option<String>,
     /// Extra mounts, in order, inside the root.
@@ -34,7 +32,7 @@ pub struct ProcessSpec {
     pub stdin_pipe: bool,
     /// A file system of a fixed size ([`crate::Disk`]) to mount before the root is: `upper` and `work` lie on it. With [`SpawnFds::disk`].
     pub disk: Option<DiskMount>,
-    /// What root in a container may do; [`Root::Host`] has none whatever this says.
+    /// What root in a container may do; [`Root::Bare`] has none whatever this says.
     pub capabilities: Capabilities,
 }
 
@@ -101,8 +99,11 @@ impl Default for Capabilities {
 /// What a process sees as its file system.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Root {
-    /// The host's own root: for workerd. No mount, PID or user namespace; dropped capabilities, no_new_privs and the limits all the same.
-    Host,
+    /// Nothing but what the mounts put there (no volumes), read-only; the few devices that every program wants; and a /proc with nothing but
+    /// its own processes in it. For a runtime of one process with many threads (workerd): no other process can be started in it, and its
+    /// own system call filter is narrower than a container's. It has all of a container's walls but the user namespace, as no user of it has a
+    /// capability.
+    Bare,
     /// An overlay mounted in the process's own mount namespace: a container. Gets PID, IPC, UTS, cgroup, mount and user namespaces,
     /// /proc, /sys (read-only), /dev, masked paths, dropped capabilities, no_new_privs, the Landlock scopes and the seccomp filter, and
     /// leaves no core dump. Directories belong, on disk, to the ids inside.
@@ -114,15 +115,6 @@ pub enum Root {
         /// overlayfs's work directory, exists, empty, same file system as `upper`.
         work: PathBuf,
     },
-}
-
-/// Which network namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Network {
-    /// The host's: only for workerd.
-    Host,
-    /// The one in [`SpawnFds::netns`].
-    Namespace,
 }
 
 /// A mount inside the root. A target that is missing is made in the upper directory (as are /proc, /sys and /dev) and stays there,
@@ -222,7 +214,7 @@ pub struct TerminalSize {
 /// Descriptors that go with a request.
 #[derive(Debug, Default)]
 pub struct SpawnFds {
-    /// The network namespace, for [`Network::Namespace`].
+    /// The network namespace. Needed: nothing that is started here has the host's.
     pub netns: Option<OwnedFd>,
     /// [`crate::Disk::mount`], for [`ProcessSpec::disk`]: kept by the spawner until the process is forgotten.
     pub disk: Option<OwnedFd>,

@@ -9,8 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use support::{Place, read_all};
 use wharf_sandbox::{
-    ExecProcess, ExecSpec, ExecStreams, Exit, SpawnError, SpawnFds, Spawner, Streams, Terminal,
-    TerminalSize,
+    ExecProcess, ExecSpec, ExecStreams, Exit, SpawnError, Spawner, Streams, Terminal, TerminalSize,
 };
 use wharf_testkit::{is_alive, until};
 
@@ -344,8 +343,8 @@ async fn the_container_takes_it_along_and_its_end_is_told_first() {
     }
     let missing = run(&spawner, &sh("c0", "true")).await;
     assert!(matches!(missing, Err(SpawnError::NotRunning(text)) if text.contains("c0")));
-    let host = place.host("w", &["/bin/busybox", "sleep", "1000"]);
-    spawner.spawn(&host, SpawnFds::default()).await.unwrap();
+    let (bare, fds) = place.bare("w", &["/bin/busybox", "sleep", "1000"]);
+    spawner.spawn(&bare, fds).await.unwrap();
     let (message, _) = refused(run(&spawner, &sh("w", "true")).await);
     assert!(message.contains("no container"), "{message}");
     place.finish(spawner).await;

@@ -4,10 +4,9 @@
 mod support;
 
 use std::io::Write;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use support::{Place, read_all};
-use wharf_sandbox::{Exit, Root, SpawnError, SpawnFds};
+use wharf_sandbox::{Exit, Root, SpawnError};
 
 fn refused(result: Result<support::Ran, SpawnError>) -> (String, i32) {
     match result {
@@ -76,28 +75,6 @@ async fn signals_end_processes_and_are_reported() {
         137,
         "as often as one likes"
     );
-    place.finish(spawner).await;
-}
-
-#[tokio::test]
-async fn a_killed_host_process_takes_its_descendants_with_it() {
-    let place = Place::new();
-    let spawner = place.start().await;
-    let spec = place.host(
-        "w",
-        &[
-            "/bin/busybox",
-            "sh",
-            "-c",
-            "(busybox setsid busybox sleep 1000 & echo $!; wait) & sleep 0.1; echo main; exit 3",
-        ],
-    );
-    let process = spawner.spawn(&spec, SpawnFds::default()).await.unwrap();
-    let out = read_all(process.stdout);
-    assert_eq!(spawner.wait("w").await.unwrap().code, 3);
-    let out = out.await.unwrap();
-    let pid: i32 = out.lines().find_map(|l| l.parse().ok()).unwrap();
-    assert!(!wharf_testkit::is_alive(pid), "{out}");
     place.finish(spawner).await;
 }
 
@@ -210,60 +187,6 @@ async fn standard_input_is_a_pipe_if_asked_for() {
     assert_eq!(
         place.run(&spawner, "none", "cat; echo end").await.out,
         "end\n"
-    );
-    place.finish(spawner).await;
-}
-
-#[tokio::test]
-async fn host_processes_have_no_privileges_and_exactly_the_given_descriptors() {
-    let place = Place::new();
-    let spawner = place.start().await;
-    let spec = place.host("w", &["/bin/busybox", "sh", "-c", "grep -E '^(Cap|NoNewPrivs|Uid|Gid|Groups)' /proc/self/status; for n in 3 4 5; do cat <&$n; done; ls /proc/$$/fd; true"]);
-    let pipe = |text: &str| {
-        let (read, mut write) = std::io::pipe().unwrap();
-        write.write_all(text.as_bytes()).unwrap();
-        OwnedFd::from(read)
-    };
-    let inherit = vec![
-        (4, pipe("four\n")),
-        (3, pipe("three\n")),
-        (5, pipe("five\n")),
-    ];
-    let ran = support::run(
-        &spawner,
-        &spec,
-        SpawnFds {
-            netns: None,
-            disk: None,
-            inherit,
-        },
-    )
-    .await
-    .unwrap();
-    let words: Vec<Vec<&str>> = ran
-        .out
-        .lines()
-        .map(|l| l.split_whitespace().collect())
-        .collect();
-    let text = format!("{ran:?}");
-    let find = |name: &str| {
-        words
-            .iter()
-            .find(|w| w[0] == name)
-            .unwrap_or_else(|| panic!("{name}: {text}"))[1..]
-            .to_vec()
-    };
-    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-        assert_eq!(find(set), ["0000000000000000"], "{set}");
-    }
-    assert_eq!(find("NoNewPrivs:"), ["1"]);
-    assert_eq!(find("Uid:"), ["12345"; 4]);
-    assert_eq!(find("Gid:"), ["12345"; 4]);
-    assert!(find("Groups:").is_empty());
-    assert!(ran.out.contains("three\nfour\nfive\n"), "{text}");
-    assert!(
-        ran.out.ends_with("0\n1\n2\n3\n4\n5\n"),
-        "no other descriptor: {text}"
     );
     place.finish(spawner).await;
 }

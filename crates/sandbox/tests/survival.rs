@@ -4,7 +4,7 @@
 mod support;
 
 use support::{Place, read_all};
-use wharf_sandbox::{SpawnError, SpawnFds, Spawner};
+use wharf_sandbox::{SpawnError, Spawner};
 use wharf_testkit::{is_alive, kill, until};
 
 #[tokio::test]
@@ -92,18 +92,13 @@ async fn without_a_daemon_everything_ends_after_the_grace_period() {
     let (spawner, _) = place.start_with(100).await;
     let (spec, fds) = place.container("c", "sleep 1000");
     let container = spawner.spawn(&spec, fds).await.unwrap();
-    let host = spawner
-        .spawn(
-            &place.host("h", &["/bin/busybox", "sleep", "1000"]),
-            SpawnFds::default(),
-        )
-        .await
-        .unwrap();
+    let (spec, fds) = place.bare("h", &["/bin/busybox", "sleep", "1000"]);
+    let bare = spawner.spawn(&spec, fds).await.unwrap();
     let pid = spawner.pid();
     assert!(is_alive(pid as i32));
     drop(spawner);
     place.assert_gone(pid).await;
-    assert!(!is_alive(container.pid) && !is_alive(host.pid));
+    assert!(!is_alive(container.pid) && !is_alive(bare.pid));
 }
 
 #[tokio::test]
@@ -112,16 +107,8 @@ async fn a_crashed_spawner_leaves_nothing_to_the_next_one() {
     let spawner = place.start().await;
     let (spec, fds) = place.container("c", "sleep 1000 & sleep 1000");
     let container = spawner.spawn(&spec, fds).await.unwrap();
-    let host = spawner
-        .spawn(
-            &place.host(
-                "h",
-                &["/bin/busybox", "sh", "-c", "sleep 1000 & sleep 1000"],
-            ),
-            SpawnFds::default(),
-        )
-        .await
-        .unwrap();
+    let (spec, fds) = place.bare("h", &["/bin/busybox", "sleep", "1000"]);
+    let bare = spawner.spawn(&spec, fds).await.unwrap();
     let waiting = tokio::spawn({
         let spawner = spawner.clone();
         async move { spawner.wait("c").await }
@@ -131,12 +118,12 @@ async fn a_crashed_spawner_leaves_nothing_to_the_next_one() {
         matches!(waiting.await.unwrap(), Err(SpawnError::Spawner(_))),
         "whoever waits is told"
     );
-    assert!(is_alive(container.pid) && is_alive(host.pid));
+    assert!(is_alive(container.pid) && is_alive(bare.pid));
     drop(spawner);
 
     let (spawner, survivors) = place.start_with(20_000).await;
     assert!(survivors.is_empty());
-    assert!(!is_alive(container.pid) && !is_alive(host.pid));
+    assert!(!is_alive(container.pid) && !is_alive(bare.pid));
     assert_eq!(place.run(&spawner, "c", "exit 4").await.exit.code, 4);
     place.finish(spawner).await;
 }

@@ -48,6 +48,8 @@ pub(crate) struct Workerd {
     pub(crate) uid_base: u32,
     pub(crate) drain_ms: u64,
     pub(crate) memory_mib: u64,
+    pub(crate) cpu_millis: u64,
+    pub(crate) watchdog_ms: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -138,6 +140,8 @@ impl Default for Workerd {
             uid_base: 720_000,
             drain_ms: 10_000,
             memory_mib: 1024,
+            cpu_millis: 2000,
+            watchdog_ms: 10_000,
         }
     }
 }
@@ -219,6 +223,11 @@ uid_base = 720000
 drain_ms = 10000
 # Memory limit of one workerd process, MiB.
 memory_mib = 1024
+# CPU of one workerd process, thousandths of a core. JavaScript runs in one thread of it; the others collect garbage and compile.
+cpu_millis = 2000
+# A Worker whose JavaScript computes for so long without a pause, CPU milliseconds, is taken for a loop without end: its process is ended and
+# started again. Whatever else waits for that thread does not count: time without a processor, or for a disk.
+watchdog_ms = 10000
 
 [containers]
 # From the stop signal to SIGKILL, milliseconds.
@@ -255,7 +264,7 @@ pool_size = 8
 hold_ms = 2000
 # DNS servers for containers, "1.2.3.4:53"; empty: those of /etc/resolv.conf.
 dns_servers = []
-# Whether containers may reach private, link-local and loopback ranges outside their own namespace.
+# Whether containers and Workers may reach private and link-local addresses, and the machine's own. Its loopback they never reach.
 allow_private = false
 # What an instance with one vCPU may send to the internet and to its Worker together, and as much receive, megabits (10^6 bits) per second; other sizes
 # in proportion, so that 1600 are 100 for "lite" (1/16 vCPU). 0: no limit.

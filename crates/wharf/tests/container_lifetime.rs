@@ -36,8 +36,9 @@ fn containers_outlive_workerd_and_are_reaped_if_their_object_does_not_wake() {
 }
 
 /// A tunnel to the app inside as workerd's, made by root: what comes of `/ticks`.
-fn ticks(port: u16) -> std::net::TcpStream {
-    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+fn ticks(node: &Node) -> std::net::TcpStream {
+    let ingress = node.ingresses("direct")[0];
+    let mut stream = node.dial_as("direct", ingress).unwrap();
     let bound = Some(std::time::Duration::from_secs(20));
     stream.set_read_timeout(bound).unwrap();
     stream
@@ -68,7 +69,7 @@ fn next_tick(stream: &mut std::net::TcpStream) {
 fn a_redeploy_keeps_what_runs_the_same_image_and_rolls_the_rest() {
     let world = World::new();
     let before = world.start("a", Value::Null);
-    let mut tunnel = ticks(world.node.ingresses()[0]);
+    let mut tunnel = ticks(&world.node);
     let deploy = || {
         world
             .node

@@ -38,6 +38,8 @@ const MAX_SECRET_BYTES: usize = 120 * 1024;
 /// The Worker that turns a POST into a `scheduled` event: such events can't be sent over a socket otherwise (contract: workerd, 4).
 const DISPATCHER: &str = r#"export default {
   async fetch(request, env) {
+    // The watchdog asks.
+    if (request.method === "GET") return new Response(null, { status: 204 });
     const { cron, scheduledTime } = await request.json();
     return Response.json(await env.APP.scheduled({ cron, scheduledTime: new Date(scheduledTime) }));
   },

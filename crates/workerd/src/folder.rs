@@ -56,9 +56,6 @@ impl Folder {
                 longest.display()
             )));
         }
-        if let Some(parent) = path.parent() {
-            reachable(parent, uid)?;
-        }
         // Left by an earlier daemon.
         match std::fs::remove_dir_all(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -116,12 +113,12 @@ pub(crate) fn private_dir(path: &Path, uid: u32) -> Result<(), FolderError> {
     own(path, uid, 0o700)
 }
 
-/// Makes a directory through which any user may pass, if it is missing. Its parent exists: a data directory that was taken away
-/// is not made anew.
-pub(crate) fn passage(path: &Path) -> Result<(), FolderError> {
+/// Makes a directory for root alone, if it is missing. Its parent exists: a data directory that was taken away is not made anew. What is below
+/// is mounted where workerd can see it.
+pub(crate) fn roots_dir(path: &Path) -> Result<(), FolderError> {
     make_dir(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711))
-        .map_err(failed("cannot open up", path))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+        .map_err(failed("cannot close", path))
 }
 
 fn make_dir(path: &Path) -> Result<(), FolderError> {
@@ -138,36 +135,6 @@ pub(crate) fn own(path: &Path, uid: u32, mode: u32) -> Result<(), FolderError> {
     chown(path, Some(uid), Some(uid)).map_err(failed("cannot change the owner of", path))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .map_err(failed("cannot set the permissions of", path))
-}
-
-/// Checks that another user can pass through every directory down to `dir`.
-pub(crate) fn reachable(dir: &Path, uid: u32) -> Result<(), FolderError> {
-    for ancestor in dir.ancestors().filter(|p| !p.as_os_str().is_empty()) {
-        let mode = std::fs::metadata(ancestor)
-            .map_err(failed("cannot look at", ancestor))?
-            .mode();
-        if mode & 0o001 == 0 {
-            return Err(FolderError::Refused(format!(
-                "workerd runs as user {uid} and cannot pass through {}; run: chmod o+x {}",
-                ancestor.display(),
-                ancestor.display()
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// Checks that another user can run a program, wherever links lead.
-pub(crate) fn runnable(program: &Path, uid: u32) -> Result<(), FolderError> {
-    let real = program
-        .canonicalize()
-        .map_err(failed("cannot find", program))?;
-    for path in [program, &real] {
-        if let Some(parent) = path.parent() {
-            reachable(parent, uid)?;
-        }
-    }
-    Ok(())
 }
 
 /// A blob under another name: linked if the user may read it, else copied (a clone where the file system can).

@@ -11,6 +11,7 @@ mod folder;
 mod machine;
 mod output;
 pub mod prelude;
+mod probe;
 mod process;
 mod relay;
 mod rpc;
@@ -18,6 +19,8 @@ mod rpc_relay;
 mod script;
 mod supervisor;
 pub mod text;
+mod walls;
+mod watchdog;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -25,7 +28,9 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio_util::sync::WaitForCancellationFutureOwned;
+use wharf_net::Network;
 
 /// Request header whose JSON value becomes `request.cf`. The gateway removes it from clients' requests and sets it.
 pub const CF_BLOB_HEADER: &str = "cf-wharf-cf-blob";
@@ -57,13 +62,14 @@ pub struct EnginePaths {
 
 /// What the supervisor needs from the daemon around it.
 pub trait Sockets: Send + Sync + 'static {
-    /// Opens the engine's sockets for one process of a script (connectable by `uid`); they close when the result is dropped, which is
-    /// when the process has ended.
+    /// Opens the engine's sockets for one process of a script (connectable by `uid`), which runs in `network`; they close when the result is
+    /// dropped, which is when the process has ended.
     fn docker(
         &self,
         script: &str,
         paths: EnginePaths,
         uid: u32,
+        network: Network,
     ) -> Pin<Box<dyn Future<Output = std::io::Result<DockerSocket>> + Send + '_>>;
     /// Path of a blob (module or asset) by its hash.
     fn blob(&self, hash: &str) -> PathBuf;
@@ -82,7 +88,8 @@ pub struct WorkerdConfig {
     pub uid_base: u32,
     /// Longest wait for requests in flight when a version is replaced, milliseconds.
     pub drain_ms: u64,
-    /// Whether Workers may connect to private addresses (RFC 1918, loopback, ...) with `fetch` and `connect`. Otherwise only to public ones.
+    /// Whether Workers may connect to private addresses (RFC 1918, ...) with `fetch` and `connect`. Otherwise only to public ones. What their network
+    /// allows is said to [`wharf_net::NetConfig`]; this is workerd's own rule.
     pub allow_private: bool,
     /// Memory of one process, bytes; above it the kernel ends the process. `None` is unlimited.
     pub memory_bytes: Option<u64>,
@@ -90,10 +97,15 @@ pub struct WorkerdConfig {
     pub nofile: u64,
     /// Most threads of one process.
     pub pids: u64,
+    /// Thousandths of a core that one process may use; `None` is unlimited.
+    pub cpu_millis: Option<u64>,
+    /// A process whose JavaScript computes for so long without a pause, CPU milliseconds, is ended.
+    pub watchdog_ms: u64,
 }
 
 impl WorkerdConfig {
-    /// Defaults: user ids from 2000000, 10 s to drain, public addresses only, 1 GiB, 65536 descriptors, 512 threads.
+    /// Defaults: user ids from 2000000, 10 s to drain, public addresses only, 1 GiB, 65536 descriptors, 512 threads, two cores, 10 s
+    /// to compute without a pause.
     pub fn new(binary: PathBuf, run_dir: PathBuf, storage_dir: PathBuf) -> Self {
         Self {
             binary,
@@ -105,6 +117,8 @@ impl WorkerdConfig {
             memory_bytes: Some(1 << 30),
             nofile: 65_536,
             pids: 512,
+            cpu_millis: Some(2000),
+            watchdog_ms: 10_000,
         }
     }
 }
@@ -147,6 +161,7 @@ impl Lease {
         machine_process: machine::ProcessId,
         running: Arc<process::Running>,
     ) -> Self {
+        running.load.in_flight.fetch_add(1, Ordering::Relaxed);
         Self {
             socket: running.http.clone(),
             process: running.number,
@@ -160,6 +175,7 @@ impl Lease {
     /// Close the tunnel when [`Lease::closing`] resolves; workerd does not end before its tunnels do, and is killed after a few seconds.
     pub fn upgraded(&mut self) {
         if let Some(script) = self.held.take() {
+            self.running.load.in_flight.fetch_sub(1, Ordering::Relaxed);
             script.release(self.machine_process);
         }
     }
@@ -167,6 +183,19 @@ impl Lease {
     /// Resolves right before the process is told to end, or when it has ended.
     pub fn closing(&self) -> WaitForCancellationFutureOwned {
         self.running.closing.clone().cancelled_owned()
+    }
+
+    /// The head of a response has come, or anything else that shows that JavaScript has come to an end. Who does not say so may have the process taken
+    /// for one that computes without end while it has much to do.
+    pub fn answered(&self) {
+        self.running.load.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// For a request whose connection broke off: why the process has ended without being asked to. `None` at once while it lives on (what the
+    /// connection was about failed), and if it was asked to end.
+    pub fn end_reason(&self) -> impl Future<Output = Option<String>> + Send + use<> {
+        let running = self.running.clone();
+        async move { running.end_reason().await }
     }
 
     /// Resolves when the process takes no new requests.

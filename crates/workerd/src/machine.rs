@@ -15,6 +15,8 @@
 //!             Exited, and nothing shall run: Gone
 //! ```
 //!
+//! Hung: Ready -> Condemned (SIGKILL), and from there as from Ready when it has exited, with the reason that came with Hung.
+//!
 //! Rules: a new process is started only after the exit of the one before was seen, because two processes must never open one
 //! Durable Object storage (contract: workerd, 3.3). Every state but `Idle` and `Ready` is left by a timer at the latest, so a
 //! held request is always answered.
@@ -65,6 +67,8 @@ pub(crate) enum Event {
     Started(ProcessId),
     /// The process is dead, or was never born; the reason is for people.
     Ended(ProcessId, String),
+    /// The process does not answer any more and shall be ended; the reason is for people.
+    Hung(ProcessId, String),
     /// The timer with this number has run out.
     Timer(u64),
 }
@@ -123,6 +127,11 @@ enum State {
     Stopping {
         process: ProcessId,
     },
+    /// Killed for what it did; `Machine::verdict` says what.
+    Condemned {
+        process: ProcessId,
+        since_ms: u64,
+    },
     Backoff {
         hold: bool,
     },
@@ -146,6 +155,8 @@ pub(crate) struct Machine {
     failures: u32,
     crashes: u32,
     last_error: Option<String>,
+    /// Why a process is condemned.
+    verdict: Option<String>,
     last_process: ProcessId,
     timer: u64,
 }
@@ -162,6 +173,7 @@ impl Machine {
             failures: 0,
             crashes: 0,
             last_error: None,
+            verdict: None,
             last_process: 0,
             timer: 0,
         }
@@ -172,7 +184,9 @@ impl Machine {
         match self.state {
             State::Idle | State::Starting { .. } => Phase::Starting,
             State::Ready { .. } => Phase::Ready,
-            State::Draining { .. } | State::Stopping { .. } => Phase::Draining,
+            State::Draining { .. } | State::Stopping { .. } | State::Condemned { .. } => {
+                Phase::Draining
+            }
             State::Backoff { .. } => Phase::Backoff,
         }
     }
@@ -210,6 +224,7 @@ impl Machine {
             Event::Release(process) => self.release(process, &mut out),
             Event::Started(process) => self.started(process, now_ms, &mut out),
             Event::Ended(process, reason) => self.ended(process, reason, now_ms, &mut out),
+            Event::Hung(process, reason) => self.hung(process, reason, &mut out),
             Event::Timer(number) if number == self.timer => self.timed_out(&mut out),
             Event::Timer(_) => {}
         }
@@ -235,6 +250,7 @@ impl Machine {
                 self.start_timer(self.bounds.term_ms, out);
             }
             State::Ready { process, .. } => self.drain(process, out),
+            State::Condemned { process, .. } => self.state = State::Stopping { process },
             State::Draining { .. } | State::Stopping { .. } => {}
         }
     }
@@ -257,6 +273,7 @@ impl Machine {
                 out.push(Effect::Drain(process));
                 self.terminate(process, out);
             }
+            State::Condemned { process, .. } => self.state = State::Stopping { process },
             State::Draining { process } if !drain => self.terminate(process, out),
             State::Draining { .. } | State::Stopping { .. } => {}
         }
@@ -339,13 +356,14 @@ impl Machine {
                 process: p,
                 since_ms,
             } if p == process => {
-                if now_ms.saturating_sub(since_ms) >= HEALTHY_MS {
-                    self.failures = 0;
-                }
-                self.failures = self.failures.saturating_add(1);
-                self.crashes = self.crashes.saturating_add(1);
-                self.last_error = Some(reason);
-                self.back_off(true, out);
+                self.crashed(reason, now_ms.saturating_sub(since_ms), out);
+            }
+            State::Condemned {
+                process: p,
+                since_ms,
+            } if p == process => {
+                let reason = self.verdict.take().unwrap_or(reason);
+                self.crashed(reason, now_ms.saturating_sub(since_ms), out);
             }
             State::Draining { process: p } | State::Stopping { process: p } if p == process => {
                 self.timer += 1;
@@ -359,6 +377,37 @@ impl Machine {
             }
             _ => {}
         }
+    }
+
+    fn crashed(&mut self, reason: String, lived_ms: u64, out: &mut Vec<Effect>) {
+        if lived_ms >= HEALTHY_MS {
+            self.failures = 0;
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.crashes = self.crashes.saturating_add(1);
+        self.last_error = Some(reason.clone());
+        self.back_off(true, out);
+        if self.state == (State::Backoff { hold: false }) {
+            self.refuse_all(Some(&reason), out);
+        }
+    }
+
+    fn hung(&mut self, process: ProcessId, reason: String, out: &mut Vec<Effect>) {
+        // One that drains or stops is ended by its timers.
+        let State::Ready {
+            process: p,
+            since_ms,
+        } = self.state
+        else {
+            return;
+        };
+        if p != process {
+            return;
+        }
+        self.state = State::Condemned { process, since_ms };
+        self.verdict = Some(reason);
+        out.push(Effect::Kill(process));
+        self.start_timer(self.bounds.term_ms, out);
     }
 
     fn timed_out(&mut self, out: &mut Vec<Effect>) {
@@ -376,7 +425,7 @@ impl Machine {
             }
             State::Draining { process } => self.terminate(process, out),
             // Again and again, should it ever not die at once.
-            State::Stopping { process } => {
+            State::Stopping { process } | State::Condemned { process, .. } => {
                 out.push(Effect::Kill(process));
                 self.start_timer(self.bounds.term_ms, out);
             }

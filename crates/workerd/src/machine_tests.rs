@@ -81,7 +81,10 @@ impl World {
                 Effect::Grant(waiter, process) => {
                     assert!(self.waiting.remove(&waiter), "answered twice");
                     assert_eq!(self.alive, Some(process));
-                    assert!(self.ready && !self.draining, "granted on a closing process");
+                    assert!(
+                        self.ready && !self.draining && !self.killed,
+                        "granted on a closing process"
+                    );
                     *self.held.entry(process).or_default() += 1;
                 }
                 Effect::Refuse(waiter, _) => {
@@ -130,6 +133,12 @@ impl World {
         }
     }
 
+    fn hung(&mut self) {
+        if let Some(process) = self.alive {
+            self.send(Event::Hung(process, "a loop".into()));
+        }
+    }
+
     fn timer(&mut self) {
         if let Some((number, at)) = self.timer.take() {
             self.now = self.now.max(at);
@@ -145,6 +154,7 @@ enum Step {
     Release,
     Started,
     Ended,
+    Hung,
     Timer,
     StaleTimer,
     Pass(u64),
@@ -159,6 +169,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Release),
         6 => Just(Step::Started),
         3 => Just(Step::Ended),
+        2 => Just(Step::Hung),
         4 => Just(Step::Timer),
         1 => Just(Step::StaleTimer),
         2 => (0u64..100_000).prop_map(Step::Pass),
@@ -181,6 +192,7 @@ proptest! {
                 Step::Release => world.release(),
                 Step::Started => world.started(),
                 Step::Ended => world.ended(),
+                Step::Hung => world.hung(),
                 Step::Timer => world.timer(),
                 Step::StaleTimer => world.send(Event::Timer(0)),
                 Step::Pass(ms) => world.now += ms,
@@ -333,4 +345,44 @@ fn an_idle_connection_may_not_join_a_closing_process() {
     world.set();
     assert!(!world.machine.join(1));
     assert_eq!(world.machine.phase(), Phase::Draining);
+}
+
+#[test]
+fn a_hung_process_is_killed_and_its_loop_is_the_reason() {
+    let mut world = ready();
+    for (pause, held) in [
+        (100, true),
+        (200, true),
+        (400, true),
+        (800, true),
+        (1600, false),
+    ] {
+        world.hung();
+        assert!(world.killed);
+        world.acquire();
+        assert_eq!(world.waiting.len(), 1, "not given to the dying one");
+        world.ended();
+        assert_eq!(world.machine.last_error(), Some("a loop"));
+        assert_eq!(world.waiting.len(), usize::from(held), "{pause}");
+        let before = world.now;
+        world.timer();
+        assert_eq!(world.now - before, pause);
+        world.started();
+        assert!(world.waiting.is_empty());
+    }
+    assert_eq!(world.machine.crashes(), 5);
+}
+
+#[test]
+fn a_hung_process_that_is_being_replaced_leaves_no_trace() {
+    let mut world = ready();
+    world.hung();
+    world.set();
+    world.ended();
+    world.started();
+    assert_eq!(world.machine.crashes(), 0);
+    assert_eq!(world.machine.last_error(), None);
+    // The next crash has its own reason.
+    world.ended();
+    assert_eq!(world.machine.last_error(), Some("why"));
 }

@@ -5,17 +5,22 @@
 use crate::config::{Entry, Place, Plan, plan};
 use crate::folder::{self, Folder, FolderError};
 use crate::output::Output;
+use crate::probe;
 use crate::relay;
 use crate::supervisor::Inner;
+use crate::walls::Program;
 use crate::{Desired, EnginePaths, config::ConfigError, prelude};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use wharf_sandbox::{Exit, Limits, Network, ProcessSpec, Root, SpawnError, SpawnFds};
+use wharf_net::{NetError, Network, Policy};
+use wharf_sandbox::{Exit, Limits, ProcessSpec, Root, SpawnError, SpawnFds};
 
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
@@ -23,6 +28,8 @@ const SIGKILL: i32 = 9;
 const CONTROL_FD: i32 = 3;
 /// After a process has ended, its last output is waited for so long.
 const OUTPUT_MS: u64 = 1_000;
+/// How long a request waits for the reason why its process has ended.
+const END_MS: u64 = 5_000;
 /// Labels of processes in the spawner begin so.
 pub(crate) const LABEL_PREFIX: &str = "workerd:";
 
@@ -53,6 +60,45 @@ pub(crate) struct Running {
     pub(crate) draining: CancellationToken,
     /// Cancelled right before the process is told to end.
     pub(crate) closing: CancellationToken,
+    pub(crate) load: probe::Load,
+    end: watch::Sender<Option<End>>,
+}
+
+/// How a process came to its end.
+#[derive(Debug, Clone)]
+enum End {
+    /// It was told to.
+    Asked,
+    /// By itself, or for what it did.
+    Unasked(String),
+}
+
+impl Running {
+    /// See [`crate::Lease::end_reason`].
+    pub(crate) async fn end_reason(&self) -> Option<String> {
+        let mut end = self.end.subscribe();
+        if end.borrow().is_none() && !probe::is_ending(self.pid) {
+            return None;
+        }
+        // The sender is in `self`.
+        let known = end.wait_for(Option::is_some);
+        let known = tokio::time::timeout(Duration::from_millis(END_MS), known).await;
+        match known.ok()?.ok()?.as_ref()? {
+            End::Asked => None,
+            End::Unasked(reason) => Some(reason.clone()),
+        }
+    }
+
+    /// The first reason is the right one.
+    fn ends(&self, end: End) {
+        self.end.send_if_modified(|known| {
+            let first = known.is_none();
+            if first {
+                *known = Some(end);
+            }
+            first
+        });
+    }
 }
 
 /// Why a process is not there.
@@ -66,6 +112,13 @@ pub(crate) enum StartError {
     Spawn(#[from] SpawnError),
     #[error("cannot prepare workerd's sockets: {0}")]
     Io(#[from] std::io::Error),
+    #[error("cannot find out what {} needs to run: {error}", path.display())]
+    Program {
+        path: PathBuf,
+        error: std::io::Error,
+    },
+    #[error("no network for workerd: {0}")]
+    Network(#[from] NetError),
     /// workerd's own words.
     #[error("{reason}")]
     Ended {
@@ -82,6 +135,9 @@ pub(crate) struct Prepared {
     uid: u32,
     plan: Plan,
     folder: Folder,
+    /// Durable Object storage, if it has any.
+    storage: Option<PathBuf>,
+    program: Program,
 }
 
 /// What a process is started for.
@@ -105,25 +161,22 @@ pub(crate) async fn prepare(
     let work = move || {
         let uid = inner.config.uid_base + desired.script_number;
         let dir = inner.config.run_dir.join(number.to_string());
-        folder::passage(&inner.config.run_dir)?;
-        folder::runnable(&inner.config.binary, uid)?;
-        let storage = match purpose {
-            Purpose::Serve => Some(inner.storage(desired.script_number).join("do")),
-            Purpose::Trial => None,
-        };
-        if let Some(storage) = &storage
-            && !desired.namespaces.is_empty()
-        {
+        folder::roots_dir(&inner.config.run_dir)?;
+        let program = inner.program().map_err(|error| StartError::Program {
+            path: inner.config.binary.clone(),
+            error,
+        })?;
+        let storage = (purpose == Purpose::Serve && !desired.namespaces.is_empty())
+            .then(|| inner.storage(desired.script_number).join("do"));
+        if let Some(storage) = &storage {
             // Root's own folder around it: the Worker's user can't put a link in its place.
-            let parent = inner.storage(desired.script_number);
-            folder::passage(&inner.config.storage_dir)?;
-            folder::passage(&parent)?;
+            folder::roots_dir(&inner.config.storage_dir)?;
+            folder::roots_dir(&inner.storage(desired.script_number))?;
             folder::private_dir(storage, uid)?;
-            folder::reachable(&parent, uid)?;
         }
         let place = Place {
             dir: dir.clone(),
-            storage,
+            storage: storage.clone(),
             allow_private: inner.config.allow_private,
         };
         let plan = plan(&desired, &place, &entries)?;
@@ -134,6 +187,8 @@ pub(crate) async fn prepare(
             uid,
             plan,
             folder,
+            storage,
+            program: program.clone(),
         })
     };
     tokio::task::spawn_blocking(work)
@@ -152,6 +207,8 @@ pub(crate) struct Process {
     docker_socket: PathBuf,
     _relays: relay::Relays,
     _folder: Folder,
+    /// Nothing is carried for it any more when this is dropped.
+    _network: Network,
     pub(crate) running: Arc<Running>,
 }
 
@@ -162,13 +219,15 @@ impl Process {
         script: &str,
         prepared: Prepared,
         purpose: Purpose,
-        stop: &mut tokio::sync::watch::Receiver<Stop>,
+        stop: &mut watch::Receiver<Stop>,
     ) -> Result<Self, StartError> {
         let Prepared {
             number,
             uid,
             plan,
             folder,
+            storage,
+            program,
         } = prepared;
         let dir = folder.path().to_owned();
         let docker_socket = dir.join("docker.sock");
@@ -176,8 +235,15 @@ impl Process {
             docker: docker_socket.clone(),
             prelude: dir.join(prelude::ENGINE_SOCKET),
         };
+        let network = inner.networks.create_for_worker().await?;
+        network.set_policy(Policy {
+            internet: purpose == Purpose::Serve,
+        });
         let docker = match (plan.containers, purpose) {
-            (true, Purpose::Serve) => Some(inner.sockets.docker(script, paths, uid).await?),
+            (true, Purpose::Serve) => {
+                let opened = inner.sockets.docker(script, paths, uid, network.clone());
+                Some(opened.await?)
+            }
             _ => None,
         };
         let relays = match purpose {
@@ -187,6 +253,11 @@ impl Process {
 
         let (control, control_write) = std::io::pipe()?;
         let id = format!("workerd-{number}");
+        let mut env = plan.env;
+        env.push(program.library_path());
+        let own: Vec<&Path> = std::iter::once(dir.as_path())
+            .chain(storage.as_deref())
+            .collect();
         let spec = ProcessSpec {
             id: id.clone(),
             label: format!(
@@ -202,16 +273,15 @@ impl Process {
                 dir.join("config.capnp").to_string_lossy().into_owned(),
                 "config".into(),
             ],
-            env: plan.env,
+            env,
             cwd: dir.to_string_lossy().into_owned(),
             user: format!("{uid}:{uid}"),
-            root: Root::Host,
-            network: Network::Host,
-            hostname: None,
-            mounts: Vec::new(),
+            root: Root::Bare,
+            hostname: Some("worker".to_owned()),
+            mounts: program.mounts(&own, network.resolv_conf()),
             limits: Limits {
                 memory_bytes: inner.config.memory_bytes,
-                cpu_millis: None,
+                cpu_millis: inner.config.cpu_millis,
                 pids: Some(inner.config.pids),
                 nofile: Some(inner.config.nofile),
                 disk_bytes: None,
@@ -221,7 +291,7 @@ impl Process {
             capabilities: wharf_sandbox::Capabilities::NONE,
         };
         let fds = SpawnFds {
-            netns: None,
+            netns: Some(network.namespace()?),
             disk: None,
             inherit: vec![(CONTROL_FD, OwnedFd::from(control_write))],
         };
@@ -236,6 +306,7 @@ impl Process {
             docker_socket,
             _relays: relays,
             _folder: folder,
+            _network: network,
             running: Arc::new(Running {
                 number,
                 pid: spawned.pid,
@@ -248,6 +319,8 @@ impl Process {
                     .collect(),
                 draining: CancellationToken::new(),
                 closing: CancellationToken::new(),
+                load: probe::Load::default(),
+                end: watch::Sender::new(None),
             }),
         };
         for stream in [spawned.stdout, spawned.stderr] {
@@ -284,7 +357,7 @@ impl Process {
         &self,
         control: OwnedFd,
         mut sockets: BTreeSet<String>,
-        stop: &mut tokio::sync::watch::Receiver<Stop>,
+        stop: &mut watch::Receiver<Stop>,
     ) -> bool {
         let Ok(control) = pipe::Receiver::from_owned_fd(control) else {
             return false;
@@ -307,16 +380,44 @@ impl Process {
         }
     }
 
-    /// Serves until the process ends, of itself or by `stop`; the reason it ended.
-    pub(crate) async fn run(&mut self, stop: &mut tokio::sync::watch::Receiver<Stop>) -> String {
+    /// Serves until the process ends, of itself or by `stop`; the reason it ended. `hung` is told once if it does not answer any more.
+    pub(crate) async fn run(
+        &mut self,
+        stop: &mut watch::Receiver<Stop>,
+        hung: impl FnOnce(String),
+    ) -> String {
+        let running = self.running.clone();
+        let limit_ms = self.inner.config.watchdog_ms;
+        let watched = async move {
+            match &running.dispatcher {
+                Some(socket) => {
+                    let limit = Duration::from_millis(limit_ms);
+                    probe::hung(running.pid, socket, &running.load, limit).await
+                }
+                // Without code nothing computes.
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(watched);
+        let mut hung = Some(hung);
         let mut done = Stop::No;
         loop {
             let asked = *stop.borrow_and_update();
             if asked > done {
                 done = asked;
+                self.running.ends(End::Asked);
                 self.stop(asked).await;
             }
             tokio::select! {
+                computed_ms = &mut watched, if hung.is_some() && done == Stop::No => {
+                    let reason = format!(
+                        "{EXCEEDED}: its JavaScript computed for {computed_ms} ms without a pause and was ended (workerd.watchdog_ms)"
+                    );
+                    self.running.ends(End::Unasked(reason.clone()));
+                    if let Some(hung) = hung.take() {
+                        hung(reason);
+                    }
+                }
                 exit = self.inner.spawner.wait(&self.id) => break self.conclude(exit).await,
                 changed = stop.changed() => if changed.is_err() {
                     // Nobody is left to ask for more.
@@ -360,7 +461,7 @@ impl Process {
         // Before anybody hears of the end: what the next process asks for must not look forgotten.
         self.docker = None;
         let pumps = async { while self.pumps.join_next().await.is_some() {} };
-        let bound = std::time::Duration::from_millis(OUTPUT_MS);
+        let bound = Duration::from_millis(OUTPUT_MS);
         if tokio::time::timeout(bound, pumps).await.is_err() {
             self.pumps.abort_all();
         }
@@ -368,12 +469,20 @@ impl Process {
             tracing::warn!(%error, process = self.id, "cannot forget an ended process");
         }
         let tail = self.output.tail();
-        match exit {
+        let reason = match exit {
             Ok(exit) => reason(&exit, self.inner.config.memory_bytes, &tail),
             Err(error) => format!("lost sight of the workerd process: {error}"),
-        }
+        };
+        self.running.ends(End::Unasked(reason.clone()));
+        reason
     }
 }
+
+/// Cloudflare's words for a Worker that was ended for what it used; users know the number.
+const EXCEEDED: &str = "error 1102, Worker exceeded resource limits";
+
+/// What V8 prints before it gives up, below the limit of the process.
+const HEAP_LIMIT: &str = "JavaScript heap out of memory";
 
 /// What workerd writes to the control pipe.
 #[derive(serde::Deserialize)]
@@ -385,10 +494,13 @@ enum Control {
 fn reason(exit: &Exit, memory_bytes: Option<u64>, tail: &str) -> String {
     let how = match (exit.oom_killed, exit.signal, memory_bytes) {
         (true, _, Some(bytes)) => format!(
-            "the Worker's process used more than its {} MiB of memory and was ended",
+            "{EXCEEDED}: its process used more than its {} MiB of memory and was ended (workerd.memory_mib)",
             bytes / (1024 * 1024)
         ),
         (true, _, None) => "the machine ran out of memory and ended the Worker's process".into(),
+        _ if tail.contains(HEAP_LIMIT) => {
+            format!("{EXCEEDED}: its JavaScript heap reached V8's own limit")
+        }
         (false, Some(SIGKILL), _) => "the Worker's process was killed (signal 9)".into(),
         (false, Some(signal), _) => {
             format!("the Worker's process crashed (signal {signal})")
@@ -418,4 +530,28 @@ fn missing_entries(output: &Output, entries: &BTreeMap<Entry, String>) -> BTreeS
         })
         .map(|(entry, _)| entry.clone())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_are_told_by_what_was_exceeded() {
+        let exit = |code, signal, oom_killed| Exit {
+            code,
+            signal,
+            oom_killed,
+        };
+        let killed = reason(&exit(137, Some(SIGKILL), true), Some(64 << 20), "");
+        assert!(killed.contains("1102") && killed.contains("64 MiB"));
+        let heap = "message = : allocation failed: JavaScript heap out of memory";
+        let aborted = reason(&exit(1, None, false), Some(4 << 30), heap);
+        assert!(
+            aborted.contains("1102") && aborted.contains("V8"),
+            "{aborted}"
+        );
+        let crashed = reason(&exit(139, Some(11), false), None, "");
+        assert!(!crashed.contains("1102") && crashed.contains("signal 11"));
+    }
 }

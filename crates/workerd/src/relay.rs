@@ -216,6 +216,7 @@ async fn request_through(
         up.sender.ready().await?;
         up.sender.send_request(request).await?
     };
+    lease.answered();
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some(caller) = caller else {
             return Err(Failure::Other("an upgrade that nobody asked for"));

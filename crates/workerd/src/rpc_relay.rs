@@ -264,6 +264,9 @@ async fn joined(
                 };
                 // The process has ended; between calls nobody needs to know.
                 if n == 0 { return Ok(!idle) }
+                if let Some(lease) = &lease {
+                    lease.answered();
+                }
                 splitter.feed(&answer[..n], &mut messages)?;
                 for message in messages.drain(..) {
                     state.books.callee_sent(&message);

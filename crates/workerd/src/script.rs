@@ -344,7 +344,11 @@ impl Script {
                         "workerd is ready"
                     );
                     self.started(process, running.running.clone());
-                    let reason = running.run(&mut stop).await;
+                    let hung = |reason: String| {
+                        tracing::warn!(script = self.name, reason, "a workerd process is ended");
+                        self.handle(self.lock(), Event::Hung(process, reason));
+                    };
+                    let reason = running.run(&mut stop, hung).await;
                     self.ended(process, reason);
                     // Its folder may hold many files.
                     let _ = tokio::task::spawn_blocking(move || drop(running)).await;

@@ -6,6 +6,7 @@ use crate::config::{Entry, bound_entries};
 use crate::machine::Bounds;
 use crate::process::{self, LABEL_PREFIX, Process, Purpose, Stop};
 use crate::script::Script;
+use crate::walls::Program;
 use crate::{
     Desired, ScheduledOutcome, ScriptStatus, Sockets, Supervisor, WorkerdConfig, WorkerdError,
 };
@@ -16,8 +17,9 @@ use hyper_util::rt::TokioIo;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use tokio_util::task::TaskTracker;
+use wharf_net::Networks;
 use wharf_sandbox::{Spawner, Survivor};
 
 /// A process that does not listen by then is ended.
@@ -33,6 +35,8 @@ type Scripts = BTreeMap<String, Arc<Script>>;
 pub(crate) struct Inner {
     pub(crate) config: WorkerdConfig,
     pub(crate) spawner: Spawner,
+    pub(crate) networks: Networks,
+    program: OnceLock<Program>,
     pub(crate) sockets: Arc<dyn Sockets>,
     scripts: RwLock<Scripts>,
     last_process: AtomicU64,
@@ -45,6 +49,15 @@ pub(crate) struct Inner {
 impl Inner {
     pub(crate) fn next_process(&self) -> u64 {
         self.last_process.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// What the binary needs; found once. Blocks.
+    pub(crate) fn program(&self) -> std::io::Result<&Program> {
+        if let Some(program) = self.program.get() {
+            return Ok(program);
+        }
+        let found = Program::find(&self.config.binary)?;
+        Ok(self.program.get_or_init(|| found))
     }
 
     pub(crate) fn storage(&self, script_number: u32) -> PathBuf {
@@ -104,11 +117,18 @@ fn bound(all: &BTreeMap<String, Arc<Desired>>) -> BTreeMap<String, BTreeSet<Entr
 
 impl Supervisor {
     /// A supervisor with nothing to run yet. Call it within a tokio runtime, and [`Supervisor::reap`] before the first `set`.
-    pub fn new(config: WorkerdConfig, spawner: Spawner, sockets: Arc<dyn Sockets>) -> Self {
+    pub fn new(
+        config: WorkerdConfig,
+        spawner: Spawner,
+        networks: Networks,
+        sockets: Arc<dyn Sockets>,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 config,
                 spawner,
+                networks,
+                program: OnceLock::new(),
                 sockets,
                 scripts: RwLock::default(),
                 last_process: AtomicU64::new(0),

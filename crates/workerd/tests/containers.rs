@@ -7,7 +7,7 @@ use support::{World, with_class};
 
 #[tokio::test]
 async fn containers_live_on_when_a_version_is_replaced() {
-    let (world, engine, sidecar) = support::engine::world().await;
+    let (world, engine) = support::engine::world().await;
     let code = r#"
 import { DurableObject } from "cloudflare:workers";
 export class Box extends DurableObject {
@@ -51,6 +51,5 @@ export default { fetch(request, env) { return env.BOX.getByName("a").fetch(reque
         "{asked:?}"
     );
     assert_eq!(engine.running.lock().unwrap().len(), 2);
-    sidecar.abort();
     world.close().await;
 }

@@ -84,7 +84,7 @@ async fn run(world: &World, options: Value, after: Value) -> Value {
 
 #[tokio::test]
 async fn classes_stay_what_they_are() {
-    let (world, _, sidecar) = support::engine::world().await;
+    let (world, _) = support::engine::world().await;
     world.deploy(boxed(&world, WORKER)).await;
     let seen = identity(&world, "/identity").await;
     assert_eq!(seen["name"], "Box");
@@ -108,13 +108,12 @@ async fn classes_stay_what_they_are() {
         .collect();
     exports.sort_unstable();
     assert_eq!(exports, ["Box", "Other", "constant", "default"]);
-    sidecar.abort();
     world.close().await;
 }
 
 #[tokio::test]
 async fn any_compatibility_date_and_module_name_will_do() {
-    let (world, _, sidecar) = support::engine::world().await;
+    let (world, _) = support::engine::world().await;
     let flags: [(&str, &[&str]); 5] = [
         ("2022-01-01", &[]),
         ("2024-01-01", &["nodejs_compat"]),
@@ -144,13 +143,12 @@ async fn any_compatibility_date_and_module_name_will_do() {
         world.deploy(desired).await;
         assert_eq!(identity(&world, "/old").await["name"], "Box", "{name}");
     }
-    sidecar.abort();
     world.close().await;
 }
 
 #[tokio::test]
 async fn other_modules_and_re_exports_work_behind_it() {
-    let (world, _, sidecar) = support::engine::world().await;
+    let (world, _) = support::engine::world().await;
     let entry = r#"
 export * from "./lib/box.js";
 import wasm from "./add.wasm";
@@ -183,13 +181,12 @@ export class Box extends DurableObject { who() { return `${this.constructor.name
     world.deploy(desired).await;
     let seen = identity(&world, "/").await;
     assert_eq!(seen, json!({"add": 5, "text": "a note", "box": "Box true"}));
-    sidecar.abort();
     world.close().await;
 }
 
 #[tokio::test]
 async fn start_options_reach_the_engine_and_wrong_ones_the_worker() {
-    let (world, engine, sidecar) = support::engine::world().await;
+    let (world, engine) = support::engine::world().await;
     world.deploy(boxed(&world, WORKER)).await;
     let carried = |options: Value| async {
         engine.created.lock().unwrap().clear();
@@ -256,13 +253,12 @@ async fn start_options_reach_the_engine_and_wrong_ones_the_worker() {
         assert_eq!(run(&world, options, Value::Null).await["error"], error);
     }
     assert!(engine.created.lock().unwrap().is_empty());
-    sidecar.abort();
     world.close().await;
 }
 
 #[tokio::test]
 async fn labels_and_inactivity_are_told_with_the_start_they_are_for() {
-    let (world, engine, sidecar) = support::engine::world().await;
+    let (world, engine) = support::engine::world().await;
     // With and without workerd's own setLabels().
     for flags in [&[][..], &["experimental".to_owned()]] {
         let mut desired = boxed(&world, WORKER);
@@ -291,13 +287,12 @@ async fn labels_and_inactivity_are_told_with_the_start_they_are_for() {
         assert!(line.ends_with("/inactivity"), "{line}");
         assert_eq!(body["ms"], 60_000);
     }
-    sidecar.abort();
     world.close().await;
 }
 
 #[tokio::test]
 async fn mistakes_are_named_as_without_it() {
-    let (world, _, sidecar) = support::engine::world().await;
+    let (world, _) = support::engine::world().await;
     let broken = async |desired: Desired| {
         let check = world.supervisor.check("hello", desired).await;
         check.map_or_else(|e| e.to_string(), |()| "fine".to_owned())
@@ -326,6 +321,5 @@ async fn mistakes_are_named_as_without_it() {
         });
     let text = broken(taken).await;
     assert!(text.contains("__WHARF_ENGINE"), "{text}");
-    sidecar.abort();
     world.close().await;
 }

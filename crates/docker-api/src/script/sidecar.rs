@@ -174,7 +174,10 @@ impl Shared {
         let container = sidecar_of(name).unwrap_or(name);
         let network = self.engine.network(&self.owner, container).await;
         let network = network.map_err(|_| missing(name))?;
-        self.networks.claim(&network);
+        self.networks.claim(&network).await.map_err(|error| {
+            let text = format!("taking over the container's network: {error}");
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+        })?;
         // Kept: workerd uses it again for the next start, after the container has gone.
         Ok(self.sidecars.insert(name, Sidecar::new(network, true)).0)
     }

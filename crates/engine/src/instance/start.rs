@@ -69,7 +69,6 @@ pub(super) async fn start_process(
             upper: at.join("upper"),
             work: at.join("work"),
         },
-        network: wharf_sandbox::Network::Namespace,
         mounts,
         hostname: Some(hostname),
         limits: fixed.limits.clone(),

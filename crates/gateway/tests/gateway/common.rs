@@ -27,6 +27,8 @@ pub(crate) struct Scripts {
     /// Cancelled: every process is about to end.
     pub(crate) closing: CancellationToken,
     pub(crate) acquired: AtomicUsize,
+    /// What is said of a process whose connection broke off.
+    pub(crate) end_reason: Mutex<Option<String>>,
 }
 
 impl Scripts {
@@ -42,6 +44,7 @@ impl Scripts {
 struct Held {
     count: Option<Arc<AtomicUsize>>,
     closing: CancellationToken,
+    end_reason: Option<String>,
 }
 
 impl Held {
@@ -56,6 +59,12 @@ impl wharf_gateway::Guard for Held {
     fn upgraded(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         self.release();
         Box::pin(self.closing.clone().cancelled_owned())
+    }
+
+    fn answered(&self) {}
+
+    fn end_reason(&self) -> Pin<Box<dyn Future<Output = Option<String>> + Send>> {
+        Box::pin(std::future::ready(self.end_reason.clone()))
     }
 }
 
@@ -80,6 +89,7 @@ impl Upstreams for Scripts {
                     let held = Held {
                         count: Some(self.held.clone()),
                         closing: self.closing.clone(),
+                        end_reason: self.end_reason.lock().unwrap().clone(),
                     };
                     Ok(Upstream {
                         socket: socket.clone(),

@@ -135,6 +135,37 @@ async fn a_worker_that_closes_without_an_answer_is_a_502_and_runs_once() {
 }
 
 #[tokio::test]
+async fn a_process_that_ended_under_a_request_is_a_503_with_the_reason_and_gets_it_once() {
+    let it = gateway(config()).await;
+    *it.scripts.end_reason.lock().unwrap() = Some("error 1102, a loop".to_owned());
+    let (seen, mut runs) = tokio::sync::mpsc::unbounded_channel();
+    it.worker("hello", 1, move |mut stream, _| {
+        let seen = seen.clone();
+        async move {
+            let mut read = Vec::new();
+            read_request(&mut stream, &mut read).await;
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                .await
+                .unwrap();
+            read_request(&mut stream, &mut read).await;
+            seen.send(()).unwrap();
+        }
+    });
+    assert_eq!(it.ask(GET).await.status, 200);
+    // On the connection that was kept, where it could be repeated.
+    let reply = it.ask(GET).await;
+    assert_eq!(reply.status, 503);
+    let text = reply.text();
+    assert!(
+        text.contains("hello") && text.contains("error 1102, a loop"),
+        "{text}"
+    );
+    assert!(runs.recv().await.is_some());
+    assert!(runs.try_recv().is_err(), "it would end the next one too");
+}
+
+#[tokio::test]
 async fn a_response_that_is_not_http_is_a_502() {
     let it = gateway(config()).await;
     it.worker("hello", 1, |mut stream, _| async move {

@@ -11,7 +11,7 @@ const QUIET: Duration = Duration::from_secs(10);
 /// What workerd has said about connections that it wants to see itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Egress {
-    /// Where workerd listens for them, on 127.0.0.1 of the host.
+    /// Where workerd listens for them, on 127.0.0.1 where it runs.
     pub port: Option<u16>,
     /// Patterns of host names that have a mapping.
     pub allow_hostnames: Vec<String>,

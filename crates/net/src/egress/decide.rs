@@ -13,6 +13,7 @@ use super::sniff::{MAX_HEAD, Sniffed, sniff};
 use super::tunnel::{Answer, Destination, Hint, Tunnel, ask};
 use crate::Shared;
 use crate::outbound::{self, permitted};
+use crate::succession;
 
 /// A client that has said nothing for this long waits for the server, or takes its time.
 const SILENCE: Duration = Duration::from_millis(50);
@@ -189,7 +190,8 @@ impl Asked {
         } else {
             Destination::Unreachable(self.destination)
         };
-        ask(port, destination, hint).await
+        let known = succession::known_by(&self.shared);
+        ask(&known.door, port, destination, hint).await
     }
 
     /// Whether the policy allows the address.

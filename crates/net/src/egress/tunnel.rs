@@ -7,12 +7,14 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::door::Door;
 
 /// workerd answers at once, unless its one thread is busy with JavaScript.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -78,18 +80,23 @@ impl Tunnel {
     }
 }
 
-/// Asks workerd at a port of 127.0.0.1.
+/// Asks workerd at a port of its loopback.
 ///
 /// # Errors
 /// It cannot be reached, or refuses.
-pub(super) async fn ask(port: u16, to: Destination, hint: &Hint) -> io::Result<Answer> {
-    timeout(TIMEOUT, connect(port, to, hint))
+pub(super) async fn ask(
+    door: &Door,
+    port: u16,
+    to: Destination,
+    hint: &Hint,
+) -> io::Result<Answer> {
+    timeout(TIMEOUT, connect(door, port, to, hint))
         .await
         .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
 }
 
-async fn connect(port: u16, to: Destination, hint: &Hint) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+async fn connect(door: &Door, port: u16, to: Destination, hint: &Hint) -> io::Result<Answer> {
+    let mut stream = door.dial(port).await?;
     stream.set_nodelay(true)?;
     let hint = match hint {
         Hint::None => String::new(),

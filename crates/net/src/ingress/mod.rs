@@ -41,15 +41,17 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Answer = Response<Full<Bytes>>;
 
-/// Accepts connections.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
-    crate::serve_each(shared, listener, CONNECTIONS, connection).await;
+/// Accepts connections; of root alone, or of whoever can reach it.
+pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, roots_alone: bool) {
+    let each = |shared, stream, slot| async move {
+        if !roots_alone || crate::peer::is_roots(&stream) {
+            connection(shared, stream, slot).await;
+        }
+    };
+    crate::serve_each(shared, listener, CONNECTIONS, each).await;
 }
 
 async fn connection(shared: Arc<Shared>, stream: TcpStream, slot: Slot) {
-    if !crate::peer::is_admitted(&shared, &stream) {
-        return;
-    }
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "an ingress connection ended at once");
         return;

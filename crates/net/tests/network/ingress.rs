@@ -283,16 +283,12 @@ fn ask_as(uid: u32, network: &Network) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ingress_is_its_owners_and_roots_alone() {
-    let networks = Networks::with_dialer(config(), Arc::new(World::default()));
-    let (one, two) = (networks.of_user(2_000_001), networks.of_user(2_000_002));
-    let network = one.create().await.unwrap();
-    let ask = |uid| {
+async fn an_ingress_on_the_hosts_loopback_is_roots_alone() {
+    let network = network(config()).await;
+    for (uid, served) in [(0, true), (2_000_001, false)] {
         let network = network.clone();
-        tokio::task::spawn_blocking(move || ask_as(uid, &network))
-    };
-    for (uid, served) in [(2_000_001, true), (0, true), (2_000_002, false)] {
-        let answer = ask(uid).await.unwrap();
+        let answer = tokio::task::spawn_blocking(move || ask_as(uid, &network));
+        let answer = answer.await.unwrap();
         assert_eq!(
             answer.contains("BEGIN CERTIFICATE"),
             served,
@@ -300,12 +296,68 @@ async fn an_ingress_is_its_owners_and_roots_alone() {
         );
         assert!(served || answer.is_empty(), "{answer}");
     }
-    // An adopted network is whose process finds it.
-    two.claim(&network);
-    assert!(ask(2_000_002).await.unwrap().contains("BEGIN CERTIFICATE"));
-    assert_eq!(ask(2_000_001).await.unwrap(), "");
-    // Nobody's is root's.
-    networks.claim(&network);
-    assert_eq!(ask(2_000_001).await.unwrap(), "");
-    assert!(ask(0).await.unwrap().contains("BEGIN CERTIFICATE"));
+}
+
+/// What `GET /ca` gives in the network of a workerd; the error of the connection.
+async fn ask_in(worker: &Network, address: SocketAddr) -> io::Result<String> {
+    let mut stream = connect_inside(worker, &address.to_string()).await?;
+    stream
+        .write_all(b"GET /ca HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ingress_of_a_workers_container_is_in_its_workerds_network_alone() {
+    let networks = Networks::with_dialer(config(), Arc::new(World::default()));
+    let (one, two) = (
+        networks.create_for_worker().await.unwrap(),
+        networks.create_for_worker().await.unwrap(),
+    );
+    assert!(one.ingress().ip().is_unspecified());
+    let network = networks.of_worker(one.clone()).create().await.unwrap();
+    let refused = |result: io::Result<String>| {
+        let kind = result.unwrap_err().kind();
+        assert_eq!(kind, io::ErrorKind::ConnectionRefused);
+    };
+    let first = network.ingress();
+    let answer = ask_in(&one, first).await.unwrap();
+    assert!(answer.contains("BEGIN CERTIFICATE"), "{answer}");
+    refused(ask_in(&two, first).await);
+    assert!(TcpStream::connect(first).await.is_err(), "the host's root");
+    // Claimed again, nothing changes.
+    networks
+        .of_worker(one.clone())
+        .claim(&network)
+        .await
+        .unwrap();
+    assert_eq!(network.ingress(), first);
+
+    // The next process finds it, and the one before does not any more.
+    networks
+        .of_worker(two.clone())
+        .claim(&network)
+        .await
+        .unwrap();
+    let second = network.ingress();
+    let answer = ask_in(&two, second).await.unwrap();
+    assert!(answer.contains("BEGIN CERTIFICATE"), "{answer}");
+    refused(ask_in(&one, first).await);
+
+    // It goes with its process. An adopted container's is on the host, until somebody claims it.
+    let namespace = two.namespace().unwrap();
+    drop(two);
+    let gone = tokio::task::spawn_blocking(move || {
+        netns::run_inside(namespace.as_fd(), || {
+            while std::net::TcpStream::connect(second).is_ok() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        })
+    });
+    timeout(WAIT, gone).await.unwrap().unwrap().unwrap();
+    networks.claim(&network).await.unwrap();
+    let (status, _) = request(&network, "GET /ca HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert_eq!(status, 200);
 }

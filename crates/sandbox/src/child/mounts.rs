@@ -21,9 +21,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
-const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
-const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
+pub(super) const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
+pub(super) const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
+pub(super) const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
 const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 
 /// For views of the kernel's own files.
@@ -89,11 +89,7 @@ pub(super) fn enter_root(
         disk,
         extra,
     } = *parts;
-    mount_change(
-        "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )
-    .step(|| "making mounts private".to_owned())?;
+    leave_propagation()?;
     let sources = open_sources(extra, users)?;
     if let Some(users) = users {
         let paths = directories(parts)
@@ -129,7 +125,20 @@ pub(super) fn enter_root(
             .step(|| format!("making /{path} read-only"))?;
     }
     extra_mounts(root, work, extra, sources)?;
+    pivot(root)
+}
 
+/// What is mounted from now on is seen by nobody else.
+pub(super) fn leave_propagation() -> Result<(), Failure> {
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .step(|| "making mounts private".to_owned())
+}
+
+/// Makes an attached mount `/`, and leaves the old root for good.
+pub(super) fn pivot(root: BorrowedFd<'_>) -> Result<(), Failure> {
     rustix::process::fchdir(root).step(|| "entering the root file system".to_owned())?;
     rustix::process::pivot_root(".", ".").step(|| "pivot_root".to_owned())?;
     unmount(".", UnmountFlags::DETACH).step(|| "leaving the host's file system".to_owned())?;
@@ -217,7 +226,7 @@ pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Resul
     Ok(move_mount(mount, "", target, "", flags)?)
 }
 
-fn attach_new(
+pub(super) fn attach_new(
     kind: &str,
     options: &[(&str, &str)],
     attributes: MountAttrFlags,
@@ -419,7 +428,7 @@ fn make_read_only(mount: BorrowedFd<'_>, path: &str) -> io::Result<()> {
 }
 
 /// What the request's own mounts show of the host, by position; opened while the host's paths still lead there.
-fn open_sources(
+pub(super) fn open_sources(
     mounts: &[Mount],
     users: Option<&UserNamespace>,
 ) -> Result<Vec<Option<OwnedFd>>, Failure> {
@@ -517,7 +526,7 @@ fn write_file(scratch: BorrowedFd<'_>, name: &str, content: &str) -> io::Result<
 }
 
 /// Attaches `mount` at `target` inside the root; the target is made as a file or a directory, like the source.
-fn put(root: BorrowedFd<'_>, mount: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
+pub(super) fn put(root: BorrowedFd<'_>, mount: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
     let stat = rustix::fs::statat(mount, "", AtFlags::EMPTY_PATH)?;
     let kind = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         Kind::Directory

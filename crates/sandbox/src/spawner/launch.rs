@@ -2,7 +2,7 @@
 
 use crate::cgroup::{Cgroup, Manager};
 use crate::child::{self, Place, Plan, Program};
-use crate::spec::{Network, ProcessSpec, Root};
+use crate::spec::{ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Forked};
 use crate::userns::{Pool, UserNamespace};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -24,11 +24,18 @@ pub(super) struct Launched {
 
 /// What all containers have behind their walls.
 pub(super) struct Walls {
-    pub(super) filter: Vec<BpfInstruction>,
+    pub(super) filters: Filters,
     /// `None`: not with this kernel.
     pub(super) landlock: Option<OwnedFd>,
     /// `None`: containers share the host's user namespace.
     pub(super) users: Option<Pool>,
+}
+
+/// The system call filters.
+pub(super) struct Filters {
+    pub(super) container: Vec<BpfInstruction>,
+    /// For [`Root::Bare`].
+    pub(super) runtime: Vec<BpfInstruction>,
 }
 
 /// Descriptors that came with the request.
@@ -44,10 +51,8 @@ pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
     if spec.argv.first().is_none_or(String::is_empty) {
         return Err("no command: set CMD or ENTRYPOINT in the image, or give one".to_owned());
     }
-    if (spec.network == Network::Namespace) != given.netns.is_some() {
-        return Err(
-            "a network namespace must be given exactly when the process is to use one".to_owned(),
-        );
+    if given.netns.is_none() {
+        return Err("no network namespace was given".to_owned());
     }
     if spec.disk.is_some() != given.disk.is_some() {
         return Err(
@@ -98,10 +103,7 @@ pub(super) fn launch(
             return Err(error);
         }
     };
-    let mut namespaces = 0;
-    if is_container {
-        namespaces |= libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
-    }
+    let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
     if spec.hostname.is_some() {
         namespaces |= libc::CLONE_NEWUTS;
     }
@@ -133,7 +135,11 @@ pub(super) fn launch(
             terminal: false,
             inherit: &given.inherit,
             report: child_report.as_fd(),
-            filter: &walls.filter,
+            filter: if is_container {
+                &walls.filters.container
+            } else {
+                &walls.filters.runtime
+            },
             landlock: walls.landlock.as_ref().map(AsFd::as_fd),
         }),
         Ok(Forked::Parent { pid, pidfd }) => Ok(Launched {

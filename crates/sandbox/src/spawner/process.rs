@@ -1,11 +1,11 @@
 //! The spawner as a process: detaching from the daemon, the lock, the socket, and the end.
 
-use super::launch::Walls;
+use super::launch::{Filters, Walls};
 use super::server::Server;
 use crate::IdRanges;
 use crate::cgroup::Manager;
 use crate::child::mapped;
-use crate::seccomp;
+use crate::seccomp::{self, Profile};
 use crate::sys::{self, Disposition};
 use crate::userns::Pool;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock};
@@ -141,7 +141,10 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
         users => users.transpose()?,
     };
     let walls = Walls {
-        filter: seccomp::program(),
+        filters: Filters {
+            container: seccomp::program(Profile::Container),
+            runtime: seccomp::program(Profile::Runtime),
+        },
         landlock: sys::landlock_scopes()?,
         users,
     };

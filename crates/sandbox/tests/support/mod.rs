@@ -8,8 +8,8 @@ use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use wharf_sandbox::{
-    Capabilities, Exit, Limits, Mount, Network, Process, ProcessSpec, Root, SpawnError, SpawnFds,
-    Spawner, Survivor,
+    Capabilities, Exit, Limits, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds, Spawner,
+    Survivor,
 };
 
 /// What a container wrote and how it ended.
@@ -70,7 +70,6 @@ impl Place {
                 upper: self.path(&format!("{id}-upper")),
                 work: self.path(&format!("{id}-work")),
             },
-            network: Network::Namespace,
             hostname: Some("inside".into()),
             mounts: vec![],
             limits: Limits::default(),
@@ -116,24 +115,33 @@ impl Place {
         (spec, fds)
     }
 
-    /// A process in the host's root.
-    pub(crate) fn host(&self, id: &str, argv: &[&str]) -> ProcessSpec {
-        ProcessSpec {
+    /// A process of a static busybox in a root with nothing else, and its network.
+    pub(crate) fn bare(&self, id: &str, argv: &[&str]) -> (ProcessSpec, SpawnFds) {
+        let spec = ProcessSpec {
             id: id.to_owned(),
             label: String::new(),
             argv: argv.iter().map(|a| (*a).to_owned()).collect(),
-            env: vec!["PATH=/usr/bin:/bin".into()],
+            env: vec!["PATH=/bin".into()],
             cwd: "/".into(),
             user: "12345:12345".into(),
-            root: Root::Host,
-            network: Network::Host,
-            hostname: None,
-            mounts: vec![],
+            root: Root::Bare,
+            hostname: Some("bare".into()),
+            mounts: vec![bind(
+                &self.busybox().join("bin/busybox"),
+                "/bin/busybox",
+                true,
+            )],
             limits: Limits::default(),
             stdin_pipe: false,
             disk: None,
             capabilities: Capabilities::default(),
-        }
+        };
+        let fds = SpawnFds {
+            netns: Some(netns()),
+            disk: None,
+            inherit: vec![],
+        };
+        (spec, fds)
     }
 
     /// Runs a script in a container to its end.

@@ -241,6 +241,8 @@ async fn serve(
             drain_ms: config.workerd.drain_ms,
             memory_bytes: Some(config.workerd.memory_mib << 20),
             allow_private: config.network.allow_private,
+            cpu_millis: Some(config.workerd.cpu_millis),
+            watchdog_ms: config.workerd.watchdog_ms,
             ..WorkerdConfig::new(
                 workerd,
                 config.run_dir().join("w"),
@@ -248,6 +250,7 @@ async fn serve(
             )
         },
         spawner.clone(),
+        networks.clone(),
         docker_sockets,
     );
     supervisor.reap(workers).await;
@@ -390,12 +393,12 @@ fn prepare_directories(config: &Config) -> anyhow::Result<()> {
             .create(dir)
             .with_context(|| format!("the directory {} can't be made", dir.display()))
     };
-    // workerd's own users must be able to pass through to their sockets and storage.
+    // Who runs wrangler must be able to pass through to bin/docker.
     make(data, 0o711)?;
     std::fs::set_permissions(data, std::fs::Permissions::from_mode(0o711))?;
     make(&config.run_dir(), 0o711)?;
-    make(&config.run_dir().join("w"), 0o711)?;
-    make(&data.join("scripts"), 0o711)?;
+    make(&config.run_dir().join("w"), 0o700)?;
+    make(&data.join("scripts"), 0o700)?;
     make(&data.join("bin"), 0o755)?;
     let longest = config.run_dir().join("w/99999/docker.sock");
     if longest.as_os_str().len() > 100 {
@@ -488,8 +491,7 @@ fn workerd_binary(config: &Config) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Links (or copies) workerd into the data directory: its processes run as users who may not be able to pass through the folder where it
-/// was installed (a clone under /root), and a node keeps its workerd when that folder changes.
+/// Links (or copies) workerd into the data directory: a node keeps its workerd when the folder changes where it was installed.
 fn own_copy(source: &Path, own: &Path) -> anyhow::Result<PathBuf> {
     use std::os::unix::fs::MetadataExt;
     let describe = |path: &Path| -> std::io::Result<(u64, i64)> {

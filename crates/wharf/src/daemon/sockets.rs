@@ -60,11 +60,12 @@ impl wharf_workerd::Sockets for ScriptSockets {
         script: &str,
         paths: EnginePaths,
         uid: u32,
+        network: wharf_net::Network,
     ) -> Boxed<'_, std::io::Result<Box<dyn Any + Send + Sync>>> {
         let docker = wharf_docker_api::script::router(
             script.to_owned(),
             self.engine.clone(),
-            self.networks.of_user(uid),
+            self.networks.of_worker(network),
             self.snapshots.clone(),
             self.applications.clone(),
         );
@@ -313,6 +314,14 @@ impl wharf_gateway::Guard for LeaseGuard {
     fn upgraded(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         self.0.upgraded();
         Box::pin(self.0.closing())
+    }
+
+    fn answered(&self) {
+        self.0.answered();
+    }
+
+    fn end_reason(&self) -> Pin<Box<dyn Future<Output = Option<String>> + Send>> {
+        Box::pin(self.0.end_reason())
     }
 }
 

@@ -5,6 +5,7 @@ pub mod direct;
 
 use serde_json::Value;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -266,23 +267,26 @@ impl Node {
             .find(|i| i["name"].as_str().unwrap().ends_with(object) && !i["pid"].is_null())
     }
 
-    /// Ports of 127.0.0.1 on which the daemon listens, the gateway's and the control API's aside: those of containers' ingresses.
-    pub fn ingresses(&self) -> Vec<u16> {
-        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
-        let sockets: Vec<PathBuf> = fds
-            .flatten()
-            .filter_map(|e| std::fs::read_link(e.path()).ok())
-            .collect();
-        let own = [self.gateway.port(), self.control.port()];
-        // proc_net_tcp(5): local address, state (0A listens), inode.
-        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    /// Where a Worker's containers are reached: the ports of 127.0.0.1 in the network of its workerd on which root listens, which is the daemon.
+    pub fn ingresses(&self, script: &str) -> Vec<u16> {
+        const REDIRECTED: [u16; 2] = [64001, 64053];
+        // proc_net_tcp(5): local address, state (0A listens), user.
+        let table = format!("/proc/{}/net/tcp", self.workerd(script));
+        let table = std::fs::read_to_string(table).unwrap();
         let ports = table.lines().skip(1).filter_map(|line| {
             let columns: Vec<&str> = line.split_ascii_whitespace().collect();
             let port = u16::from_str_radix(columns[1].strip_prefix("0100007F:")?, 16).unwrap();
-            let socket = PathBuf::from(format!("socket:[{}]", columns[9]));
-            (columns[3] == "0A" && sockets.contains(&socket)).then_some(port)
+            (columns[3] == "0A" && columns[7] == "0").then_some(port)
         });
-        ports.filter(|port| !own.contains(port)).collect()
+        ports.filter(|port| !REDIRECTED.contains(port)).collect()
+    }
+
+    /// A connection to a port of 127.0.0.1 as the workerd of a script makes it.
+    pub fn dial_as(&self, script: &str, port: u16) -> std::io::Result<std::net::TcpStream> {
+        let namespace = wharf_sandbox::netns::of_process(self.workerd(script))?;
+        wharf_sandbox::netns::run_inside(namespace.as_fd(), || {
+            std::net::TcpStream::connect(("127.0.0.1", port))
+        })?
     }
 
     /// The workerd process of a script.

@@ -9,8 +9,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -25,7 +27,8 @@ pub struct Engine {
     pub created: Mutex<Vec<Value>>,
     /// Requests of the prelude: line and body.
     pub told: Mutex<Vec<(String, Value)>>,
-    sidecar_port: u16,
+    /// In the network of the process that opened its sockets last.
+    sidecar_port: AtomicU16,
 }
 
 impl Engine {
@@ -68,7 +71,7 @@ impl Engine {
             (_, "json") if running.contains(name) => (
                 StatusCode::OK,
                 json!({"State": {"Status": "running", "Running": true}, "Config": {"Image": "wharf:application"},
-                    "NetworkSettings": {"Ports": {"39001/tcp": [{"HostIp": "127.0.0.1", "HostPort": self.sidecar_port.to_string()}]}}}),
+                    "NetworkSettings": {"Ports": {"39001/tcp": [{"HostIp": "127.0.0.1", "HostPort": self.sidecar_port.load(Ordering::Relaxed).to_string()}]}}}),
             ),
             (_, "wait") => (StatusCode::OK, json!({"StatusCode": 137})),
             _ => (
@@ -140,9 +143,16 @@ impl Sockets for Engines {
         _: &str,
         paths: EnginePaths,
         uid: u32,
+        network: wharf_net::Network,
     ) -> Pin<Box<dyn Future<Output = std::io::Result<DockerSocket>> + Send + '_>> {
         Box::pin(async move {
             let mut tasks = JoinSet::new();
+            let namespace = network.namespace().map_err(std::io::Error::other)?;
+            let any = "127.0.0.1:0".parse().unwrap();
+            let control = wharf_sandbox::netns::listen_tcp(namespace.as_fd(), any)?;
+            let port = control.local_addr()?.port();
+            self.engine.sidecar_port.store(port, Ordering::Relaxed);
+            tasks.spawn(sidecar(tokio::net::TcpListener::from_std(control)?));
             for path in [paths.docker, paths.prelude] {
                 tasks.spawn(serve(self.engine.clone(), bind(&path, uid)?));
             }
@@ -154,23 +164,19 @@ impl Sockets for Engines {
     }
 }
 
-/// A world whose supervisor has this engine; the task is the sidecar's.
-pub async fn world() -> (super::World, Arc<Engine>, tokio::task::JoinHandle<()>) {
+/// A world whose supervisor has this engine.
+pub async fn world() -> (super::World, Arc<Engine>) {
     let mut world = super::World::new().await;
-    let control = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let engine = Arc::new(Engine {
-        sidecar_port: control.local_addr().unwrap().port(),
-        ..Engine::default()
-    });
-    let sidecar = tokio::spawn(sidecar(control));
+    let engine = Arc::new(Engine::default());
     let dir = world.place.dir.path();
     world.supervisor = Supervisor::new(
         WorkerdConfig::new(binary(dir), dir.join("w"), dir.join("scripts")),
         world.spawner.clone(),
+        super::networks(false),
         Arc::new(Engines {
             blobs: dir.join("blobs"),
             engine: engine.clone(),
         }),
     );
-    (world, engine, sidecar)
+    (world, engine)
 }

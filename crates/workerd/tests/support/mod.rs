@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use wharf_model::{Binding, DurableObjectNamespace, Module, ModuleKind, Version};
+use wharf_net::{NetConfig, Networks};
 use wharf_sandbox::{Spawner, Survivor};
 use wharf_testkit::Place;
 use wharf_workerd::{
@@ -44,6 +45,7 @@ impl Sockets for Blobs {
         _: &str,
         paths: EnginePaths,
         uid: u32,
+        _: wharf_net::Network,
     ) -> Pin<Box<dyn Future<Output = std::io::Result<DockerSocket>> + Send + '_>> {
         Box::pin(async move { Ok(Box::new(bind(&paths.docker, uid)?) as DockerSocket) })
     }
@@ -71,6 +73,10 @@ impl World {
     }
 
     pub async fn with(adjust: impl FnOnce(&mut WorkerdConfig)) -> Self {
+        Self::in_networks(networks(false), adjust).await
+    }
+
+    pub async fn in_networks(networks: Networks, adjust: impl FnOnce(&mut WorkerdConfig)) -> Self {
         let place = Place::new(env!("CARGO_BIN_EXE_wharf-workerd-spawner-test"));
         let passable = std::fs::Permissions::from_mode(0o711);
         std::fs::set_permissions(place.dir.path(), passable).unwrap();
@@ -79,7 +85,7 @@ impl World {
         let mut config = config(&place);
         adjust(&mut config);
         let sockets = Arc::new(Blobs(place.path("blobs")));
-        let supervisor = Supervisor::new(config, spawner.clone(), sockets);
+        let supervisor = Supervisor::new(config, spawner.clone(), networks, sockets);
         supervisor.reap(Vec::new()).await;
         Self {
             place,
@@ -92,7 +98,8 @@ impl World {
     pub async fn new_daemon(&mut self) -> Vec<Survivor> {
         let (spawner, survivors) = self.place.start(2000).await;
         let sockets = Arc::new(Blobs(self.place.path("blobs")));
-        let supervisor = Supervisor::new(config(&self.place), spawner.clone(), sockets);
+        let config = config(&self.place);
+        let supervisor = Supervisor::new(config, spawner.clone(), networks(false), sockets);
         self.spawner = spawner;
         self.supervisor = supervisor;
         survivors
@@ -152,7 +159,10 @@ impl World {
 
     pub async fn get(&self, script: &str, path: &str) -> Answer {
         let lease = self.supervisor.acquire(script).await.unwrap();
-        get(&lease, path).await.unwrap()
+        match get(&lease, path).await {
+            Ok(answer) => answer,
+            Err(error) => panic!("{error}: {:?}", lease.end_reason().await),
+        }
     }
 
     pub async fn text(&self, script: &str, path: &str) -> String {
@@ -168,6 +178,16 @@ impl World {
         let all = self.supervisor.status();
         all.into_iter().find(|s| s.script == script).unwrap()
     }
+}
+
+/// With the network of the machine. As many as are needed, made when they are needed.
+pub fn networks(allow_private: bool) -> Networks {
+    Networks::new(NetConfig {
+        pool_size: 0,
+        hold_ms: 2000,
+        dns_servers: Vec::new(),
+        allow_private,
+    })
 }
 
 fn config(place: &Place) -> WorkerdConfig {
@@ -226,6 +246,7 @@ pub async fn get(
         .header("host", "hello.localhost")
         .body(String::new())?;
     let (parts, text) = wharf_testkit::ask(stream, request).await?.into_parts();
+    lease.answered();
     Ok(Answer {
         status: parts.status,
         headers: parts.headers,

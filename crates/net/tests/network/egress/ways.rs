@@ -338,3 +338,43 @@ async fn eventually(mut condition: impl FnMut() -> bool) {
     .await
     .unwrap();
 }
+
+#[tokio::test]
+async fn workerd_is_asked_in_its_own_network() {
+    let networks = Networks::with_dialer(config(), Arc::new(World::default()));
+    let worker = networks.create_for_worker().await.unwrap();
+    let workerd = Workerd::on(listen_inside(&worker, "127.0.0.1:0"), |_| Verdict::Http);
+    let network = networks.of_worker(worker.clone()).create().await.unwrap();
+    let body = format!(
+        r#"{{"port":{},"dns":{{"allowHostnames":["a.example"]}},"internet":{{"enabled":false}}}}"#,
+        workerd.port()
+    );
+    let mut control = connect_inside(&worker, &network.ingress().to_string())
+        .await
+        .unwrap();
+    let put = format!(
+        "PUT /egress HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    control.write_all(put.as_bytes()).await.unwrap();
+    read_until(&mut control, "204").await;
+    let answer = get(&network, "192.0.2.1:80", "a.example").await;
+    assert!(answer.contains("200"), "{answer}");
+    assert_eq!(workerd.asked().len(), 1);
+
+    // The next process has not said yet where it listens; what is mapped is refused until then, not asked for at the old port.
+    let next = networks.create_for_worker().await.unwrap();
+    networks
+        .of_worker(next.clone())
+        .claim(&network)
+        .await
+        .unwrap();
+    assert_eq!(network.egress().port, None);
+    let mut app = connect_inside(&network, "192.0.2.1:80").await.unwrap();
+    app.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        .await
+        .unwrap();
+    let end = timeout(WAIT, app.read(&mut [0])).await.unwrap();
+    assert!(!matches!(end, Ok(1..)), "{end:?}");
+    assert_eq!(workerd.asked().len(), 1);
+}

@@ -44,7 +44,13 @@ impl Drop for Workerd {
 
 impl Workerd {
     pub(crate) async fn new(rule: impl Fn(&Question) -> Verdict + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), rule)
+    }
+
+    pub(crate) fn on(
+        listener: TcpListener,
+        rule: impl Fn(&Question) -> Verdict + Send + Sync + 'static,
+    ) -> Self {
         let port = listener.local_addr().unwrap().port();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let rule = Arc::new(rule);

@@ -79,7 +79,7 @@ impl Server {
             users: entry.users.as_ref(),
             capabilities: entry.capabilities,
         };
-        let launched = match exec::launch(&container, &self.walls.filter, spec) {
+        let launched = match exec::launch(&container, &self.walls.filters.container, spec) {
             Ok(launched) => launched,
             // Its main process has ended, and is about to be reaped (setns(2), pid_namespaces(7)).
             Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOMEM)) => {

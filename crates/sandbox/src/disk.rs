@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 /// Smaller disks are made this big.
 const SMALLEST: u64 = 16 << 20;
@@ -34,8 +35,10 @@ const DIRECTORIES: [&str; 2] = ["upper", "work"];
 /// ext4's own.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
 
-/// Loop devices are taken by others, too: how often to ask for another one.
-const ATTEMPTS: u32 = 64;
+/// Loop devices are taken by other programs, too: how often to ask for another one.
+const ATTEMPTS: u32 = 1000;
+/// Held by whoever looks for a free one.
+static ATTACHING: Mutex<()> = Mutex::new(());
 
 /// An empty file system of one size, of which disks are copies: making one anew takes ten times as long.
 #[derive(Debug)]
@@ -270,6 +273,8 @@ fn attach_loop(file: &File) -> io::Result<(PathBuf, File)> {
         opened.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
     };
     let control = open(Path::new("/dev/loop-control"))?;
+    // All that ask at the same moment are told of the same device.
+    let _turn = ATTACHING.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..ATTEMPTS {
         let device = PathBuf::from(format!(
             "/dev/loop{}",
@@ -289,6 +294,26 @@ fn attach_loop(file: &File) -> io::Result<(PathBuf, File)> {
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn many_are_made_at_once() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let template = Template::make(dir.path(), SMALLEST).unwrap();
+        let barrier = std::sync::Barrier::new(100);
+        let made: Vec<io::Result<Disk>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..100)
+                .map(|_| {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        template.disk()
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        let failed: Vec<_> = made.iter().filter_map(|disk| disk.as_ref().err()).collect();
+        assert!(failed.is_empty(), "{} failed: {failed:?}", failed.len());
+    }
 
     #[test]
     fn an_emptied_disk_is_as_a_new_one() {

@@ -23,6 +23,7 @@ use crate::cgroup::Cgroup;
 use crate::spec::{Capabilities, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Disposition};
 use crate::userns::{IDS, UserNamespace};
+use crate::weak::{self, Wall};
 use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
@@ -243,7 +244,9 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     }
     sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
 
-    let keep = if is_container {
+    let keep = if is_container && weak::is_down(Wall::Capabilities) {
+        CapabilitySet::from_bits_retain(u64::MAX)
+    } else if is_container {
         CapabilitySet::from_bits_retain(program.capabilities.bits())
     } else {
         caps::NONE
@@ -256,12 +259,17 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     rustix::thread::set_thread_res_uid(uid, uid, uid).step(|| format!("setuid {}", user.uid))?;
     caps::limit(if user.uid == 0 { keep } else { caps::NONE })
         .step(|| "setting capabilities".to_owned())?;
-    rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
+    if !weak::is_down(Wall::NoNewPrivs) {
+        rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
+    }
     sys::block_signals(&[]).step(|| "unblocking signals".to_owned())?;
-    if let Some(rules) = plan.landlock.filter(|_| is_container) {
+    if let Some(rules) = plan
+        .landlock
+        .filter(|_| is_container && !weak::is_down(Wall::Landlock))
+     {
         sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
     }
-    if is_container {
+    if is_container && !weak::is_down(Wall::Seccomp) {
         sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
     }
     Err(execute(&program.argv[0], &candidates, &argv, &env))
@@ -319,6 +327,9 @@ fn absolute(cwd: &str) -> Result<&Path, Failure> {
 /// `owner` is the host's ids.
 fn enter_directory(cwd: &str, owner: (u32, u32)) -> Result<(), Failure> {
     let path = absolute(cwd)?;
+    if weak::is_down(Wall::MagicLinks) {
+        return rustix::process::chdir(path).step(|| format!("working directory {cwd:?}"));
+    }
     let root = rustix::fs::open(
         "/",
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -334,13 +345,11 @@ fn enter_directory(cwd: &str, owner: (u32, u32)) -> Result<(), Failure> {
 /// still open, and lead out of the container.
 fn enter_existing_directory(cwd: &str) -> Result<(), Failure> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let entered = rustix::fs::openat2(
-        CWD,
-        absolute(cwd)?,
-        flags,
-        Mode::empty(),
-        ResolveFlags::NO_MAGICLINKS,
-    )
+    let resolve = match weak::is_down(Wall::MagicLinks) {
+        true => ResolveFlags::empty(),
+        false => ResolveFlags::NO_MAGICLINKS,
+    };
+    let entered = rustix::fs::openat2(CWD, absolute(cwd)?, flags, Mode::empty(), resolve)
     .and_then(rustix::process::fchdir);
     entered.map_err(|error| Failure {
         exit_code: if error == Errno::NOENT { 127 } else { 126 },
@@ -426,6 +435,10 @@ fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<BorrowedFd<'static>, F
         .map(|(number, fd)| Ok((*number, aside(*fd)?)))
         .collect::<Result<Vec<_>, Failure>>()?;
     sys::close_on_exec_from(3).step(|| "marking descriptors".to_owned())?;
+    #[cfg(feature = "weak")]
+    if weak::is_down(Wall::Descriptors) {
+        weak::leak_descriptors(report); // The end of that pipe tells of the exec.
+    }
     for (number, copy) in copies {
         // SAFETY: `copy` was opened above; owners of what `number` was belong to the parent's memory image and are never dropped here,
         // as this process only ends by exec or _exit.

@@ -21,6 +21,10 @@ mod received;
 mod seccomp;
 mod sys;
 mod userns;
+#[cfg(feature = "weak")]
+pub mod weak;
+#[cfg(not(feature = "weak"))]
+mod weak;
 
 pub use cgroup::Usage;
 pub use disk::{Disk, DiskUsage};

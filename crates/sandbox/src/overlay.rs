@@ -9,6 +9,7 @@
 use crate::child::mounts::files_only;
 use crate::spec::{DiskMount, Mount};
 use crate::sys;
+use crate::weak::{self, Wall};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, OpenTreeFlags,
@@ -22,7 +23,12 @@ use std::path::{Path, PathBuf};
 const MAX_LAYERS: usize = 500;
 
 /// Device nodes in layers are never usable; set-user-id bits lose their power to no_new_privs instead.
-const ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
+fn attributes() -> MountAttrFlags {
+    match weak::is_down(Wall::NoDevices) {
+        true => MountAttrFlags::empty(),
+        false => MountAttrFlags::MOUNT_ATTR_NODEV,
+    }
+}
 
 /// What makes an upper directory a plain diff (no redirects, no metadata-only copies) that can be mounted again elsewhere (no index).
 const OPTIONS: [(&str, &str); 3] = [
@@ -106,7 +112,10 @@ fn without_overlay(lower: &[&Path], upper: Option<(&Path, &Path)>) -> io::Result
     } else {
         0
     };
-    sys::set_mount_attributes(tree.as_fd(), libc::MOUNT_ATTR_NODEV | read_only, false)?;
+    let attributes = u64::from(attributes().bits()) | read_only;
+    if attributes != 0 {
+        sys::set_mount_attributes(tree.as_fd(), attributes, false)?;
+    }
     Ok(Some(tree))
 }
 
@@ -129,7 +138,7 @@ pub(crate) fn mount_detached(
         }
         held.push(layer);
     }
-    let mut attributes = ATTRIBUTES;
+    let mut attributes = attributes();
     if let Some((upper, work)) = upper {
         for (option, path) in [("upperdir", upper), ("workdir", work)] {
             let directory = open_layer(path)?;

@@ -9,6 +9,7 @@ use crate::cgroup::Cgroup;
 use crate::disk;
 use crate::spec::{DiskMount, Mount};
 use crate::userns::UserNamespace;
+use crate::weak::{self, Wall};
 use crate::{overlay, sys};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
@@ -66,6 +67,10 @@ const DEVICES: [(&str, u32, u32); 6] = [
     ("tty", 5, 0),
 ];
 
+/// How many terminals (pty(7)) a container may have. All containers share the machine's number, some 3000 (kernel.pty.max less
+/// kernel.pty.reserve): one alone must not take them from the others.
+const MAX_TERMINALS: &str = "256";
+
 /// What a root is made of.
 pub(super) struct Parts<'a> {
     pub(super) lower: &'a [PathBuf],
@@ -114,23 +119,32 @@ pub(super) fn enter_root(
     let proc = attach_new("proc", &[], NOSUID | NODEV | NOEXEC, proc.as_fd())
         .step(|| "mounting /proc".to_owned())?;
     let sys = system_directory(root, "sys")?;
-    let sys = attach_new("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY, sys.as_fd())
+    let sys_attributes = match weak::is_down(Wall::ReadOnlySys) {
+        true => NOSUID,
+        false => NOSUID | NODEV | NOEXEC | RDONLY,
+    };
+    let sys = attach_new("sysfs", &[], sys_attributes, sys.as_fd())
         .step(|| "mounting /sys".to_owned())?;
     let dev = system_directory(root, "dev")?;
     let dev = devices(dev.as_fd(), users.map_or(0, |users| users.root))
         .step(|| "mounting /dev".to_owned())?;
     show_cgroups(sys.as_fd(), cgroup).step(|| "mounting /sys/fs/cgroup".to_owned())?;
-    for path in MASKED {
+    let masked = MASKED.iter().filter(|_| !weak::is_down(Wall::Masks));
+    for path in masked {
         mask(top(path, proc.as_fd(), sys.as_fd()), path, dev.as_fd())
             .step(|| format!("masking /{path}"))?;
     }
-    for path in READ_ONLY {
+    let read_only = READ_ONLY.iter().filter(|_| !weak::is_down(Wall::Masks));
+    for path in read_only {
         make_read_only(top(path, proc.as_fd(), sys.as_fd()), path)
             .step(|| format!("making /{path} read-only"))?;
     }
     extra_mounts(root, work, extra, sources)?;
 
     rustix::process::fchdir(root).step(|| "entering the root file system".to_owned())?;
+    if weak::is_down(Wall::Pivot) {
+        return rustix::process::chroot(".").step(|| "chroot".to_owned());
+    }
     rustix::process::pivot_root(".", ".").step(|| "pivot_root".to_owned())?;
     unmount(".", UnmountFlags::DETACH).step(|| "leaving the host's file system".to_owned())?;
     rustix::process::chdir("/").step(|| "entering the root file system".to_owned())
@@ -260,7 +274,8 @@ fn system_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error).step(|| format!("making /{name}")),
     }
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    flags.set(OFlags::NOFOLLOW, !weak::is_down(Wall::Rooted));
     rustix::fs::openat(root, name, flags, Mode::empty())
         .step(|| format!("the image's /{name} must be a directory"))
 }
@@ -305,14 +320,19 @@ fn devices(target: BorrowedFd<'_>, root: u32) -> io::Result<OwnedFd> {
         rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755))?;
     }
     // Only this mount, not the nodes mounted on it.
-    sys::set_mount_attributes(at, libc::MOUNT_ATTR_NODEV, false)?;
+    if !weak::is_down(Wall::NoDevices) {
+        sys::set_mount_attributes(at, libc::MOUNT_ATTR_NODEV, false)?;
+    }
     let tty_group = (root + 5).to_string();
-    let pts = [
+    let mut pts = vec![
         ("newinstance", ""),
         ("ptmxmode", "0666"),
         ("mode", "0620"),
         ("gid", &tty_group),
     ];
+    if !weak::is_down(Wall::Terminals) {
+        pts.push(("max", MAX_TERMINALS));
+    }
     let pts = attach_new(
         "devpts",
         &pts,
@@ -359,7 +379,9 @@ fn show_cgroups(sys: BorrowedFd<'_>, cgroup: &Cgroup) -> io::Result<()> {
     };
     for (host, name) in views {
         let view = clone_of(CWD, host, false)?;
-        sys::set_mount_attributes(view.as_fd(), INERT, false)?;
+        if !weak::is_down(Wall::ReadOnlySys) {
+            sys::set_mount_attributes(view.as_fd(), INERT, false)?;
+        }
         match &base {
             Some(base) => {
                 rustix::fs::mkdirat(base, &name, Mode::from_raw_mode(0o755))?;

@@ -7,6 +7,7 @@ use crate::child::{self, Place, Plan, Program};
 use crate::spec::{Network, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Forked};
 use crate::userns::{Pool, UserNamespace};
+use crate::weak::{self, Wall};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -102,7 +103,13 @@ pub(super) fn launch(
     };
     let mut namespaces = 0;
     if is_container {
-        namespaces |= libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
+        namespaces |= libc::CLONE_NEWNS;
+        for (wall, flag) in [
+            (Wall::PidNamespace, libc::CLONE_NEWPID),
+            (Wall::IpcNamespace, libc::CLONE_NEWIPC),
+        ] {
+            namespaces |= if weak::is_down(wall) { 0 } else { flag };
+        }
     }
     if spec.hostname.is_some() {
         namespaces |= libc::CLONE_NEWUTS;

@@ -106,12 +106,6 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
         })
     }),
     ("disk-fill", |args| write_mib("/tmp/file", number(args, 0))),
-    ("sparse-file", |args| {
-        let _ = fs::create_dir("/tmp");
-        let file = OpenOptions::new().create(true).truncate(true).write(true).open("/tmp/sparse");
-        let grown = file.and_then(|f| f.set_len((number(args, 0) as u64) << 40));
-        crate::sys::io_word(grown)
-    }),
     ("log-flood", |args| {
         let line = vec![b'x'; 64 << 10];
         let mut out = std::io::stdout();
@@ -130,8 +124,7 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
             Ok(())
         })
     }),
-    ("queue-flood", |args| {
-        // POSIX message queues are bounded for each user namespace, SysV shared memory by the container's memory.
+    ("segment-bomb", |args| {
         counted(number(args, 0), || {
             let id = unsafe { libc::shmget(libc::IPC_PRIVATE, MIB, libc::IPC_CREAT | 0o600) };
             if id < 0 {

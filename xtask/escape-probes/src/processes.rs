@@ -54,10 +54,9 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
         let limit = &raw mut limit as usize;
         attempt(libc::SYS_prlimit64, &[number(args, 0), libc::RLIMIT_NOFILE as usize, 0, limit])
     }),
-    ("realtime", |_| {
-        let priority = 1i32;
-        let args = [0, libc::SCHED_FIFO as usize, &raw const priority as usize];
-        attempt(libc::SYS_sched_setscheduler, &args)
+    ("priority", |_| {
+        let higher = -10isize as usize;
+        attempt(libc::SYS_setpriority, &[libc::PRIO_PROCESS as usize, 0, higher])
     }),
     ("processes-seen", |_| {
         let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -331,7 +331,7 @@ impl Held {
         };
         let (process, streams) = match self.spawner.exec(&spec).await {
             Ok(started) => started,
-            Err(SpawnError::Refused { .. }) => return Ok("not started".to_owned()),
+            Err(SpawnError::Refused { message, .. }) => { eprintln!("DEBUG {message}"); return Ok("not started".to_owned()) }
             Err(error) => return Err(error.into()),
         };
         let Streams::Pipes { stdout, stderr, .. } = streams else {

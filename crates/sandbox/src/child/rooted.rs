@@ -46,8 +46,11 @@ pub(super) fn ensure(
     owner: Option<(u32, u32)>,
 ) -> io::Result<OwnedFd> {
     if weak::is_down(Wall::Rooted) {
-        let below = path.strip_prefix("/").unwrap_or(path);
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let below = Path::new(".").join(path.strip_prefix("/").unwrap_or(path));
+        let flags = match kind {
+            Kind::Directory => OFlags::PATH | OFlags::DIRECTORY,
+            Kind::File => OFlags::RDWR | OFlags::CREATE,
+        };
         return Ok(rustix::fs::openat(root, below, flags, Mode::RUSR)?);
     }
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -24,6 +24,14 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
             Err(text) => text,
         }))
     }),
+    // Asks, as if to check the name, then asks again and dials what is said then.
+    ("rebind", |args| {
+        let name = argument(args, 0);
+        match (resolve(name), resolve(name)) {
+            (Ok(first), Ok(second)) if first != second => reach(&SocketAddr::new(second, 80).to_string(), name),
+            other => format!("{other:?}"),
+        }
+    }),
     ("resolve", |args| match resolve(argument(args, 0)) {
         Ok(_) => "an address".to_owned(),
         Err(text) => text,

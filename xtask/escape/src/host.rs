@@ -14,10 +14,13 @@ pub(crate) fn set_up() -> Result<()> {
         vec!["link", "set", "lo", "up"],
         vec!["addr", "add", "198.18.0.1/32", "dev", "lo"],
         vec!["route", "add", "default", "dev", "lo"],
+        vec!["-6", "addr", "add", "2001:db8::1/128", "dev", "lo"],
+        vec!["-6", "route", "add", "default", "dev", "lo"],
     ] {
         let status = Command::new("busybox").arg("ip").args(&args).status().context("busybox")?;
         anyhow::ensure!(status.success(), "ip {}: {status}", args.join(" "));
     }
+    std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")?;
     Ok(())
 }
 

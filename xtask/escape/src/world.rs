@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -92,6 +93,7 @@ pub(crate) struct World {
     _abstract: std::os::unix::net::UnixListener,
     victim: std::sync::Mutex<Child>,
     counter: AtomicU32,
+    listeners: std::sync::Mutex<Vec<TcpListener>>,
 }
 
 impl World {
@@ -119,6 +121,7 @@ impl World {
             _abstract: listener,
             victim: std::sync::Mutex::new(victim),
             counter: AtomicU32::new(0),
+            listeners: std::sync::Mutex::default(),
         })
     }
 
@@ -151,6 +154,21 @@ impl World {
         let fields: Vec<&str> = stat.split(' ').collect();
         let some = [1, 3, 4, 5, 17, 18].map(|i| fields.get(i).copied().unwrap_or_default());
         some.join(" ")
+    }
+
+    /// Where the spawner of all walls listens.
+    pub(crate) async fn spawner_socket(&self) -> Result<PathBuf> {
+        self.spawner(&Walls::ALL).await?;
+        let spawners = self.spawners.lock().await;
+        let running = spawners.get(&Walls::ALL).context("no spawner")?;
+        Ok(running.place.dir.path().join("spawner.sock"))
+    }
+
+    /// Has a listener on the host's loopback from now on.
+    pub(crate) fn listen(&self) -> Result<()> {
+        let mut listeners = self.listeners.lock().map_err(|_| anyhow::anyhow!("a panic"))?;
+        listeners.push(TcpListener::bind("127.0.0.1:0")?);
+        Ok(())
     }
 
     /// An abstract socket of the host's, where somebody listens.
@@ -331,7 +349,7 @@ impl Held {
         };
         let (process, streams) = match self.spawner.exec(&spec).await {
             Ok(started) => started,
-            Err(SpawnError::Refused { message, .. }) => { eprintln!("DEBUG {message}"); return Ok("not started".to_owned()) }
+            Err(SpawnError::Refused { .. }) => return Ok("not started".to_owned()),
             Err(error) => return Err(error.into()),
         };
         let Streams::Pipes { stdout, stderr, .. } = streams else {

@@ -3,7 +3,7 @@
 use crate::class::Class;
 use crate::world::{Setup, World};
 use anyhow::Result;
-use futures_util::future::BoxFuture;
+use futures_util::future::LocalBoxFuture;
 use wharf_sandbox::weak::Wall;
 
 /// With the walls, or without those that a case names.
@@ -45,7 +45,7 @@ impl Walls {
 
 type Arguments = fn(&World, Side) -> Vec<String>;
 type Change = fn(&World, Side, &mut Setup) -> Result<()>;
-pub(crate) type Outside = for<'a> fn(&'a World, Side) -> BoxFuture<'a, Result<String>>;
+pub(crate) type Outside = for<'a> fn(&'a World, Side) -> LocalBoxFuture<'a, Result<String>>;
 
 /// A probe of the hostile program in one container.
 pub(crate) struct Inside {

@@ -56,6 +56,10 @@ fn main() -> ExitCode {
     match args.get(1).map(String::as_str) {
         // The spawner must stay single-threaded and small: decided before anything else runs.
         Some("--spawner") => return world::spawner(&args[2..]),
+        // An engine's: started with nothing but what the sandbox appends, and no wall down.
+        Some(socket) if socket.ends_with("spawner.sock") => {
+            return wharf_sandbox::spawner::run(&args[1..]);
+        }
         // By /proc/self/exe of a container: see `processes`.
         Some("--own-file") => return processes::own_file(),
         _ => {}

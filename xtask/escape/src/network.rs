@@ -7,7 +7,7 @@ use crate::host::HOST_ADDRESS;
 use crate::world::{Setup, World};
 use anyhow::{Context, Result};
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, LocalBoxFuture};
 use hickory_proto::op::{Message, MessageType, ResponseCode};
 use hickory_proto::rr::{RData, Record, rdata::A};
 use std::io;
@@ -107,7 +107,7 @@ fn host_network() -> Vec<Case> {
                 network.join(side == Side::Weak, &mut setup)?;
                 world.run(&Walls::ALL, setup).await
             }
-            .boxed()
+            .boxed_local()
         })
         .expect(&[CUT])
         .without(HOST, &[REACHED]),
@@ -121,7 +121,7 @@ fn host_network() -> Vec<Case> {
                 setup.fds.netns = Some(network.namespace()?);
                 world.run(&Walls::ALL, setup).await
             }
-            .boxed()
+            .boxed_local()
         })
         .expect(&[CUT])
         .without(OPEN, &[REACHED]),
@@ -158,7 +158,7 @@ fn others() -> Vec<Case> {
                 held.end().await?;
                 seen
             }
-            .boxed()
+            .boxed_local()
         })
         .expect(&[CUT])
         .without("both in one network", &[REACHED]),
@@ -194,7 +194,7 @@ fn others() -> Vec<Case> {
                 }
                 world.run(&Walls::ALL, setup).await
             }
-            .boxed()
+            .boxed_local()
         })
         .expect(&["ENOENT"])
         .without("the daemon's directory is mounted", &["worked"]),
@@ -261,27 +261,27 @@ impl Outer {
 
 type Strings<'a> = &'a [&'static str];
 
-fn private<'a>(world: &'a World, side: Side, probe: &'static str, arguments: Strings<'_>) -> BoxFuture<'a, Result<String>> {
+fn private<'a>(world: &'a World, side: Side, probe: &'static str, arguments: Strings<'_>) -> LocalBoxFuture<'a, Result<String>> {
     let arguments = arguments.to_vec();
     async move {
         let outer = Outer::new(world, Policy { internet: true }, side == Side::Weak).await?;
         outer.run(world, probe, &arguments).await
     }
-    .boxed()
+    .boxed_local()
 }
 
-fn off<'a>(world: &'a World, side: Side, probe: &'static str, arguments: Strings<'_>) -> BoxFuture<'a, Result<String>> {
+fn off<'a>(world: &'a World, side: Side, probe: &'static str, arguments: Strings<'_>) -> LocalBoxFuture<'a, Result<String>> {
     let arguments = arguments.to_vec();
     async move {
         let internet = side == Side::Weak;
         let outer = Outer::new(world, Policy { internet }, false).await?;
         outer.run(world, probe, &arguments).await
     }
-    .boxed()
+    .boxed_local()
 }
 
 /// Behind a Worker that is asked for a name, as `PUT /egress` says it (contract: workerd, 1.6).
-fn mapped<'a>(world: &'a World, side: Side, probe: &'static str, arguments: Strings<'_>) -> BoxFuture<'a, Result<String>> {
+fn mapped<'a>(world: &'a World, side: Side, probe: &'static str, arguments: Strings<'_>) -> LocalBoxFuture<'a, Result<String>> {
     let arguments = arguments.to_vec();
     async move {
         let weak = side == Side::Weak;
@@ -301,10 +301,10 @@ fn mapped<'a>(world: &'a World, side: Side, probe: &'static str, arguments: Stri
         }
         outer.run(world, probe, &arguments).await
     }
-    .boxed()
+    .boxed_local()
 }
 
-fn ingress(world: &World, host: bool, users: bool) -> BoxFuture<'_, Result<String>> {
+fn ingress(world: &World, host: bool, users: bool) -> LocalBoxFuture<'_, Result<String>> {
     async move {
         let other = Outer::new(world, Policy { internet: true }, false).await?;
         let there = [other.network.ingress().to_string()];
@@ -314,7 +314,7 @@ fn ingress(world: &World, host: bool, users: bool) -> BoxFuture<'_, Result<Strin
         let walls = Walls { users, ..Walls::ALL };
         world.run(&walls, setup).await
     }
-    .boxed()
+    .boxed_local()
 }
 
 /// A server that answers "reached" to the first bytes of whoever connects.

@@ -4,7 +4,7 @@ use crate::case::{Case, Side, Walls};
 use crate::world::{Setup, World};
 use anyhow::Result;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::LocalBoxFuture;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -110,7 +110,7 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-fn exec_directory(world: &World, side: Side) -> BoxFuture<'_, Result<String>> {
+fn exec_directory(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>> {
     async move {
         let walls = walls(side, &[Wall::MagicLinks]);
         let held = world.hold(&walls, world.setup("exec-directory", "stay", &[])?).await?;
@@ -127,19 +127,19 @@ fn exec_directory(world: &World, side: Side) -> BoxFuture<'_, Result<String>> {
         held.end().await?;
         Ok(seen)
     }
-    .boxed()
+    .boxed_local()
 }
 
-fn image_directory(world: &World, side: Side) -> BoxFuture<'_, Result<String>> {
-    by_directory(world, side, |n, _| Ok(format!("/proc/self/fd/{n}"))).boxed()
+fn image_directory(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>> {
+    by_directory(world, side, |n, _| Ok(format!("/proc/self/fd/{n}"))).boxed_local()
 }
 
-fn linked_directory(world: &World, side: Side) -> BoxFuture<'_, Result<String>> {
+fn linked_directory(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>> {
     by_directory(world, side, |n, layer| {
         symlink(format!("/proc/self/fd/{n}"), layer.join("work"))?;
         Ok("/work".to_owned())
     })
-    .boxed()
+    .boxed_local()
 }
 
 async fn by_directory(world: &World, side: Side, directory: fn(i32, &Path) -> Result<String>) -> Result<String> {
@@ -173,7 +173,7 @@ fn walls(side: Side, down: &[Wall]) -> Walls {
 }
 
 /// The image's program is /proc/self/exe: the spawner's own file, which runs this function.
-fn own_program(world: &World, side: Side) -> BoxFuture<'_, Result<String>> {
+fn own_program(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>> {
     async move {
         let walls = match side {
             Side::Held => Walls::ALL,
@@ -192,7 +192,7 @@ fn own_program(world: &World, side: Side) -> BoxFuture<'_, Result<String>> {
         }
         world.run(&walls, setup).await
     }
-    .boxed()
+    .boxed_local()
 }
 
 /// Sets the mode of its own file to what it is.
@@ -208,7 +208,7 @@ pub(crate) fn own_file() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn linked_system(world: &World, side: Side) -> BoxFuture<'_, Result<String>> {
+fn linked_system(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>> {
     async move {
         let walls = walls(side, &[Wall::Rooted]);
         for name in ["proc", "sys", "dev"] {
@@ -223,10 +223,10 @@ fn linked_system(world: &World, side: Side) -> BoxFuture<'_, Result<String>> {
         }
         Ok("not started".to_owned())
     }
-    .boxed()
+    .boxed_local()
 }
 
-fn linked_etc(world: &World, side: Side) -> BoxFuture<'_, Result<String>> {
+fn linked_etc(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>> {
     async move {
         let walls = walls(side, &[Wall::Rooted]);
         // Not the directory whose picture must stay.
@@ -245,10 +245,10 @@ fn linked_etc(world: &World, side: Side) -> BoxFuture<'_, Result<String>> {
             None => Ok("nothing outside".to_owned()),
         }
     }
-    .boxed()
+    .boxed_local()
 }
 
-fn shared_memory(world: &World, side: Side) -> BoxFuture<'_, Result<String>> {
+fn shared_memory(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>> {
     async move {
         let walls = walls(side, &[Wall::IpcNamespace]);
         let key = [KEY.to_owned()];
@@ -257,5 +257,5 @@ fn shared_memory(world: &World, side: Side) -> BoxFuture<'_, Result<String>> {
         held.end().await?;
         seen
     }
-    .boxed()
+    .boxed_local()
 }

@@ -177,7 +177,7 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     for signal in CHANGED_SIGNALS {
         sys::set_signal(signal, Disposition::Default);
     }
-    if matches!(plan.place, Place::Joined { .. }) {
+    if matches!(plan.place, Place::Joined { .. }) && !weak::is_down(Wall::NotDumpable) {
         // The container's processes can see this one already, and it still holds what the spawner holds. Undone by exec.
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .step(|| "hiding from the container's processes".to_owned())?;
@@ -242,7 +242,9 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
         rustix::thread::move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))
             .step(|| "entering the user namespace".to_owned())?;
     }
-    sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
+    if !weak::is_down(Wall::Keyring) {
+        sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
+    }
 
     let keep = if is_container && weak::is_down(Wall::Capabilities) {
         CapabilitySet::from_bits_retain(u64::MAX)
@@ -266,7 +268,7 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     if let Some(rules) = plan
         .landlock
         .filter(|_| is_container && !weak::is_down(Wall::Landlock))
-     {
+    {
         sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
     }
     if is_container && !weak::is_down(Wall::Seccomp) {
@@ -350,7 +352,7 @@ fn enter_existing_directory(cwd: &str) -> Result<(), Failure> {
         false => ResolveFlags::NO_MAGICLINKS,
     };
     let entered = rustix::fs::openat2(CWD, absolute(cwd)?, flags, Mode::empty(), resolve)
-    .and_then(rustix::process::fchdir);
+        .and_then(rustix::process::fchdir);
     entered.map_err(|error| Failure {
         exit_code: if error == Errno::NOENT { 127 } else { 126 },
         message: format!(

@@ -36,12 +36,18 @@ pub enum Wall {
     Descriptors,
     /// The spawner runs from a read-only mount of its file.
     ReadOnlyProgram,
+    /// What joins a container is not dumpable until it is the program.
+    NotDumpable,
+    /// A session keyring of its own.
+    Keyring,
     /// The container's terminals have a number of their own.
     Terminals,
 }
 
 #[cfg(all(feature = "weak", not(debug_assertions)))]
-compile_error!("the feature `weak` takes walls down: it is for the escape suite's debug builds alone");
+compile_error!(
+    "the feature `weak` takes walls down: it is for the escape suite's debug builds alone"
+);
 
 /// Whether a wall is down.
 #[cfg(not(feature = "weak"))]

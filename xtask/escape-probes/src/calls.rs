@@ -7,13 +7,27 @@ const BAD_POINTER: usize = 1;
 
 pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("bpf", |_| attempt(libc::SYS_bpf, &[5, BAD_POINTER, 48])),
-    ("perf-event-open", |_| attempt(libc::SYS_perf_event_open, &[BAD_POINTER])),
-    ("userfaultfd", |_| attempt(libc::SYS_userfaultfd, &[usize::MAX])),
-    ("io-uring", |_| attempt(libc::SYS_io_uring_setup, &[1, BAD_POINTER])),
-    ("kexec-load", |_| attempt(libc::SYS_kexec_load, &[0, 1000, BAD_POINTER, 0])),
-    ("init-module", |_| attempt(libc::SYS_init_module, &[BAD_POINTER, 64, BAD_POINTER])),
-    ("swapon", |_| attempt(libc::SYS_swapon, &[text("/no/such/file"), 0])),
-    ("swapoff", |_| attempt(libc::SYS_swapoff, &[text("/no/such/file")])),
+    ("perf-event-open", |_| {
+        attempt(libc::SYS_perf_event_open, &[BAD_POINTER])
+    }),
+    ("userfaultfd", |_| {
+        attempt(libc::SYS_userfaultfd, &[usize::MAX])
+    }),
+    ("io-uring", |_| {
+        attempt(libc::SYS_io_uring_setup, &[1, BAD_POINTER])
+    }),
+    ("kexec-load", |_| {
+        attempt(libc::SYS_kexec_load, &[0, 1000, BAD_POINTER, 0])
+    }),
+    ("init-module", |_| {
+        attempt(libc::SYS_init_module, &[BAD_POINTER, 64, BAD_POINTER])
+    }),
+    ("swapon", |_| {
+        attempt(libc::SYS_swapon, &[text("/no/such/file"), 0])
+    }),
+    ("swapoff", |_| {
+        attempt(libc::SYS_swapoff, &[text("/no/such/file")])
+    }),
     ("reboot", |_| attempt(libc::SYS_reboot, &[0, 0, 0, 0])),
     ("clock-settime", |_| {
         let bad: [i64; 2] = [0, -1];
@@ -25,23 +39,40 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
     }),
     ("adjtimex", |_| adjust()),
     ("syslog", |_| attempt(libc::SYS_syslog, &[10])),
-    ("acct", |_| attempt(libc::SYS_acct, &[text("/no/such/file")])),
-    ("quotactl", |_| attempt(libc::SYS_quotactl, &[0xff << 8, text("/no/such/file"), 0, 0])),
+    ("acct", |_| {
+        attempt(libc::SYS_acct, &[text("/no/such/file")])
+    }),
+    ("quotactl", |_| {
+        attempt(
+            libc::SYS_quotactl,
+            &[0xff << 8, text("/no/such/file"), 0, 0],
+        )
+    }),
     ("vhangup", |_| attempt(libc::SYS_vhangup, &[])),
     ("fanotify", |_| attempt(libc::SYS_fanotify_init, &[0, 0])),
     ("mbind", |_| attempt(libc::SYS_mbind, &[0, 0, 100, 0, 0, 0])),
-    ("move-pages", |_| attempt(libc::SYS_move_pages, &[1, 0, 0, 0, 0, 0])),
+    ("move-pages", |_| {
+        attempt(libc::SYS_move_pages, &[1, 0, 0, 0, 0, 0])
+    }),
     ("kcmp", |_| {
         let own = std::process::id() as usize;
         attempt(libc::SYS_kcmp, &[own, own, 1, 0, 0])
     }),
-    ("personality", |_| attempt(libc::SYS_personality, &[0x0040_0000 /* ADDR_NO_RANDOMIZE */])),
+    ("personality", |_| {
+        attempt(
+            libc::SYS_personality,
+            &[0x0040_0000 /* ADDR_NO_RANDOMIZE */],
+        )
+    }),
     ("ioperm", |_| attempt(libc::SYS_ioperm, &[0x80, 1, 1])),
     ("open-by-handle", |_| shocker()),
     ("i386-door", |_| i386()),
     ("type-into-terminal", |_| {
         let byte = b'x';
-        attempt(libc::SYS_ioctl, &[0, 0x5412 /* TIOCSTI */, &raw const byte as usize])
+        attempt(
+            libc::SYS_ioctl,
+            &[0, 0x5412 /* TIOCSTI */, &raw const byte as usize],
+        )
     }),
     ("clone3", |_| attempt(libc::SYS_clone3, &[BAD_POINTER, 64])),
 ];
@@ -82,9 +113,15 @@ fn shocker() -> String {
         return format!("name_to_handle_at: {}", errno(number));
     }
     // On a file system of the container's own: what is asked is whether the call is there.
-    let below = call(libc::SYS_openat, &[cwd, text("/dev/shm"), libc::O_RDONLY as usize, 0]);
+    let below = call(
+        libc::SYS_openat,
+        &[cwd, text("/dev/shm"), libc::O_RDONLY as usize, 0],
+    );
     let below = below.unwrap_or(-1) as usize;
-    attempt(libc::SYS_open_by_handle_at, &[below, at, libc::O_RDONLY as usize])
+    attempt(
+        libc::SYS_open_by_handle_at,
+        &[below, at, libc::O_RDONLY as usize],
+    )
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -8,11 +8,19 @@ use std::path::{Path, PathBuf};
 
 pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("sysrq-trigger", |_| open_to_write("/proc/sysrq-trigger")),
-    ("core-pattern", |_| open_to_write("/proc/sys/kernel/core_pattern")),
+    ("core-pattern", |_| {
+        open_to_write("/proc/sys/kernel/core_pattern")
+    }),
     ("sysctl-kernel", |_| write_back("/proc/sys/kernel/panic")),
-    ("sysctl-vm", |_| write_back("/proc/sys/vm/overcommit_memory")),
-    ("sysctl-net", |_| write_back("/proc/sys/net/ipv4/ip_unprivileged_port_start")),
-    ("irq-affinity", |_| open_to_write("/proc/irq/default_smp_affinity")),
+    ("sysctl-vm", |_| {
+        write_back("/proc/sys/vm/overcommit_memory")
+    }),
+    ("sysctl-net", |_| {
+        write_back("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    }),
+    ("irq-affinity", |_| {
+        open_to_write("/proc/irq/default_smp_affinity")
+    }),
     ("sysfs-write", |_| write_back("/sys/kernel/mm/ksm/run")),
     ("uevent-helper", |_| {
         // The event of a device is asked for by its own file; the helper's exists on few kernels.
@@ -22,10 +30,19 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
             false => open_to_write("/sys/devices/virtual/mem/null/uevent"),
         }
     }),
-    ("oom-score", |_| io_word(fs::write("/proc/self/oom_score_adj", "-1000"))),
-    ("cgroup-limit", |_| match own_cgroup_file(&["pids/pids.max", "pids.max", "cgroup.max.depth", "unified/cgroup.max.depth"]) {
-        Some(path) => write_back(&path),
-        None => "no cgroup is shown".to_owned(),
+    ("oom-score", |_| {
+        io_word(fs::write("/proc/self/oom_score_adj", "-1000"))
+    }),
+    ("cgroup-limit", |_| {
+        match own_cgroup_file(&[
+            "pids/pids.max",
+            "pids.max",
+            "cgroup.max.depth",
+            "unified/cgroup.max.depth",
+        ]) {
+            Some(path) => write_back(&path),
+            None => "no cgroup is shown".to_owned(),
+        }
     }),
     ("cgroup-child", |_| {
         let made = cgroup_dir().map(|dir| {
@@ -55,7 +72,12 @@ fn open_to_write(path: &str) -> String {
 fn write_back(path: impl AsRef<Path>) -> String {
     let path = path.as_ref();
     match fs::read(path) {
-        Ok(bytes) => io_word(OpenOptions::new().write(true).open(path).and_then(|mut f| f.write_all(&bytes))),
+        Ok(bytes) => io_word(
+            OpenOptions::new()
+                .write(true)
+                .open(path)
+                .and_then(|mut f| f.write_all(&bytes)),
+        ),
         Err(error) => format!("reading: {}", io_word::<()>(Err(error))),
     }
 }
@@ -100,7 +122,10 @@ fn cgroup_dir() -> Option<PathBuf> {
 
 fn own_cgroup_file(names: &[&str]) -> Option<PathBuf> {
     let base = Path::new("/sys/fs/cgroup");
-    names.iter().map(|name| base.join(name)).find(|p| p.exists())
+    names
+        .iter()
+        .map(|name| base.join(name))
+        .find(|p| p.exists())
 }
 
 /// A cgroup of version 1 tells, at its end, a program in the host's root file system (CVE-2022-0492). It takes a mount of the hierarchy's root.

@@ -22,8 +22,10 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
         counted(number(args, 0), || {
             std::thread::Builder::new()
                 .stack_size(64 << 10)
-                .spawn(|| loop {
-                    std::thread::park();
+                .spawn(|| {
+                    loop {
+                        std::thread::park();
+                    }
                 })
                 .map(drop)
                 .map_err(|e| e.raw_os_error().unwrap_or(0))
@@ -37,7 +39,9 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
             Ok(())
         })
     }),
-    ("shm-bomb", |args| write_mib("/dev/shm/file", number(args, 0))),
+    ("shm-bomb", |args| {
+        write_mib("/dev/shm/file", number(args, 0))
+    }),
     ("memfd-bomb", |args| {
         let fd = unsafe { libc::memfd_create(c"x".as_ptr(), 0) };
         write_mib(&format!("/proc/self/fd/{fd}"), number(args, 0))
@@ -49,10 +53,19 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
         }
         let base = "/sys/fs/cgroup";
         let files = ["memory/memory.max_usage_in_bytes", "memory.peak"];
-        let most = files.iter().find_map(|f| fs::read_to_string(format!("{base}/{f}")).ok());
-        let most: usize = most.and_then(|m| m.trim().parse().ok()).unwrap_or(usize::MAX);
+        let most = files
+            .iter()
+            .find_map(|f| fs::read_to_string(format!("{base}/{f}")).ok());
+        let most: usize = most
+            .and_then(|m| m.trim().parse().ok())
+            .unwrap_or(usize::MAX);
         let own = number(args, 1) * MIB;
-        if most <= own { "within the limit" } else { "beyond" }.to_owned()
+        if most <= own {
+            "within the limit"
+        } else {
+            "beyond"
+        }
+        .to_owned()
     }),
     ("socket-buffers", |args| {
         let mut kept = Vec::new();
@@ -81,7 +94,10 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
                 return format!("stopped: {}", errno(last()));
             }
             unsafe { libc::fcntl(ends[1], libc::F_SETPIPE_SZ, 1 << 20) };
-            while let Ok(n) = call(libc::SYS_write, &[ends[1] as usize, block.as_ptr() as usize, block.len()]) {
+            while let Ok(n) = call(
+                libc::SYS_write,
+                &[ends[1] as usize, block.as_ptr() as usize, block.len()],
+            ) {
                 taken += n as usize;
             }
             kept.push(ends);
@@ -110,7 +126,11 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
         let line = vec![b'x'; 64 << 10];
         let mut out = std::io::stdout();
         for _ in 0..number(args, 0) * 16 {
-            if out.write_all(&line).and_then(|()| out.write_all(b"\n")).is_err() {
+            if out
+                .write_all(&line)
+                .and_then(|()| out.write_all(b"\n"))
+                .is_err()
+            {
                 return "refused".to_owned();
             }
         }
@@ -161,8 +181,13 @@ fn write_mib(path: &str, mib: usize) -> String {
         Ok(file) => file,
         Err(error) => return format!("opening: {}", crate::sys::io_word::<()>(Err(error))),
     };
-    let written = counted(mib, || file.write_all(&block).map_err(|e| e.raw_os_error().unwrap_or(0)));
-    if written == "all of it" && let Err(error) = file.sync_all() {
+    let written = counted(mib, || {
+        file.write_all(&block)
+            .map_err(|e| e.raw_os_error().unwrap_or(0))
+    });
+    if written == "all of it"
+        && let Err(error) = file.sync_all()
+    {
         return format!("stopped: {}", errno(error.raw_os_error().unwrap_or(0)));
     }
     written

@@ -31,8 +31,45 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
         }
     }),
     ("swap-links", |_| swap_links()),
+    // Looks at every other process that appears, by all that leads out of it, until there was one; for as long as the suite lets it.
+    ("watch", |args| {
+        println!("{{\"probe\":\"watch\",\"seen\":\"holds\"}}");
+        let _ = std::io::stdout().flush();
+        watch(args)
+    }),
     ("stay", |_| hold("holds")),
 ];
+
+fn watch(args: &[String]) -> String {
+    let below = crate::sys::argument(args, 0).trim_start_matches('/');
+    let own = std::process::id().to_string();
+    loop {
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name == own || name.parse::<u32>().is_err() {
+                continue;
+            }
+            let process = entry.path();
+            let mut ways = vec![
+                process.join("root").join(below),
+                process.join("cwd").join(below),
+            ];
+            for fd in 3..24 {
+                ways.push(
+                    process
+                        .join("fd")
+                        .join(fd.to_string())
+                        .join("../".repeat(12))
+                        .join(below),
+                );
+            }
+            if ways.iter().any(|way| std::fs::read(way).is_ok()) {
+                let _ = std::fs::write("/seen", "seen");
+                hold("seen");
+            }
+        }
+    }
+}
 
 fn hold(seen: &str) -> String {
     println!("{{\"probe\":\"hold\",\"seen\":\"{seen}\"}}");
@@ -56,7 +93,13 @@ fn swap_links() -> String {
     const EXCHANGE: usize = 2;
     let cwd = libc::AT_FDCWD as isize as usize;
     loop {
-        let args = [cwd, crate::sys::text("/race/x"), cwd, crate::sys::text("/race/link"), EXCHANGE];
+        let args = [
+            cwd,
+            crate::sys::text("/race/x"),
+            cwd,
+            crate::sys::text("/race/link"),
+            EXCHANGE,
+        ];
         // overlayfs may refuse an exchange: then by two renames.
         if crate::sys::call(libc::SYS_renameat2, &args).is_err() {
             let _ = std::fs::rename("/race/x", "/race/away");

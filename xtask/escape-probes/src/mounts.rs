@@ -15,7 +15,9 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("mount-bind", |_| {
         mount("/proc/sys", "/tmp", "", libc::MS_BIND | libc::MS_REC, "")
     }),
-    ("mount-over-proc", |_| mount("none", "/proc", "tmpfs", 0, "")),
+    ("mount-over-proc", |_| {
+        mount("none", "/proc", "tmpfs", 0, "")
+    }),
     ("remount-proc-sys", |_| remount("/proc/sys")),
     ("remount-sys", |_| remount("/sys")),
     ("unmask-keys", |_| unmount("/proc/keys")),
@@ -23,7 +25,9 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("move-mount", |_| {
         mount("/dev/shm", "/tmp", "", libc::MS_MOVE, "")
     }),
-    ("propagation", |_| mount("none", "/", "", libc::MS_SHARED, "")),
+    ("propagation", |_| {
+        mount("none", "/", "", libc::MS_SHARED, "")
+    }),
     ("pivot-root", |_| {
         // To where it is.
         attempt(libc::SYS_pivot_root, &[text("/proc"), text("/proc")])
@@ -43,7 +47,10 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
         // struct mount_attr: set, clear, propagation, user namespace.
         let clear: [u64; 4] = [0, libc::MOUNT_ATTR_RDONLY, 0, 0];
         let attr = &raw const clear as usize;
-        attempt(libc::SYS_mount_setattr, &[at_fdcwd(), text("/sys"), 0, attr, 32])
+        attempt(
+            libc::SYS_mount_setattr,
+            &[at_fdcwd(), text("/sys"), 0, attr, 32],
+        )
     }),
 ];
 

@@ -15,7 +15,10 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("clone-user", |_| clone(libc::CLONE_NEWUSER)),
     ("clone-mount", |_| clone(libc::CLONE_NEWNS)),
     ("user-then-mount", |_| {
-        match call(libc::SYS_unshare, &[(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as usize]) {
+        match call(
+            libc::SYS_unshare,
+            &[(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as usize],
+        ) {
             Ok(_) => {
                 let args = [text("none"), text("/tmp"), text("tmpfs"), 0, 0];
                 format!("mount {}", attempt(libc::SYS_mount, &args))
@@ -49,7 +52,10 @@ fn unshare(flags: i32) -> String {
 
 /// By clone, whose flags a filter reads from a register.
 fn clone(flags: i32) -> String {
-    let cloned = call(libc::SYS_clone, &[(flags | libc::SIGCHLD) as usize, 0, 0, 0, 0]);
+    let cloned = call(
+        libc::SYS_clone,
+        &[(flags | libc::SIGCHLD) as usize, 0, 0, 0, 0],
+    );
     if cloned == Ok(0) {
         unsafe { libc::_exit(0) };
     }

@@ -30,14 +30,20 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
         let mut body = vec![libc::AF_INET as u8, 32, 0, 0, 1, 0, 0, 0];
         body.extend(attribute(2, &[192, 0, 2, 77]));
         body.extend(attribute(1, &[192, 0, 2, 77]));
-        exchange(libc::NETLINK_ROUTE, &message(RTM_NEWADDR, ACK | CREATE, &body))
+        exchange(
+            libc::NETLINK_ROUTE,
+            &message(RTM_NEWADDR, ACK | CREATE, &body),
+        )
     }),
     ("add-route", |_| {
         // rtmsg: /32, main table, boot protocol, link scope, unicast; RTA_DST, RTA_OIF.
         let mut body = vec![libc::AF_INET as u8, 32, 0, 0, 254, 3, 253, 1, 0, 0, 0, 0];
         body.extend(attribute(1, &[192, 0, 2, 78]));
         body.extend(attribute(4, &1u32.to_ne_bytes()));
-        exchange(libc::NETLINK_ROUTE, &message(RTM_NEWROUTE, ACK | CREATE, &body))
+        exchange(
+            libc::NETLINK_ROUTE,
+            &message(RTM_NEWROUTE, ACK | CREATE, &body),
+        )
     }),
     ("link-down", |_| {
         // ifinfomsg with a change that changes nothing: up, as it is.
@@ -51,7 +57,10 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
         // A pair of virtual interfaces: IFLA_LINKINFO with IFLA_INFO_KIND.
         let mut body = vec![0; 16];
         body.extend(attribute(18, &attribute(1, b"veth\0")));
-        exchange(libc::NETLINK_ROUTE, &message(RTM_NEWLINK, ACK | CREATE, &body))
+        exchange(
+            libc::NETLINK_ROUTE,
+            &message(RTM_NEWLINK, ACK | CREATE, &body),
+        )
     }),
 ];
 
@@ -76,7 +85,11 @@ fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
 
 /// Sends, and returns the first error among the answers.
 fn exchange(protocol: i32, bytes: &[u8]) -> String {
-    let args = [libc::AF_NETLINK as usize, libc::SOCK_RAW as usize, protocol as usize];
+    let args = [
+        libc::AF_NETLINK as usize,
+        libc::SOCK_RAW as usize,
+        protocol as usize,
+    ];
     let socket = match call(libc::SYS_socket, &args) {
         Ok(fd) => fd as usize,
         Err(number) => return format!("socket: {}", errno(number)),

@@ -27,7 +27,14 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
             iov_base: start as *mut libc::c_void,
             iov_len: 1,
         };
-        let args = [pid, &raw const local as usize, 1, &raw const remote as usize, 1, 0];
+        let args = [
+            pid,
+            &raw const local as usize,
+            1,
+            &raw const remote as usize,
+            1,
+            0,
+        ];
         attempt(libc::SYS_process_vm_readv, &args)
     }),
     ("pidfd-getfd-host", |args| {
@@ -43,7 +50,9 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
             Err(number) => format!("pidfd_open: {}", errno(number)),
         }
     }),
-    ("signal-host", |args| attempt(libc::SYS_kill, &[number(args, 0), 0])),
+    ("signal-host", |args| {
+        attempt(libc::SYS_kill, &[number(args, 0), 0])
+    }),
     ("priority-host", |args| {
         let pid = number(args, 0);
         let args = [libc::PRIO_PROCESS as usize, pid, 0];
@@ -52,11 +61,17 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("limits-host", |args| {
         let mut limit = [0u64; 2];
         let limit = &raw mut limit as usize;
-        attempt(libc::SYS_prlimit64, &[number(args, 0), libc::RLIMIT_NOFILE as usize, 0, limit])
+        attempt(
+            libc::SYS_prlimit64,
+            &[number(args, 0), libc::RLIMIT_NOFILE as usize, 0, limit],
+        )
     }),
     ("priority", |_| {
         let higher = -10isize as usize;
-        attempt(libc::SYS_setpriority, &[libc::PRIO_PROCESS as usize, 0, higher])
+        attempt(
+            libc::SYS_setpriority,
+            &[libc::PRIO_PROCESS as usize, 0, higher],
+        )
     }),
     ("processes-seen", |_| {
         let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -10,8 +10,12 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(3);
 
 pub(crate) const PROBES: &[(&str, Probe)] = &[
-    ("reach", |args| all(args.iter().map(|address| reach(address, "")))),
-    ("reach-as", |args| reach(argument(args, 0), argument(args, 1))),
+    ("reach", |args| {
+        all(args.iter().map(|address| reach(address, "")))
+    }),
+    ("reach-as", |args| {
+        reach(argument(args, 0), argument(args, 1))
+    }),
     ("reach-as-tls", |args| {
         let address = argument(args, 0);
         let hello = client_hello(argument(args, 1));
@@ -28,7 +32,9 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("rebind", |args| {
         let name = argument(args, 0);
         match (resolve(name), resolve(name)) {
-            (Ok(first), Ok(second)) if first != second => reach(&SocketAddr::new(second, 80).to_string(), name),
+            (Ok(first), Ok(second)) if first != second => {
+                reach(&SocketAddr::new(second, 80).to_string(), name)
+            }
             other => format!("{other:?}"),
         }
     }),
@@ -38,16 +44,18 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
     }),
     // As the C library reads addresses: decimal, octal, hexadecimal, short.
     ("reach-as-written", |args| {
-        all(args.iter().map(|text| match (text.as_str(), 80).to_socket_addrs() {
-            Ok(mut found) => match found.next() {
-                Some(address) => reach(&address.to_string(), ""),
-                None => "no address".to_owned(),
-            },
-            Err(_) => match old_form(text) {
-                Some(address) => reach(&format!("{address}:80"), ""),
-                None => "no address".to_owned(),
-            },
-        }))
+        all(args
+            .iter()
+            .map(|text| match (text.as_str(), 80).to_socket_addrs() {
+                Ok(mut found) => match found.next() {
+                    Some(address) => reach(&address.to_string(), ""),
+                    None => "no address".to_owned(),
+                },
+                Err(_) => match old_form(text) {
+                    Some(address) => reach(&format!("{address}:80"), ""),
+                    None => "no address".to_owned(),
+                },
+            }))
     }),
     ("udp", |args| {
         let sent = UdpSocket::bind("0.0.0.0:0").and_then(|s| s.send_to(b"x", argument(args, 0)));
@@ -64,13 +72,18 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
         }
         use std::os::fd::FromRawFd;
         let socket = unsafe { UdpSocket::from_raw_fd(fd) };
-        io_word(socket.send_to(&[8, 0, 0, 0, 0, 0, 0, 1], format!("{}:0", argument(args, 0))))
+        io_word(socket.send_to(
+            &[8, 0, 0, 0, 0, 0, 0, 1],
+            format!("{}:0", argument(args, 0)),
+        ))
     }),
     ("all-ports", |args| {
         // Whoever listens on any port of loopback, but for what the container's own network has.
         let own: Vec<&str> = args.iter().map(String::as_str).collect();
         let open = (1..=u16::MAX).filter(|port| !own.contains(&port.to_string().as_str()));
-        let open = open.filter(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok());
+        // A client whose own port is the one that it asks for is connected to itself.
+        let others = |stream: TcpStream| stream.local_addr().ok() != stream.peer_addr().ok();
+        let open = open.filter(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok_and(others));
         match open.count() {
             0 => "none".to_owned(),
             _ => "some".to_owned(),
@@ -94,7 +107,10 @@ fn all(seen: impl Iterator<Item = String>) -> String {
 
 fn reach(address: &str, host: &str) -> String {
     let host = if host.is_empty() { address } else { host };
-    say(address, format!("GET /secret HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())
+    say(
+        address,
+        format!("GET /secret HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes(),
+    )
 }
 
 fn say(address: &str, text: &[u8]) -> String {
@@ -121,7 +137,9 @@ fn say(address: &str, text: &[u8]) -> String {
     }
     match String::from_utf8_lossy(&answer) {
         text if text.contains("reached") => "reached".to_owned(),
-        text if text.starts_with("HTTP/1.1") || text.contains("worker") => "another answer".to_owned(),
+        text if text.starts_with("HTTP/1.1") || text.contains("worker") => {
+            "another answer".to_owned()
+        }
         _ => "cut".to_owned(),
     }
 }
@@ -129,7 +147,11 @@ fn say(address: &str, text: &[u8]) -> String {
 /// Asks the server of /etc/resolv.conf for an address; the C library in this program is static and would want to load others.
 fn resolve(name: &str) -> Result<std::net::IpAddr, String> {
     let conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let server = conf.lines().find_map(|l| l.strip_prefix("nameserver ")).unwrap_or("").trim();
+    let server = conf
+        .lines()
+        .find_map(|l| l.strip_prefix("nameserver "))
+        .unwrap_or("")
+        .trim();
     let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         query.push(label.len() as u8);
@@ -168,7 +190,10 @@ fn old_form(text: &str) -> Option<std::net::Ipv4Addr> {
     let parts: Option<Vec<u32>> = text.split('.').map(number).collect();
     let parts = parts?;
     let (last, first) = parts.split_last()?;
-    let high = first.iter().enumerate().fold(0, |sum, (i, part)| sum | part << (24 - 8 * i));
+    let high = first
+        .iter()
+        .enumerate()
+        .fold(0, |sum, (i, part)| sum | part << (24 - 8 * i));
     Some(std::net::Ipv4Addr::from(high | last))
 }
 

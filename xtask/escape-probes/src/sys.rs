@@ -7,8 +7,7 @@ use std::io;
 pub(crate) fn call(number: i64, args: &[usize]) -> Result<i64, i32> {
     let at = |i: usize| args.get(i).copied().unwrap_or(0);
     // SAFETY: the callers' matter; see the program's first lines.
-    let result =
-        unsafe { libc::syscall(number, at(0), at(1), at(2), at(3), at(4), at(5)) };
+    let result = unsafe { libc::syscall(number, at(0), at(1), at(2), at(3), at(4), at(5)) };
     match result {
         -1 => Err(io::Error::last_os_error().raw_os_error().unwrap_or(0)),
         other => Ok(other),

@@ -3,13 +3,22 @@
 use crate::Probe;
 use crate::sys::{argument, attempt, call, errno, text};
 use std::fs;
+use std::path::{Path, PathBuf};
 
 pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("double-chroot", double_chroot),
     ("inherited-descriptors", |_| {
-        let mut others: Vec<String> = descriptors().into_iter().filter(|fd| *fd > 2).map(|fd| fd.to_string()).collect();
+        let mut others: Vec<String> = descriptors()
+            .into_iter()
+            .filter(|fd| *fd > 2)
+            .map(|fd| fd.to_string())
+            .collect();
         others.sort();
-        if others.is_empty() { "the standard ones".to_owned() } else { "others".to_owned() }
+        if others.is_empty() {
+            "the standard ones".to_owned()
+        } else {
+            "others".to_owned()
+        }
     }),
     ("leaked-directory", |args| {
         let below = argument(args, 0).trim_start_matches('/');
@@ -26,6 +35,21 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
             Ok(_) => "the host's file".to_owned(),
             Err(_) => "nothing".to_owned(),
         }
+    }),
+    ("host-paths", |args| {
+        let name = argument(args, 0);
+        let mut files: Vec<PathBuf> = ["mountinfo", "mounts", "mountstats", "cgroup", "maps"]
+            .map(|file| Path::new("/proc/self").join(file))
+            .to_vec();
+        for block in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+            files.push(block.path().join("loop/backing_file"));
+        }
+        let mut shown = files
+            .into_iter()
+            .filter(|file| fs::read_to_string(file).is_ok_and(|text| text.contains(name)));
+        shown
+            .next()
+            .map_or_else(|| "none".to_owned(), |file| file.display().to_string())
     }),
     ("symbolic-links", |args| {
         let file = argument(args, 0);
@@ -50,7 +74,9 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
 
 fn descriptors() -> Vec<i32> {
     // By asking for each: the list in /proc has the one that reads it, too.
-    (0..1024).filter(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0).collect()
+    (0..1024)
+        .filter(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0)
+        .collect()
 }
 
 fn opens(fd: i32, path: &str) -> bool {

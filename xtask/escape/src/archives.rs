@@ -24,41 +24,90 @@ pub(crate) fn cases() -> Vec<Case> {
             .without("an unpacker that trusts names", &[OUTSIDE])
     };
     vec![
-        layer("archive-parent", "a name with .. in an image's layer", |world, side| {
-            unpack(world, side, |outside, _| vec![file(&format!("{}/victim", climb(outside)))])
-        }),
+        layer(
+            "archive-parent",
+            "a name with .. in an image's layer",
+            |world, side| {
+                unpack(world, side, |outside, _| {
+                    vec![file(&format!("{}/victim", climb(outside)))]
+                })
+            },
+        ),
         layer("archive-absolute", "an absolute name", |world, side| {
-            unpack(world, side, |outside, _| vec![file(&format!("{outside}/victim"))])
-        }),
-        layer("archive-link", "a file below a symbolic link that leads out", |world, side| {
-            unpack(world, side, |outside, _| vec![link(Kind::Symlink, "exit", outside), file("exit/victim")])
-        }),
-        layer("archive-relative-link", "the same by a relative link", |world, side| {
-            unpack(world, side, |outside, _| vec![link(Kind::Symlink, "exit", &climb(outside)), file("exit/victim")])
-        }),
-        layer("archive-link-in-place", "a link in place of a file that comes again", |world, side| {
             unpack(world, side, |outside, _| {
-                vec![link(Kind::Symlink, "victim", &format!("{outside}/victim")), file("victim")]
+                vec![file(&format!("{outside}/victim"))]
             })
         }),
-        layer("archive-hard-link", "a hard link to the host's file, then written", |world, side| {
-            unpack(world, side, |outside, _| {
-                vec![link(Kind::HardLink, "victim", &format!("{outside}/victim")), file("victim")]
-            })
-        }),
-        layer("archive-removal", "the removal of a file above the layer", |world, side| {
-            unpack(world, side, |outside, _| vec![file(&format!("{}/.wh.victim", climb(outside)))])
-        }),
-        layer("archive-mode", "the mode of what a link leads to", |world, side| {
-            unpack(world, side, |outside, _| {
-                let mut directory = Entry::bare(Kind::Directory, b"exit/".to_vec());
-                directory.mode = 0o777;
-                vec![link(Kind::Symlink, "exit", outside), directory]
-            })
-        }),
-        Case::outside("extract-link", "files put into a container below its link that leads out (docker cp)", |world, side| {
-            extract(world, side)
-        })
+        layer(
+            "archive-link",
+            "a file below a symbolic link that leads out",
+            |world, side| {
+                unpack(world, side, |outside, _| {
+                    vec![link(Kind::Symlink, "exit", outside), file("exit/victim")]
+                })
+            },
+        ),
+        layer(
+            "archive-relative-link",
+            "the same by a relative link",
+            |world, side| {
+                unpack(world, side, |outside, _| {
+                    vec![
+                        link(Kind::Symlink, "exit", &climb(outside)),
+                        file("exit/victim"),
+                    ]
+                })
+            },
+        ),
+        layer(
+            "archive-link-in-place",
+            "a link in place of a file that comes again",
+            |world, side| {
+                unpack(world, side, |outside, _| {
+                    vec![
+                        link(Kind::Symlink, "victim", &format!("{outside}/victim")),
+                        file("victim"),
+                    ]
+                })
+            },
+        ),
+        layer(
+            "archive-hard-link",
+            "a hard link to the host's file, then written",
+            |world, side| {
+                unpack(world, side, |outside, _| {
+                    vec![
+                        link(Kind::HardLink, "victim", &format!("{outside}/victim")),
+                        file("victim"),
+                    ]
+                })
+            },
+        ),
+        layer(
+            "archive-removal",
+            "the removal of a file above the layer",
+            |world, side| {
+                unpack(world, side, |outside, _| {
+                    vec![file(&format!("{}/.wh.victim", climb(outside)))]
+                })
+            },
+        ),
+        layer(
+            "archive-mode",
+            "the mode of what a link leads to",
+            |world, side| {
+                unpack(world, side, |outside, _| {
+                    let mut directory = Entry::bare(Kind::Directory, b"exit/".to_vec());
+                    directory.mode = 0o777;
+                    vec![link(Kind::Symlink, "exit", outside), directory]
+                })
+            },
+        ),
+        Case::outside(
+            "extract-link",
+            "files put into a container below its link that leads out (docker cp)",
+            |world, side| extract(world, side),
+        )
         .expect(&[INSIDE])
         .without("an unpacker that trusts names", &[OUTSIDE]),
     ]
@@ -111,9 +160,19 @@ impl Outside {
     fn picture(&self) -> String {
         use std::os::unix::fs::MetadataExt;
         let victim = self.dir.join("victim");
-        let of = |path: &Path| fs::metadata(path).map(|m| (m.mode(), m.nlink(), m.uid())).map_err(|e| e.kind());
+        let of = |path: &Path| {
+            fs::metadata(path)
+                .map(|m| (m.mode(), m.nlink(), m.uid()))
+                .map_err(|e| e.kind())
+        };
         let names = fs::read_dir(&self.dir).map(Iterator::count);
-        format!("{:?} {:?} {:?} {:?}", fs::read_to_string(&victim).ok(), of(&victim), of(&self.dir), names.ok())
+        format!(
+            "{:?} {:?} {:?} {:?}",
+            fs::read_to_string(&victim).ok(),
+            of(&victim),
+            of(&self.dir),
+            names.ok()
+        )
     }
 
     fn seen(&self) -> String {
@@ -178,7 +237,10 @@ fn naive(root: &Path, tar: &[u8]) -> Result<()> {
         let name = String::from_utf8_lossy(&entry.path).into_owned();
         let to = String::from_utf8_lossy(&entry.link).into_owned();
         let path = root.join(&name);
-        if let Some(removed) = path.file_name().and_then(|n| n.to_str()?.strip_prefix(".wh.")) {
+        if let Some(removed) = path
+            .file_name()
+            .and_then(|n| n.to_str()?.strip_prefix(".wh."))
+        {
             fs::remove_file(path.with_file_name(removed))?;
             continue;
         }
@@ -195,7 +257,12 @@ fn naive(root: &Path, tar: &[u8]) -> Result<()> {
                 while read < content.len() {
                     read += tar.read_data(&mut content[read..])?;
                 }
-                let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(entry.mode).open(path)?;
+                let mut file = fs::OpenOptions::new()
+                    .write(true)
+                    .create(true)
+                    .truncate(true)
+                    .mode(entry.mode)
+                    .open(path)?;
                 std::io::copy(&mut content.as_slice().take(u64::MAX), &mut file)?;
             }
         }

@@ -140,7 +140,12 @@ impl Case {
     }
 
     /// What must go, in words, and what must be seen then.
-    pub(crate) fn weak(mut self, weakening: &'static str, walls: Walls, seen: &[&'static str]) -> Case {
+    pub(crate) fn weak(
+        mut self,
+        weakening: &'static str,
+        walls: Walls,
+        seen: &[&'static str],
+    ) -> Case {
         self.weakening = weakening;
         self.succeeds = seen.to_vec();
         self.with(|inside| inside.weak = walls)
@@ -191,7 +196,9 @@ impl Case {
         match class {
             Class::Namespace => self.expected.contains(&seen),
             // It has other words for a refusal.
-            Class::Gvisor => !seen.starts_with("error:") && (self.emulated || !self.succeeds.contains(&seen)),
+            Class::Gvisor => {
+                !seen.starts_with("error:") && (self.emulated || !self.succeeds.contains(&seen))
+            }
         }
     }
 }

@@ -17,7 +17,11 @@ pub(crate) fn set_up() -> Result<()> {
         vec!["-6", "addr", "add", "2001:db8::1/128", "dev", "lo"],
         vec!["-6", "route", "add", "default", "dev", "lo"],
     ] {
-        let status = Command::new("busybox").arg("ip").args(&args).status().context("busybox")?;
+        let status = Command::new("busybox")
+            .arg("ip")
+            .args(&args)
+            .status()
+            .context("busybox")?;
         anyhow::ensure!(status.success(), "ip {}: {status}", args.join(" "));
     }
     std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")?;
@@ -59,7 +63,10 @@ pub(crate) fn picture(world: &World) -> Result<BTreeMap<String, String>> {
         let metadata = entry.metadata()?;
         use std::os::unix::fs::MetadataExt;
         let (mode, links, owner) = (metadata.mode(), metadata.nlink(), metadata.uid());
-        files.push(format!("{:?} {mode:o} {links} {owner} {content}", entry.file_name()));
+        files.push(format!(
+            "{:?} {mode:o} {links} {owner} {content}",
+            entry.file_name()
+        ));
     }
     files.sort();
     picture.insert(outside.display().to_string(), files.join("\n"));
@@ -68,7 +75,12 @@ pub(crate) fn picture(world: &World) -> Result<BTreeMap<String, String>> {
 }
 
 /// The names of what is another.
-pub(crate) fn difference(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Vec<String> {
-    let changed = before.iter().filter(|(name, text)| after.get(*name) != Some(text));
+pub(crate) fn difference(
+    before: &BTreeMap<String, String>,
+    after: &BTreeMap<String, String>,
+) -> Vec<String> {
+    let changed = before
+        .iter()
+        .filter(|(name, text)| after.get(*name) != Some(text));
     changed.map(|(name, _)| name.clone()).collect()
 }

@@ -37,7 +37,8 @@ pub(crate) fn cases() -> Vec<Case> {
         processes("fork-bomb", "processes without end"),
         processes("thread-bomb", "threads without end"),
         memory("memory-bomb", "memory without end"),
-        memory("shm-bomb", "memory by /dev/shm").expect(&["killed by the limit", "stopped: ENOSPC"]),
+        memory("shm-bomb", "memory by /dev/shm")
+            .expect(&["killed by the limit", "stopped: ENOSPC"]),
         memory("memfd-bomb", "memory by files without names"),
         memory("segment-bomb", "memory by System V segments"),
         memory("socket-buffers", "memory by what nobody reads from sockets"),
@@ -59,14 +60,25 @@ pub(crate) fn cases() -> Vec<Case> {
                 setup.spec.limits.nofile = Some(256);
                 Ok(())
             })
-            .weak("all capabilities, no user namespace", Walls::privileged(&[]), &["worked"])
+            .weak(
+                "all capabilities, no user namespace",
+                Walls::privileged(&[]),
+                &["worked"],
+            )
             .needs_capability("CAP_SYS_RESOURCE", 24),
-        disk("inode-flood", "files without end").arguments(|_, _| vec!["4000".into()]),
+        disk("inode-flood", "files without end").arguments(|_, _| vec!["2000".into()]),
         disk("disk-fill", "a file without end").arguments(|_, _| vec!["60".into()]),
-        Case::inside("pty-flood", "terminals without end, of which the machine has some 3000")
-            .arguments(|_, _| vec!["400".into()])
-            .expect(&["stopped: ENOSPC"])
-            .weak("no limit on terminals", Walls::without(&[Wall::Terminals]), &[ALL]),
+        Case::inside(
+            "pty-flood",
+            "terminals without end, of which the machine has some 3000",
+        )
+        .arguments(|_, _| vec!["400".into()])
+        .expect(&["stopped: ENOSPC"])
+        .weak(
+            "no limit on terminals",
+            Walls::without(&[Wall::Terminals]),
+            &[ALL],
+        ),
     ]
 }
 

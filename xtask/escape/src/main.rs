@@ -4,7 +4,7 @@
 //! host" (network, processes, host name, shared memory, mounts), is made for it and goes with it.
 //!
 //! ```text
-//! escape ARGS -> unshare (pid, net, ipc, uts, mount) -> escape --inside ARGS -> spawners: escape --spawner WALLS ... (one for each set of walls)
+//! escape ARGS -> unshare (pid, net, ipc, uts, mount) -> escape --program PATH ARGS -> spawners: escape --spawner WALLS ... (one for each set of walls)
 //! ```
 //! A probe is run twice: *held*, behind the walls of a class, where it must see what is expected and the host must stay as it is; and *weakened*, where
 //! the harm must happen (or, where it would be the machine's, the call must get past the wall to the kernel). A probe that is never seen to succeed
@@ -19,6 +19,7 @@ mod limits;
 mod network;
 mod node;
 mod processes;
+mod program;
 mod report;
 mod world;
 
@@ -28,8 +29,9 @@ use clap::Parser;
 use class::Class;
 use report::Row;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Instant;
 use world::World;
 
 #[derive(Debug, Parser)]
@@ -43,12 +45,9 @@ struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// The hostile program, static
-    #[arg(long)]
-    program: PathBuf,
-    /// Set when it runs in namespaces of its own
+    /// The hostile program; set when it runs in namespaces of its own
     #[arg(long, hide = true)]
-    inside: bool,
+    program: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -64,9 +63,10 @@ fn main() -> ExitCode {
         Some("--own-file") => return processes::own_file(),
         _ => {}
     }
-    let result = match Args::parse() {
-        args if args.inside => run(&args),
-        _ => enter(&args[1..]),
+    let parsed = Args::parse();
+    let result = match &parsed.program {
+        Some(program) => run(&parsed, program),
+        None => enter(&parsed, &args[1..]),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -79,34 +79,52 @@ fn main() -> ExitCode {
 }
 
 /// Becomes this program in namespaces of its own. Whatever ends it ends all that it started.
-fn enter(args: &[String]) -> Result<bool> {
+fn enter(parsed: &Args, args: &[String]) -> Result<bool> {
+    if let Err(reason) = parsed.class.available() {
+        report::unavailable(parsed.class, &reason, parsed.json);
+        return Ok(false);
+    }
     if !rustix::process::geteuid().is_root() {
         bail!("the escape suite makes namespaces, mounts and cgroups: run it as root");
     }
     let error = Command::new("unshare")
-        .args(["--fork", "--pid", "--mount", "--mount-proc", "--net", "--ipc", "--uts"])
+        .args([
+            "--fork",
+            "--pid",
+            "--mount",
+            "--mount-proc",
+            "--net",
+            "--ipc",
+            "--uts",
+        ])
         .args(["--kill-child=KILL", "--"])
         .arg(std::env::current_exe()?)
-        .arg("--inside")
+        .arg("--program")
+        .arg(program::build()?)
         .args(args)
         .exec();
     Err(error).context("unshare (of util-linux)")
 }
 
-fn run(args: &Args) -> Result<bool> {
-    if let Err(reason) = args.class.available() {
-        report::unavailable(args.class, &reason, args.json);
-        return Ok(false);
-    }
-    let wanted = |case: &Case| args.probe.as_ref().is_none_or(|text| case.name.contains(text));
+fn run(args: &Args, program: &Path) -> Result<bool> {
+    let wanted = |case: &Case| {
+        args.probe
+            .as_ref()
+            .is_none_or(|text| case.name.contains(text))
+    };
     let cases: Vec<Case> = all().into_iter().filter(wanted).collect();
     if cases.is_empty() {
-        bail!("no probe has {:?} in its name", args.probe.as_deref().unwrap_or_default());
+        bail!(
+            "no probe has {:?} in its name",
+            args.probe.as_deref().unwrap_or_default()
+        );
     }
     host::set_up()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     let rows = runtime.block_on(async {
-        let world = World::new(args.class, &args.program).await?;
+        let world = World::new(args.class, program).await?;
         let rows = all_rows(&world, &cases).await;
         world.end().await?;
         rows
@@ -130,15 +148,19 @@ async fn all_rows(world: &World, cases: &[Case]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let before = host::picture(world)?;
     for case in cases {
+        let start = Instant::now();
         let seen = one(world, case, Side::Held).await;
+        let took = start.elapsed();
         let after = host::picture(world)?;
         let changed = host::difference(&before, &after);
-        rows.push(Row::held(world.class, case, seen, changed));
+        rows.push(Row::held(world.class, case, seen, changed, took));
     }
     for (row, case) in rows.iter_mut().zip(cases) {
         // What is taken down is this class's alone.
         if world.class == Class::Namespace && case.unshown.is_none() {
-            row.weakened(one(world, case, Side::Weak).await, case.lacking);
+            let start = Instant::now();
+            let seen = one(world, case, Side::Weak).await;
+            row.weakened(seen, case.lacking, start.elapsed());
         }
     }
     Ok(rows)

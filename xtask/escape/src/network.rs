@@ -35,48 +35,107 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn destinations() -> Vec<Case> {
-    let to = |name, about, how| Case::outside(name, about, how).expect(&[CUT]).without(OPEN, &[REACHED]);
+    let to = |name, about, how| {
+        Case::outside(name, about, how)
+            .expect(&[CUT])
+            .without(OPEN, &[REACHED])
+    };
     vec![
-        to("metadata", "the cloud's metadata services", |world, side| {
-            let addresses = ["169.254.169.254:80", "[fd00:ec2::254]:80", "169.254.170.2:80", "100.100.100.200:80"];
-            private(world, side, "reach", &addresses)
-        }),
-        to("metadata-in-ipv6", "the same within IPv6 addresses", |world, side| {
-            let addresses = ["[::ffff:169.254.169.254]:80", "[64:ff9b::a9fe:a9fe]:80", "[2002:a9fe:a9fe::1]:80"];
-            private(world, side, "reach", &addresses)
-        }),
-        to("metadata-as-written", "the same in decimal, octal and hexadecimal", |world, side| {
-            let forms = ["2852039166", "0251.0376.0251.0376", "0xa9fea9fe", "169.254.43518"];
-            private(world, side, "reach-as-written", &forms)
-        }),
-        to("metadata-by-name", "a public name with a private address", |world, side| {
-            private(world, side, "reach-by-name", &["private.test"])
-        }),
-        to("rebinding", "a name that is public when asked first and private afterwards", |world, side| {
-            private(world, side, "rebind", &[REBINDING])
-        }),
-        to("private-networks", "the host's private networks", |world, side| {
-            let addresses = ["10.0.0.1:80", "172.16.0.1:80", "192.168.1.1:80", "100.64.0.1:80", "[fd00::1]:80"];
-            private(world, side, "reach", &addresses)
-        }),
-        Case::outside("no-internet", "the internet, where there is none", |world, side| {
-            off(world, side, "reach", &["203.0.113.5:80"])
-        })
+        to(
+            "metadata",
+            "the cloud's metadata services",
+            |world, side| {
+                let addresses = [
+                    "169.254.169.254:80",
+                    "[fd00:ec2::254]:80",
+                    "169.254.170.2:80",
+                    "100.100.100.200:80",
+                ];
+                private(world, side, "reach", &addresses)
+            },
+        ),
+        to(
+            "metadata-in-ipv6",
+            "the same within IPv6 addresses",
+            |world, side| {
+                let addresses = [
+                    "[::ffff:169.254.169.254]:80",
+                    "[64:ff9b::a9fe:a9fe]:80",
+                    "[2002:a9fe:a9fe::1]:80",
+                ];
+                private(world, side, "reach", &addresses)
+            },
+        ),
+        to(
+            "metadata-as-written",
+            "the same in decimal, octal and hexadecimal",
+            |world, side| {
+                let forms = [
+                    "2852039166",
+                    "0251.0376.0251.0376",
+                    "0xa9fea9fe",
+                    "169.254.43518",
+                ];
+                private(world, side, "reach-as-written", &forms)
+            },
+        ),
+        to(
+            "metadata-by-name",
+            "a public name with a private address",
+            |world, side| private(world, side, "reach-by-name", &["private.test"]),
+        ),
+        to(
+            "rebinding",
+            "a name that is public when asked first and private afterwards",
+            |world, side| private(world, side, "rebind", &[REBINDING]),
+        ),
+        to(
+            "private-networks",
+            "the host's private networks",
+            |world, side| {
+                let addresses = [
+                    "10.0.0.1:80",
+                    "172.16.0.1:80",
+                    "192.168.1.1:80",
+                    "100.64.0.1:80",
+                    "[fd00::1]:80",
+                ];
+                private(world, side, "reach", &addresses)
+            },
+        ),
+        Case::outside(
+            "no-internet",
+            "the internet, where there is none",
+            |world, side| off(world, side, "reach", &["203.0.113.5:80"]),
+        )
         .expect(&[CUT])
         .without("internet", &[REACHED]),
-        Case::outside("no-internet-names", "data by names that are asked for, where there is no internet", |world, side| {
-            off(world, side, "resolve", &["secret.public.test"])
-        })
+        Case::outside(
+            "no-internet-names",
+            "data by names that are asked for, where there is no internet",
+            |world, side| off(world, side, "resolve", &["secret.public.test"]),
+        )
         .expect(&["no such name"])
         .without("internet", &["an address"]),
-        Case::outside("host-mismatch", "the internet under a mapped name (Host), where there is none", |world, side| {
-            mapped(world, side, "reach-as", &["203.0.113.5:80", "mapped.test"])
-        })
+        Case::outside(
+            "host-mismatch",
+            "the internet under a mapped name (Host), where there is none",
+            |world, side| mapped(world, side, "reach-as", &["203.0.113.5:80", "mapped.test"]),
+        )
         .expect(&[CUT, "another answer"])
         .without("internet, no mapping", &[REACHED]),
-        Case::outside("sni-mismatch", "a private address under a mapped name (SNI)", |world, side| {
-            mapped(world, side, "reach-as-tls", &["10.0.0.1:443", "mapped.test"])
-        })
+        Case::outside(
+            "sni-mismatch",
+            "a private address under a mapped name (SNI)",
+            |world, side| {
+                mapped(
+                    world,
+                    side,
+                    "reach-as-tls",
+                    &["10.0.0.1:443", "mapped.test"],
+                )
+            },
+        )
         .expect(&[CUT, "another answer"])
         .without("private addresses are allowed, no mapping", &[REACHED]),
     ]
@@ -95,107 +154,153 @@ fn host_network() -> Vec<Case> {
     };
     vec![
         outwards("udp", "datagrams to the internet").arguments(|_, _| vec!["203.0.113.5:9".into()]),
-        outwards("udp6", "datagrams to the internet by IPv6").arguments(|_, _| vec!["[2001:db8::5]:9".into()]),
-        outwards("ping", "echo requests to the internet").arguments(|_, _| vec!["203.0.113.5".into()]),
-        Case::outside("host-loopback", "what listens on the host's loopback: gateway, control API, registry", |world, side| {
-            async move {
-                let port = serve("127.0.0.1:0").await?.port();
-                let there = ["127.0.0.1", "0.0.0.0", "[::1]", "127.1.2.3", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]"];
-                let there: Vec<String> = there.iter().map(|a| format!("{a}:{port}")).collect();
-                let network = Outer::new(world, Policy { internet: true }, false).await?;
-                let mut setup = world.setup("host-loopback", "reach", &there)?;
-                network.join(side == Side::Weak, &mut setup)?;
-                world.run(&Walls::ALL, setup).await
-            }
-            .boxed_local()
-        })
+        outwards("udp6", "datagrams to the internet by IPv6")
+            .arguments(|_, _| vec!["[2001:db8::5]:9".into()]),
+        outwards("ping", "echo requests to the internet")
+            .arguments(|_, _| vec!["203.0.113.5".into()]),
+        Case::outside(
+            "host-loopback",
+            "what listens on the host's loopback: gateway, control API, registry",
+            |world, side| {
+                async move {
+                    let port = serve("127.0.0.1:0").await?.port();
+                    let there = [
+                        "127.0.0.1",
+                        "0.0.0.0",
+                        "[::1]",
+                        "127.1.2.3",
+                        "[::ffff:127.0.0.1]",
+                        "[64:ff9b::7f00:1]",
+                    ];
+                    let there: Vec<String> = there.iter().map(|a| format!("{a}:{port}")).collect();
+                    let network = Outer::new(world, Policy { internet: true }, false).await?;
+                    let mut setup = world.setup("host-loopback", "reach", &there)?;
+                    network.join(side == Side::Weak, &mut setup)?;
+                    world.run(&Walls::ALL, setup).await
+                }
+                .boxed_local()
+            },
+        )
         .expect(&[CUT])
         .without(HOST, &[REACHED]),
-        Case::outside("host-address", "what listens on the host's own addresses", |world, side| {
-            async move {
-                let port = serve(&format!("{HOST_ADDRESS}:0")).await?.port();
-                let config = config(side == Side::Weak, Vec::new());
-                let network = Networks::with_dialer(config, Arc::new(Direct)).create().await?;
-                network.set_policy(Policy { internet: true });
-                let mut setup = world.setup("host-address", "reach", &[format!("{HOST_ADDRESS}:{port}")])?;
-                setup.fds.netns = Some(network.namespace()?);
-                world.run(&Walls::ALL, setup).await
-            }
-            .boxed_local()
-        })
+        Case::outside(
+            "host-address",
+            "what listens on the host's own addresses",
+            |world, side| {
+                async move {
+                    let port = serve(&format!("{HOST_ADDRESS}:0")).await?.port();
+                    let config = config(side == Side::Weak, Vec::new());
+                    let network = Networks::with_dialer(config, Arc::new(Direct))
+                        .create()
+                        .await?;
+                    network.set_policy(Policy { internet: true });
+                    let mut setup = world.setup(
+                        "host-address",
+                        "reach",
+                        &[format!("{HOST_ADDRESS}:{port}")],
+                    )?;
+                    setup.fds.netns = Some(network.namespace()?);
+                    world.run(&Walls::ALL, setup).await
+                }
+                .boxed_local()
+            },
+        )
         .expect(&[CUT])
         .without(OPEN, &[REACHED]),
-        Case::inside("all-ports", "any listener on loopback that is not its network's own")
-            .arguments(|_, _| vec!["64001".into(), "64053".into()])
-            .change(|world, side, setup| {
-                if side == Side::Weak {
-                    setup.host_network();
-                    world.listen()?;
-                }
-                Ok(())
-            })
-            .expect(&["none"])
-            .without(HOST, &["some"]),
+        Case::inside(
+            "all-ports",
+            "any listener on loopback that is not its network's own",
+        )
+        .arguments(|_, _| vec!["64001".into(), "64053".into()])
+        .change(|world, side, setup| {
+            if side == Side::Weak {
+                setup.host_network();
+                world.listen()?;
+            }
+            Ok(())
+        })
+        .expect(&["none"])
+        .without(HOST, &["some"]),
     ]
 }
 
 fn others() -> Vec<Case> {
     vec![
-        Case::outside("other-instance", "a port of another instance", |world, side| {
-            async move {
-                let other = Outer::new(world, Policy { internet: true }, false).await?;
-                let own = Outer::new(world, Policy { internet: true }, false).await?;
-                let mut victim = world.setup("victim", "hold-port", &["8080".into()])?;
-                other.join(false, &mut victim)?;
-                let held = world.hold(&Walls::ALL, victim).await?;
-                let there = ["10.88.71.2:8080", "127.0.0.1:8080", "[::1]:8080"].map(str::to_owned);
-                let mut setup = world.setup("other-instance", "reach", &there)?;
-                match side {
-                    Side::Held => own.join(false, &mut setup)?,
-                    Side::Weak => other.join(false, &mut setup)?,
+        Case::outside(
+            "other-instance",
+            "a port of another instance",
+            |world, side| {
+                async move {
+                    let other = Outer::new(world, Policy { internet: true }, false).await?;
+                    let own = Outer::new(world, Policy { internet: true }, false).await?;
+                    let mut victim = world.setup("victim", "hold-port", &["8080".into()])?;
+                    other.join(false, &mut victim)?;
+                    let held = world.hold(&Walls::ALL, victim).await?;
+                    let there =
+                        ["10.88.71.2:8080", "127.0.0.1:8080", "[::1]:8080"].map(str::to_owned);
+                    let mut setup = world.setup("other-instance", "reach", &there)?;
+                    match side {
+                        Side::Held => own.join(false, &mut setup)?,
+                        Side::Weak => other.join(false, &mut setup)?,
+                    }
+                    let seen = world.run(&Walls::ALL, setup).await;
+                    held.end().await?;
+                    seen
                 }
-                let seen = world.run(&Walls::ALL, setup).await;
-                held.end().await?;
-                seen
-            }
-            .boxed_local()
-        })
+                .boxed_local()
+            },
+        )
         .expect(&[CUT])
         .without("both in one network", &[REACHED]),
-        Case::outside("ingress", "another instance's ingress on the host's loopback", |world, side| {
-            ingress(world, side == Side::Weak, side == Side::Held)
-        })
+        Case::outside(
+            "ingress",
+            "another instance's ingress on the host's loopback",
+            |world, side| ingress(world, side == Side::Weak, side == Side::Held),
+        )
         .expect(&[CUT])
         .without("the host's network, no user namespace", &["another answer"]),
-        Case::outside("ingress-owner", "the same in the host's network: it knows its user", |world, side| {
-            ingress(world, true, side == Side::Held)
-        })
+        Case::outside(
+            "ingress-owner",
+            "the same in the host's network: it knows its user",
+            |world, side| ingress(world, true, side == Side::Held),
+        )
         .expect(&[CUT])
         .without("no user namespace", &["another answer"]),
-        Case::outside("unix-sockets", "the daemon's sockets: its spawner's, the operator's, workerd's", |world, side| {
-            async move {
-                let socket = world.spawner_socket().await?;
-                let directory = socket.parent().context("a socket lies in a directory")?.to_owned();
-                let paths = ["w/1/docker.sock", "wharf.sock"].map(|name| directory.join(name));
-                for path in &paths {
-                    std::fs::create_dir_all(path.parent().unwrap_or(&directory))?;
-                    let _ = std::fs::remove_file(path);
+        Case::outside(
+            "unix-sockets",
+            "the daemon's sockets: its spawner's, the operator's, workerd's",
+            |world, side| {
+                async move {
+                    let socket = world.spawner_socket().await?;
+                    let directory = socket
+                        .parent()
+                        .context("a socket lies in a directory")?
+                        .to_owned();
+                    let paths = ["w/1/docker.sock", "wharf.sock"].map(|name| directory.join(name));
+                    for path in &paths {
+                        std::fs::create_dir_all(path.parent().unwrap_or(&directory))?;
+                        let _ = std::fs::remove_file(path);
+                    }
+                    let _listeners: Vec<_> = paths
+                        .iter()
+                        .map(tokio::net::UnixListener::bind)
+                        .collect::<io::Result<_>>()?;
+                    let mut all: Vec<String> =
+                        paths.iter().map(|p| p.display().to_string()).collect();
+                    all.push(socket.display().to_string());
+                    let mut setup = world.setup("unix-sockets", "unix-sockets", &all)?;
+                    if side == Side::Weak {
+                        setup.spec.mounts.push(wharf_sandbox::Mount::Bind {
+                            source: directory.clone(),
+                            target: directory,
+                            read_only: true,
+                        });
+                    }
+                    world.run(&Walls::ALL, setup).await
                 }
-                let _listeners: Vec<_> = paths.iter().map(tokio::net::UnixListener::bind).collect::<io::Result<_>>()?;
-                let mut all: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-                all.push(socket.display().to_string());
-                let mut setup = world.setup("unix-sockets", "unix-sockets", &all)?;
-                if side == Side::Weak {
-                    setup.spec.mounts.push(wharf_sandbox::Mount::Bind {
-                        source: directory.clone(),
-                        target: directory,
-                        read_only: true,
-                    });
-                }
-                world.run(&Walls::ALL, setup).await
-            }
-            .boxed_local()
-        })
+                .boxed_local()
+            },
+        )
         .expect(&["ENOENT"])
         .without("the daemon's directory is mounted", &["worked"]),
     ]
@@ -233,7 +338,9 @@ impl Outer {
     async fn new(_: &World, policy: Policy, allow_private: bool) -> Result<Outer> {
         let server = serve("127.0.0.1:0").await?;
         let config = config(allow_private, vec![names().await?]);
-        let network = Networks::with_dialer(config, Arc::new(Everything(server))).create().await?;
+        let network = Networks::with_dialer(config, Arc::new(Everything(server)))
+            .create()
+            .await?;
         network.set_policy(policy);
         Ok(Outer { network })
     }
@@ -261,7 +368,12 @@ impl Outer {
 
 type Strings<'a> = &'a [&'static str];
 
-fn private<'a>(world: &'a World, side: Side, probe: &'static str, arguments: Strings<'_>) -> LocalBoxFuture<'a, Result<String>> {
+fn private<'a>(
+    world: &'a World,
+    side: Side,
+    probe: &'static str,
+    arguments: Strings<'_>,
+) -> LocalBoxFuture<'a, Result<String>> {
     let arguments = arguments.to_vec();
     async move {
         let outer = Outer::new(world, Policy { internet: true }, side == Side::Weak).await?;
@@ -270,7 +382,12 @@ fn private<'a>(world: &'a World, side: Side, probe: &'static str, arguments: Str
     .boxed_local()
 }
 
-fn off<'a>(world: &'a World, side: Side, probe: &'static str, arguments: Strings<'_>) -> LocalBoxFuture<'a, Result<String>> {
+fn off<'a>(
+    world: &'a World,
+    side: Side,
+    probe: &'static str,
+    arguments: Strings<'_>,
+) -> LocalBoxFuture<'a, Result<String>> {
     let arguments = arguments.to_vec();
     async move {
         let internet = side == Side::Weak;
@@ -281,7 +398,12 @@ fn off<'a>(world: &'a World, side: Side, probe: &'static str, arguments: Strings
 }
 
 /// Behind a Worker that is asked for a name, as `PUT /egress` says it (contract: workerd, 1.6).
-fn mapped<'a>(world: &'a World, side: Side, probe: &'static str, arguments: Strings<'_>) -> LocalBoxFuture<'a, Result<String>> {
+fn mapped<'a>(
+    world: &'a World,
+    side: Side,
+    probe: &'static str,
+    arguments: Strings<'_>,
+) -> LocalBoxFuture<'a, Result<String>> {
     let arguments = arguments.to_vec();
     async move {
         let weak = side == Side::Weak;
@@ -311,7 +433,10 @@ fn ingress(world: &World, host: bool, users: bool) -> LocalBoxFuture<'_, Result<
         let own = Outer::new(world, Policy { internet: true }, false).await?;
         let mut setup = world.setup("ingress", "reach", &there)?;
         own.join(host, &mut setup)?;
-        let walls = Walls { users, ..Walls::ALL };
+        let walls = Walls {
+            users,
+            ..Walls::ALL
+        };
         world.run(&walls, setup).await
     }
     .boxed_local()
@@ -319,7 +444,11 @@ fn ingress(world: &World, host: bool, users: bool) -> LocalBoxFuture<'_, Result<
 
 /// A server that answers "reached" to the first bytes of whoever connects.
 async fn serve(at: &str) -> Result<SocketAddr> {
-    answer(at, b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 8\r\n\r\nreached\n").await
+    answer(
+        at,
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 8\r\n\r\nreached\n",
+    )
+    .await
 }
 
 /// A stand-in for workerd, which takes every CONNECT for a Worker's and answers in the Worker's stead.

@@ -30,20 +30,41 @@ const ROUNDS: (usize, usize) = (60, 200_000);
 
 pub(crate) fn cases() -> Vec<Case> {
     let race = |name, about, how| {
-        Case::outside(name, about, how)
-            .expect(&[NOTHING])
-            .without("files by the container's paths, as the host follows them", &[FOUND])
+        Case::outside(name, about, how).expect(&[NOTHING]).without(
+            "files by the container's paths, as the host follows them",
+            &[FOUND],
+        )
     };
     vec![
-        Case::outside("log-flood", "output without end, which the host's disk would keep", log_flood)
-            .expect(&["within twice the limit"])
-            .without("a limit of 64 MiB", &["beyond"]),
-        race("copy-in-race", "links that are swapped while files are copied in (CVE-2018-15664)", copy_in_race),
-        race("copy-out-race", "links that are swapped while files are copied out", copy_out_race),
-        race("snapshot-race", "links that are swapped while a snapshot is taken", snapshot_race),
-        Case::outside("script-names", "another script's container, by every way to write its name", script_names)
-            .expect(&[NOTHING])
-            .without("the other script's socket", &["reached"]),
+        Case::outside(
+            "log-flood",
+            "output without end, which the host's disk would keep",
+            log_flood,
+        )
+        .expect(&["within twice the limit"])
+        .without("a limit of 64 MiB", &["beyond"]),
+        race(
+            "copy-in-race",
+            "links that are swapped while files are copied in (CVE-2018-15664)",
+            copy_in_race,
+        ),
+        race(
+            "copy-out-race",
+            "links that are swapped while files are copied out",
+            copy_out_race,
+        ),
+        race(
+            "snapshot-race",
+            "links that are swapped while a snapshot is taken",
+            snapshot_race,
+        ),
+        Case::outside(
+            "script-names",
+            "another script's container, by every way to write its name",
+            script_names,
+        )
+        .expect(&[NOTHING])
+        .without("the other script's socket", &["reached"]),
     ]
 }
 
@@ -74,7 +95,8 @@ impl Node {
             stop_grace_ms: 500,
             adopt_idle_ms: 60_000,
         };
-        let engine = Engine::start(config, spawner.clone(), survivors, images, networks.clone()).await?;
+        let engine =
+            Engine::start(config, spawner.clone(), survivors, images, networks.clone()).await?;
         let snapshots = Snapshots::open(
             &place.path("snapshots"),
             SnapshotConfig {
@@ -112,7 +134,11 @@ impl Node {
 
     async fn output(&self, owner: &Owner, name: &str) -> Result<String> {
         let entries = self.engine.logs(owner, name).await?;
-        let bytes: Vec<u8> = entries.into_iter().filter(|e| !e.0).flat_map(|e| e.2).collect();
+        let bytes: Vec<u8> = entries
+            .into_iter()
+            .filter(|e| !e.0)
+            .flat_map(|e| e.2)
+            .collect();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
@@ -124,7 +150,11 @@ impl Node {
             said.contains("holds").then_some(())
         })
         .await;
-        self.engine.inspect(owner, RACER).await?.pid.context("it has ended")
+        self.engine
+            .inspect(owner, RACER)
+            .await?
+            .pid
+            .context("it has ended")
     }
 
     /// The socket of a script's process.
@@ -141,7 +171,11 @@ impl Node {
             Arc::new(NoApplications),
         );
         let listener = UnixListener::bind(&path)?;
-        tokio::spawn(wharf_docker_api::serve_unix(listener, router, std::future::pending::<()>()));
+        tokio::spawn(wharf_docker_api::serve_unix(
+            listener,
+            router,
+            std::future::pending::<()>(),
+        ));
         Ok(path)
     }
 }
@@ -177,7 +211,10 @@ fn image(world: &World) -> Result<Vec<u8>> {
     let mut tar = TarWriter::new(Vec::new());
     let program = fs::read(world.layer().join("probe"))?;
     let outside = world.outside().display().to_string();
-    for (path, content, mode) in [("probe", &program[..], 0o755), ("race/outside", outside.as_bytes(), 0o644)] {
+    for (path, content, mode) in [
+        ("probe", &program[..], 0o755),
+        ("race/outside", outside.as_bytes(), 0o644),
+    ] {
         let mut entry = Entry::bare(Kind::File, path.as_bytes().to_vec());
         entry.mode = mode;
         entry.size = content.len() as u64;
@@ -192,12 +229,20 @@ fn owner() -> Owner {
 
 fn log_flood(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>> {
     async move {
-        let limit = if side == Side::Held { LOG_BYTES } else { 64 << 20 };
+        let limit = if side == Side::Held {
+            LOG_BYTES
+        } else {
+            64 << 20
+        };
         let node = Node::start(world, limit).await?;
         node.run(&owner(), "loud", &["log-flood", "8"]).await?;
         node.engine.wait(&owner(), "loud", false).await?;
         let kept = size(&node.place.dir.path().join("instances"))?;
-        let seen = if kept <= 2 * LOG_BYTES { "within twice the limit" } else { "beyond" };
+        let seen = if kept <= 2 * LOG_BYTES {
+            "within twice the limit"
+        } else {
+            "beyond"
+        };
         node.end().await;
         Ok(seen.to_owned())
     }
@@ -210,7 +255,11 @@ fn size(dir: &Path) -> Result<u64> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let metadata = entry.metadata()?;
-        sum += if metadata.is_dir() { size(&entry.path())? } else { metadata.len() };
+        sum += if metadata.is_dir() {
+            size(&entry.path())?
+        } else {
+            metadata.len()
+        };
     }
     Ok(sum)
 }
@@ -232,7 +281,10 @@ fn copy_in_race(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>>
                 for _ in 0..ROUNDS.0 {
                     let archive = Box::new(std::io::Cursor::new(tar.clone()));
                     // It may well be refused: there is a file, or a link to nowhere.
-                    let _ = node.engine.extract(&owner(), RACER, Path::new("/race/x"), 1 << 20, archive).await;
+                    let _ = node
+                        .engine
+                        .extract(&owner(), RACER, Path::new("/race/x"), 1 << 20, archive)
+                        .await;
                 }
             }
             Side::Weak => {
@@ -282,7 +334,12 @@ fn copy_out_race(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>
         let socket = node.socket("hostile")?;
         for _ in 0..if side == Side::Held { ROUNDS.0 } else { 0 } {
             for path in ["/race/x", "/race/x/victim", "/race"] {
-                let (_, bytes) = ask(&socket, "GET", &format!("/containers/{RACER}/archive?path={path}")).await?;
+                let (_, bytes) = ask(
+                    &socket,
+                    "GET",
+                    &format!("/containers/{RACER}/archive?path={path}"),
+                )
+                .await?;
                 if shows(world, bytes.as_bytes())? {
                     seen = FOUND;
                 }
@@ -306,7 +363,12 @@ fn snapshot_race(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>
         let mut taken = 0;
         for round in 0..if side == Side::Held { ROUNDS.0 } else { 0 } {
             let path = ["/race/x", "/race"][round % 2];
-            let (status, archive) = ask(&socket, "GET", &format!("/containers/{RACER}/archive?path={path}/.")).await?;
+            let (status, archive) = ask(
+                &socket,
+                "GET",
+                &format!("/containers/{RACER}/archive?path={path}/."),
+            )
+            .await?;
             if status != 200 {
                 continue; // At that moment it was the link, which leads nowhere.
             }
@@ -315,7 +377,10 @@ fn snapshot_race(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>
             let mut token = [0; 64];
             let length = tar.read_data(&mut token)?;
             let token = String::from_utf8_lossy(&token[..length]).into_owned();
-            let (draft, _) = node.snapshots.take("script hostile", &token).context("the token's snapshot")?;
+            let (draft, _) = node
+                .snapshots
+                .take("script hostile", &token)
+                .context("the token's snapshot")?;
             taken += 1;
             if holds(world, &draft.files())? {
                 seen = FOUND;
@@ -353,7 +418,11 @@ fn script_names(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>>
         node.run(&victim, &theirs, &["stay"]).await?;
         let before = node.engine.inspect(&victim, &theirs).await?;
         let id = &before.id;
-        let socket = node.socket(if side == Side::Held { "hostile" } else { "victim" })?;
+        let socket = node.socket(if side == Side::Held {
+            "hostile"
+        } else {
+            "victim"
+        })?;
         let own = format!("workerd-hostile-Box-{}", "ab".repeat(32));
         let mut seen = NOTHING;
         for name in [
@@ -379,13 +448,20 @@ fn script_names(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>>
                 ("POST", "/rename?name=mine"),
                 ("POST", "/kill?signal=SIGUSR2"),
             ] {
-                let (status, _) = ask(&socket, method, &format!("/containers/{name}{rest}")).await?;
+                let (status, _) =
+                    ask(&socket, method, &format!("/containers/{name}{rest}")).await?;
                 if !matches!(status, 400 | 404) {
                     seen = "reached";
                 }
             }
         }
-        for path in ["/containers/json?all=1", "/images/json", "/info", "/wharf/status", "/v1.43/containers/json"] {
+        for path in [
+            "/containers/json?all=1",
+            "/images/json",
+            "/info",
+            "/wharf/status",
+            "/v1.43/containers/json",
+        ] {
             if ask(&socket, "GET", path).await?.0 != 404 {
                 seen = "reached";
             }

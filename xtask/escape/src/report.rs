@@ -4,6 +4,7 @@ use crate::case::Case;
 use crate::class::Class;
 use anyhow::Result;
 use serde::Serialize;
+use std::time::Duration;
 
 /// What became of a probe.
 #[derive(Debug, Serialize)]
@@ -21,10 +22,18 @@ pub(crate) struct Row {
     unshown: Option<String>,
     holds: bool,
     shown: bool,
+    /// Both runs, milliseconds.
+    took_ms: u128,
 }
 
 impl Row {
-    pub(crate) fn held(class: Class, case: &Case, seen: String, host_changed: Vec<String>) -> Row {
+    pub(crate) fn held(
+        class: Class,
+        case: &Case,
+        seen: String,
+        host_changed: Vec<String>,
+        took: Duration,
+    ) -> Row {
         Row {
             probe: case.name,
             about: case.about,
@@ -32,6 +41,7 @@ impl Row {
             expected: case.expected.clone(),
             holds: case.holds(class, &seen) && host_changed.is_empty(),
             seen,
+            took_ms: took.as_millis(),
             host_changed,
             weakening: case.weakening,
             succeeds: case.succeeds.clone(),
@@ -41,7 +51,8 @@ impl Row {
         }
     }
 
-    pub(crate) fn weakened(&mut self, seen: String, lacking: Option<&str>) {
+    pub(crate) fn weakened(&mut self, seen: String, lacking: Option<&str>, took: Duration) {
+        self.took_ms += took.as_millis();
         if lacking == Some(seen.as_str()) {
             self.unshown = Some("this kernel has no such thing".to_owned());
             self.shown = true;
@@ -84,7 +95,10 @@ impl Row {
 /// A class that cannot be tried has passed nothing.
 pub(crate) fn unavailable(class: Class, reason: &str, json: bool) {
     match json {
-        true => println!("{}", serde_json::json!({"class": class.name(), "unavailable": reason})),
+        true => println!(
+            "{}",
+            serde_json::json!({"class": class.name(), "unavailable": reason})
+        ),
         false => println!("class {}: not tried: {reason}", class.name()),
     }
 }
@@ -94,16 +108,38 @@ pub(crate) fn print(rows: &[Row], json: bool) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(rows)?);
         return Ok(());
     }
-    let head = ["probe", "class", "expected", "seen", "weakened: seen", "verdict"].map(str::to_owned);
-    let lines: Vec<[String; 6]> = std::iter::once(head).chain(rows.iter().map(Row::line)).collect();
-    let width = |column: usize| lines.iter().map(|l| l[column].chars().count()).max().unwrap_or(0);
+    let head = [
+        "probe",
+        "class",
+        "expected",
+        "seen",
+        "weakened: seen",
+        "verdict",
+    ]
+    .map(str::to_owned);
+    let lines: Vec<[String; 6]> = std::iter::once(head)
+        .chain(rows.iter().map(Row::line))
+        .collect();
+    let width = |column: usize| {
+        lines
+            .iter()
+            .map(|l| l[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..6).map(width).collect();
     for line in &lines {
-        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let cells = line
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
         println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
     let good = rows.iter().filter(|row| row.is_good()).count();
     let unshown = rows.iter().filter(|row| row.unshown.is_some()).count();
-    println!("{good} of {} hold and are shown to succeed where weakened; {unshown} of them cannot be shown", rows.len());
+    println!(
+        "{good} of {} hold and are shown to succeed where weakened; {unshown} of them cannot be shown",
+        rows.len()
+    );
     Ok(())
 }

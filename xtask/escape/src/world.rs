@@ -19,8 +19,8 @@ use tokio::sync::Mutex;
 use wharf_sandbox::disk::{Disk, Template};
 use wharf_sandbox::weak::{Wall, take_down};
 use wharf_sandbox::{
-    Capabilities, DiskMount, ExecSpec, ExecStreams, Exit, IdRanges, Limits, Mount, Network, Process, ProcessSpec, Root,
-    SpawnError, SpawnFds, Spawner, SpawnerConfig, Streams,
+    Capabilities, DiskMount, ExecSpec, ExecStreams, Exit, IdRanges, Limits, Mount, Network,
+    Process, ProcessSpec, Root, SpawnError, SpawnFds, Spawner, SpawnerConfig, Streams,
 };
 use wharf_testkit::Place;
 
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const ABSTRACT: &str = "wharf-escape";
 
-const WALLS: [(&str, Wall); 15] = [
+const WALLS: [(&str, Wall); 17] = [
     ("seccomp", Wall::Seccomp),
     ("capabilities", Wall::Capabilities),
     ("no-new-privs", Wall::NoNewPrivs),
@@ -44,6 +44,8 @@ const WALLS: [(&str, Wall); 15] = [
     ("magic-links", Wall::MagicLinks),
     ("descriptors", Wall::Descriptors),
     ("read-only-program", Wall::ReadOnlyProgram),
+    ("not-dumpable", Wall::NotDumpable),
+    ("keyring", Wall::Keyring),
     ("terminals", Wall::Terminals),
 ];
 
@@ -110,7 +112,10 @@ impl World {
         let other_disk = disks.disk().context("a disk")?;
         let name = SocketAddr::from_abstract_name(ABSTRACT)?;
         let listener = UnixListener::bind_addr(&name)?;
-        let victim = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn()?;
+        let victim = Command::new("sleep")
+            .arg("1000")
+            .stdin(Stdio::null())
+            .spawn()?;
         Ok(World {
             class,
             place,
@@ -132,6 +137,12 @@ impl World {
 
     pub(crate) fn marker(&self) -> String {
         self.outside().join("victim").display().to_string()
+    }
+
+    /// A word of every path of the host's that the suite has.
+    pub(crate) fn own_name(&self) -> String {
+        let name = self.place.dir.path().file_name();
+        name.unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// Its directory, mounted at its own path.
@@ -166,7 +177,10 @@ impl World {
 
     /// Has a listener on the host's loopback from now on.
     pub(crate) fn listen(&self) -> Result<()> {
-        let mut listeners = self.listeners.lock().map_err(|_| anyhow::anyhow!("a panic"))?;
+        let mut listeners = self
+            .listeners
+            .lock()
+            .map_err(|_| anyhow::anyhow!("a panic"))?;
         listeners.push(TcpListener::bind("127.0.0.1:0")?);
         Ok(())
     }
@@ -305,7 +319,7 @@ impl World {
         Ok(Held {
             spawner,
             id: setup.spec.id,
-            process,
+            _process: process,
         })
     }
 
@@ -325,7 +339,8 @@ impl World {
 pub(crate) struct Held {
     pub(crate) spawner: Spawner,
     pub(crate) id: String,
-    pub(crate) process: Process,
+    /// Its output stays open.
+    _process: Process,
 }
 
 impl Held {
@@ -365,7 +380,10 @@ fn verdict(out: &str, err: &str, exit: &Exit) -> String {
     if exit.oom_killed {
         return "killed by the limit".to_owned();
     }
-    let line = out.lines().rev().find(|line| line.starts_with("{\"probe\""));
+    let line = out
+        .lines()
+        .rev()
+        .find(|line| line.starts_with("{\"probe\""));
     let seen = line.and_then(|line| {
         let value: serde_json::Value = serde_json::from_str(line).ok()?;
         Some(value["seen"].as_str()?.to_owned())
@@ -420,10 +438,21 @@ fn make_layer(layer: &Path, program: &Path) -> Result<PathBuf> {
         capability.extend(word.to_le_bytes());
     }
     let file = layer.join("probe-caps");
-    rustix::fs::setxattr(&file, "security.capability", &capability, XattrFlags::empty())?;
+    rustix::fs::setxattr(
+        &file,
+        "security.capability",
+        &capability,
+        XattrFlags::empty(),
+    )?;
     let kmsg = rustix::fs::makedev(1, 11);
     let mode = Mode::from_raw_mode(0o666);
-    rustix::fs::mknodat(CWD, layer.join("device"), FileType::CharacterDevice, mode, kmsg)?;
+    rustix::fs::mknodat(
+        CWD,
+        layer.join("device"),
+        FileType::CharacterDevice,
+        mode,
+        kmsg,
+    )?;
     fs::create_dir(layer.join("tmp"))?;
     fs::set_permissions(layer.join("tmp"), fs::Permissions::from_mode(0o1777))?;
     fs::create_dir(layer.join("etc"))?;

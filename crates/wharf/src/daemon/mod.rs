@@ -387,6 +387,10 @@ fn prepare_directories(config: &Config) -> anyhow::Result<()> {
     make(&config.run_dir().join("w"), 0o711)?;
     make(&data.join("scripts"), 0o711)?;
     make(&data.join("bin"), 0o755)?;
+    // What steps of builds left, which may be set-user-id programs of the host's root. Also where it was made open once.
+    let build = data.join("build");
+    make(&build, 0o700)?;
+    std::fs::set_permissions(&build, std::fs::Permissions::from_mode(0o700))?;
     let longest = config.run_dir().join("w/99999/docker.sock");
     if longest.as_os_str().len() > 100 {
         anyhow::bail!(

@@ -33,8 +33,9 @@ const INERT: u64 = libc::MOUNT_ATTR_RDONLY
     | libc::MOUNT_ATTR_NODEV
     | libc::MOUNT_ATTR_NOEXEC;
 
-/// Hidden from containers (Docker's list). Files become /dev/null, directories empty.
-const MASKED: [&str; 11] = [
+/// Hidden from containers: Docker's list, and virtual disks, which tell where on the host their files are. Files become /dev/null, directories
+/// empty.
+const MASKED: [&str; 12] = [
     "proc/acpi",
     "proc/asound",
     "proc/interrupts",
@@ -44,6 +45,7 @@ const MASKED: [&str; 11] = [
     "proc/sched_debug",
     "proc/scsi",
     "proc/timer_list",
+    "sys/devices/virtual/block",
     "sys/devices/virtual/powercap",
     "sys/firmware",
 ];

@@ -36,6 +36,11 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
             Err(_) => "nothing".to_owned(),
         }
     }),
+    // A path where the host's file would be, by a way that somebody else made.
+    ("read-file", |args| match fs::read(argument(args, 0)) {
+        Ok(_) => "the host's file".to_owned(),
+        Err(_) => "nothing".to_owned(),
+    }),
     ("host-paths", |args| {
         let name = argument(args, 0);
         let mut files: Vec<PathBuf> = ["mountinfo", "mounts", "mountstats", "cgroup", "maps"]

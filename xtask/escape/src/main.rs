@@ -11,6 +11,7 @@
 //! could not fail either.
 
 mod archives;
+mod builds;
 mod case;
 mod class;
 mod host;
@@ -139,6 +140,7 @@ fn all() -> Vec<Case> {
     all.extend(limits::cases());
     all.extend(network::cases());
     all.extend(archives::cases());
+    all.extend(builds::cases());
     all.extend(node::cases());
     all
 }

@@ -24,7 +24,7 @@ use wharf_testkit::engine::shell;
 
 const FOUND: &str = "the host's file";
 const NOTHING: &str = "nothing";
-const LOG_BYTES: u64 = 1 << 20;
+pub(crate) const LOG_BYTES: u64 = 1 << 20;
 /// How often something is done while names change; and most times where it must be seen to go wrong.
 const ROUNDS: (usize, usize) = (60, 200_000);
 
@@ -69,16 +69,17 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// An engine with a spawner of its own.
-struct Node {
-    place: Place,
-    spawner: Spawner,
+pub(crate) struct Node {
+    pub(crate) place: Place,
+    pub(crate) spawner: Spawner,
+    pub(crate) images: ImageStore,
     engine: Engine,
-    networks: Networks,
+    pub(crate) networks: Networks,
     snapshots: Snapshots,
 }
 
 impl Node {
-    async fn start(world: &World, log_bytes: u64) -> Result<Node> {
+    pub(crate) async fn start(world: &World, log_bytes: u64) -> Result<Node> {
         let place = Place::new(&std::env::current_exe()?.display().to_string());
         let (spawner, survivors) = place.start(20_000).await;
         let images = ImageStore::open(&place.path("images"))?;
@@ -95,8 +96,14 @@ impl Node {
             stop_grace_ms: 500,
             adopt_idle_ms: 60_000,
         };
-        let engine =
-            Engine::start(config, spawner.clone(), survivors, images, networks.clone()).await?;
+        let engine = Engine::start(
+            config,
+            spawner.clone(),
+            survivors,
+            images.clone(),
+            networks.clone(),
+        )
+        .await?;
         let snapshots = Snapshots::open(
             &place.path("snapshots"),
             SnapshotConfig {
@@ -109,13 +116,14 @@ impl Node {
         Ok(Node {
             place,
             spawner,
+            images,
             engine,
             networks,
             snapshots,
         })
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.engine.remove_all(None).await;
         self.place.finish(&self.spawner).await;
     }
@@ -206,7 +214,7 @@ impl Applications for NoApplications {
     }
 }
 
-/// The hostile program, and /race with the path of the host's directory in it.
+/// The hostile program, /race with the path of the host's directory in it, and /exit, which leads there.
 fn image(world: &World) -> Result<Vec<u8>> {
     let mut tar = TarWriter::new(Vec::new());
     let program = fs::read(world.layer().join("probe"))?;
@@ -220,6 +228,9 @@ fn image(world: &World) -> Result<Vec<u8>> {
         entry.size = content.len() as u64;
         tar.append(&entry, &mut &content[..])?;
     }
+    let mut exit = Entry::bare(Kind::Symlink, b"exit".to_vec());
+    exit.link = outside.into_bytes();
+    tar.append(&exit, &mut std::io::empty())?;
     Ok(tar.finish()?)
 }
 

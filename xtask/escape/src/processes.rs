@@ -153,6 +153,20 @@ pub(crate) fn cases() -> Vec<Case> {
             &["made outside"],
         ),
         Case::outside(
+            "exec-filter",
+            "a refused call by a process beside the main one",
+            |world, side| beside(world, side, "keyctl", Wall::Seccomp),
+        )
+        .weak("no filter", Walls::ALL, &["worked"]),
+        Case::outside(
+            "exec-capabilities",
+            "what a process beside the main one begins with",
+            |world, side| beside(world, side, "capabilities", Wall::Capabilities),
+        )
+        .expect(&["Docker's at most"])
+        .weak("all capabilities", Walls::ALL, &["more"])
+        .emulated(),
+        Case::outside(
             "joining-process",
             "the host's files by a process that is just being put into the container",
             joining,
@@ -451,6 +465,26 @@ fn setuid_on_host(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String
         };
         let said: serde_json::Value = serde_json::from_slice(&ran.stdout)?;
         Ok(said["seen"].as_str().unwrap_or_default().to_owned())
+    }
+    .boxed_local()
+}
+
+fn beside<'a>(
+    world: &'a World,
+    side: Side,
+    probe: &'static str,
+    wall: Wall,
+) -> LocalBoxFuture<'a, Result<String>> {
+    async move {
+        let walls = walls(side, &[wall]);
+        let held = world
+            .hold(&walls, world.setup("beside", "stay", &[])?)
+            .await?;
+        let seen = held
+            .exec(world.fresh("exec"), "/", &["/probe", probe])
+            .await;
+        held.end().await?;
+        seen
     }
     .boxed_local()
 }

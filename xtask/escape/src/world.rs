@@ -212,6 +212,15 @@ impl World {
         Ok(())
     }
 
+    /// A link in an image that leads to the host's directory.
+    pub(crate) fn layer_exit(&self) -> Result<PathBuf> {
+        let exit = self.place.path("exit-layer").join("exit");
+        if exit.symlink_metadata().is_err() {
+            std::os::unix::fs::symlink(self.outside(), &exit)?;
+        }
+        Ok(exit)
+    }
+
     pub(crate) fn layer(&self) -> PathBuf {
         self.layer.clone()
     }
@@ -376,19 +385,21 @@ impl Held {
     }
 }
 
+/// What a probe said it saw.
+pub(crate) fn said(out: &str) -> Option<String> {
+    let line = out
+        .lines()
+        .rev()
+        .find(|line| line.starts_with("{\"probe\""))?;
+    let value: serde_json::Value = serde_json::from_str(line).ok()?;
+    Some(value["seen"].as_str()?.to_owned())
+}
+
 fn verdict(out: &str, err: &str, exit: &Exit) -> String {
     if exit.oom_killed {
         return "killed by the limit".to_owned();
     }
-    let line = out
-        .lines()
-        .rev()
-        .find(|line| line.starts_with("{\"probe\""));
-    let seen = line.and_then(|line| {
-        let value: serde_json::Value = serde_json::from_str(line).ok()?;
-        Some(value["seen"].as_str()?.to_owned())
-    });
-    seen.unwrap_or_else(|| match exit.signal {
+    said(out).unwrap_or_else(|| match exit.signal {
         Some(signal) => format!("killed by signal {signal}"),
         None => format!("exit code {}: {}", exit.code, err.trim()),
     })

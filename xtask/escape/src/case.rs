@@ -77,6 +77,8 @@ pub(crate) struct Case {
     pub(crate) emulated: bool,
     /// What the kernel says where it has no such thing; then success cannot be shown here.
     pub(crate) lacking: Option<&'static str>,
+    /// Why it is not tried at all.
+    pub(crate) skipped: Option<String>,
     /// Why success cannot be shown, here or anywhere.
     pub(crate) unshown: Option<String>,
 }
@@ -99,6 +101,7 @@ impl Case {
             succeeds: vec!["worked"],
             emulated: false,
             lacking: None,
+            skipped: None,
             unshown: None,
         }
     }
@@ -169,6 +172,21 @@ impl Case {
     /// Success cannot be shown on any machine.
     pub(crate) fn unshown(mut self, reason: &str) -> Case {
         self.unshown = Some(reason.to_owned());
+        self
+    }
+
+    /// It is about a wall that older kernels do not have.
+    pub(crate) fn since_linux(mut self, major: u32, minor: u32) -> Case {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let mut numbers = release
+            .split(['.', '-'])
+            .map(|n| n.parse::<u32>().unwrap_or(0));
+        let own = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        if own < (major, minor) {
+            self.skipped = Some(format!(
+                "not tried: this is about Linux {major}.{minor} and later"
+            ));
+        }
         self
     }
 

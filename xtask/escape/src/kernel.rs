@@ -363,6 +363,7 @@ fn sockets() -> Vec<Case> {
             "the same in the host's network: Landlock holds it",
         )
         .probe("abstract-socket")
+        .since_linux(6, 12)
         .arguments(|world, _| vec![world.abstract_name()])
         .expect(&["EPERM"])
         .change(|_, _, setup| {

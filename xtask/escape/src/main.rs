@@ -150,6 +150,10 @@ async fn all_rows(world: &World, cases: &[Case]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let before = host::picture(world)?;
     for case in cases {
+        if let Some(reason) = &case.skipped {
+            rows.push(Row::skipped(world.class, case, reason));
+            continue;
+        }
         let start = Instant::now();
         let seen = one(world, case, Side::Held).await;
         let took = start.elapsed();
@@ -159,7 +163,7 @@ async fn all_rows(world: &World, cases: &[Case]) -> Result<Vec<Row>> {
     }
     for (row, case) in rows.iter_mut().zip(cases) {
         // What is taken down is this class's alone.
-        if world.class == Class::Namespace && case.unshown.is_none() {
+        if world.class == Class::Namespace && case.unshown.is_none() && case.skipped.is_none() {
             let start = Instant::now();
             let seen = one(world, case, Side::Weak).await;
             row.weakened(seen, case.lacking, start.elapsed());

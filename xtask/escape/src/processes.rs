@@ -44,6 +44,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "signal a process whose number is seen: Landlock holds it",
         )
         .probe("signal-host")
+        .since_linux(6, 12)
         .arguments(|world, _| vec![world.victim().to_string()])
         .held(Walls::privileged(&[Wall::PidNamespace]))
         .weak("no Landlock", walls(), &["worked"]),

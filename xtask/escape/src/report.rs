@@ -51,6 +51,14 @@ impl Row {
         }
     }
 
+    /// On this machine there is nothing to try.
+    pub(crate) fn skipped(class: Class, case: &Case, reason: &str) -> Row {
+        let mut row = Row::held(class, case, String::new(), Vec::new(), Duration::ZERO);
+        (row.holds, row.shown) = (true, true);
+        row.unshown = Some(reason.to_owned());
+        row
+    }
+
     pub(crate) fn weakened(&mut self, seen: String, lacking: Option<&str>, took: Duration) {
         self.took_ms += took.as_millis();
         if lacking == Some(seen.as_str()) {

@@ -33,6 +33,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
+use tokio::signal::unix::{SignalKind, signal};
 use world::World;
 
 #[derive(Debug, Parser)]
@@ -126,12 +127,25 @@ fn run(args: &Args, program: &Path) -> Result<bool> {
         .build()?;
     let rows = runtime.block_on(async {
         let world = World::new(args.class, program).await?;
-        let rows = all_rows(&world, &cases).await;
+        let rows = tokio::select! {
+            rows = all_rows(&world, &cases) => rows,
+            interrupted = interruption() => interrupted,
+        };
         world.end().await?;
         rows
     })?;
     report::print(&rows, args.json)?;
     Ok(rows.iter().all(Row::is_good))
+}
+
+/// As the first process of its PID namespace it ends by no signal that it does not wait for.
+async fn interruption<T>() -> Result<T> {
+    let mut end = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        _ = end.recv() => {}
+    }
+    bail!("interrupted")
 }
 
 fn all() -> Vec<Case> {

@@ -112,10 +112,7 @@ fn without_overlay(lower: &[&Path], upper: Option<(&Path, &Path)>) -> io::Result
     } else {
         0
     };
-    let attributes = u64::from(attributes().bits()) | read_only;
-    if attributes != 0 {
-        sys::set_mount_attributes(tree.as_fd(), attributes, false)?;
-    }
+    sys::set_mount_attributes(tree.as_fd(), libc::MOUNT_ATTR_NODEV | read_only, false)?;
     Ok(Some(tree))
 }
 

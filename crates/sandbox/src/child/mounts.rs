@@ -71,7 +71,12 @@ const DEVICES: [(&str, u32, u32); 6] = [
 
 /// How many terminals (pty(7)) a container may have. All containers share the machine's number, some 3000 (kernel.pty.max less
 /// kernel.pty.reserve): one alone must not take them from the others.
-const MAX_TERMINALS: &str = "256";
+fn max_terminals() -> &'static str {
+    match weak::is_down(Wall::Terminals) {
+        true => "1000",
+        false => "256",
+    }
+}
 
 /// What a root is made of.
 pub(super) struct Parts<'a> {
@@ -121,23 +126,17 @@ pub(super) fn enter_root(
     let proc = attach_new("proc", &[], NOSUID | NODEV | NOEXEC, proc.as_fd())
         .step(|| "mounting /proc".to_owned())?;
     let sys = system_directory(root, "sys")?;
-    let sys_attributes = match weak::is_down(Wall::ReadOnlySys) {
-        true => NOSUID,
-        false => NOSUID | NODEV | NOEXEC | RDONLY,
-    };
-    let sys = attach_new("sysfs", &[], sys_attributes, sys.as_fd())
+    let sys = attach_new("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY, sys.as_fd())
         .step(|| "mounting /sys".to_owned())?;
     let dev = system_directory(root, "dev")?;
     let dev = devices(dev.as_fd(), users.map_or(0, |users| users.root))
         .step(|| "mounting /dev".to_owned())?;
     show_cgroups(sys.as_fd(), cgroup).step(|| "mounting /sys/fs/cgroup".to_owned())?;
-    let masked = MASKED.iter().filter(|_| !weak::is_down(Wall::Masks));
-    for path in masked {
+    for path in MASKED {
         mask(top(path, proc.as_fd(), sys.as_fd()), path, dev.as_fd())
             .step(|| format!("masking /{path}"))?;
     }
-    let read_only = READ_ONLY.iter().filter(|_| !weak::is_down(Wall::Masks));
-    for path in read_only {
+    for path in READ_ONLY {
         make_read_only(top(path, proc.as_fd(), sys.as_fd()), path)
             .step(|| format!("making /{path} read-only"))?;
     }
@@ -249,6 +248,10 @@ fn attach_new(
         }
     }
     fsconfig_create(fs.as_fd())?;
+    let attributes = match kind {
+        "sysfs" if weak::is_down(Wall::ReadOnlySys) => NOSUID,
+        _ => attributes,
+    };
     let mount = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     attach(mount.as_fd(), target)?;
     Ok(mount)
@@ -322,19 +325,15 @@ fn devices(target: BorrowedFd<'_>, root: u32) -> io::Result<OwnedFd> {
         rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755))?;
     }
     // Only this mount, not the nodes mounted on it.
-    if !weak::is_down(Wall::NoDevices) {
-        sys::set_mount_attributes(at, libc::MOUNT_ATTR_NODEV, false)?;
-    }
+    sys::set_mount_attributes(at, libc::MOUNT_ATTR_NODEV, false)?;
     let tty_group = (root + 5).to_string();
-    let mut pts = vec![
+    let pts = [
         ("newinstance", ""),
         ("ptmxmode", "0666"),
         ("mode", "0620"),
         ("gid", &tty_group),
+        ("max", max_terminals()),
     ];
-    if !weak::is_down(Wall::Terminals) {
-        pts.push(("max", MAX_TERMINALS));
-    }
     let pts = attach_new(
         "devpts",
         &pts,
@@ -416,6 +415,9 @@ fn open_system(mount: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>>
 }
 
 fn mask(mount: BorrowedFd<'_>, path: &str, dev: BorrowedFd<'_>) -> io::Result<()> {
+    if weak::is_down(Wall::Masks) {
+        return Ok(());
+    }
     let Some(target) = open_system(mount, path)? else {
         return Ok(());
     };
@@ -434,6 +436,9 @@ fn mask(mount: BorrowedFd<'_>, path: &str, dev: BorrowedFd<'_>) -> io::Result<()
 }
 
 fn make_read_only(mount: BorrowedFd<'_>, path: &str) -> io::Result<()> {
+    if weak::is_down(Wall::Masks) {
+        return Ok(());
+    }
     let Some(target) = open_system(mount, path)? else {
         return Ok(());
     };

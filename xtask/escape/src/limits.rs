@@ -66,7 +66,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 &["worked"],
             )
             .needs_capability("CAP_SYS_RESOURCE", 24),
-        disk("inode-flood", "files without end").arguments(|_, _| vec!["2000".into()]),
+        disk("inode-flood", "files without end").arguments(|_, _| vec!["1500".into()]),
         disk("disk-fill", "a file without end").arguments(|_, _| vec!["60".into()]),
         Case::inside(
             "pty-flood",

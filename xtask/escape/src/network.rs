@@ -208,7 +208,7 @@ fn host_network() -> Vec<Case> {
         .expect(&[CUT])
         .without(OPEN, &[REACHED]),
         Case::inside(
-            "all-ports",
+            "listeners",
             "any listener on loopback that is not its network's own",
         )
         .arguments(|_, _| vec!["64001".into(), "64053".into()])

@@ -56,9 +56,9 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
         let most = files
             .iter()
             .find_map(|f| fs::read_to_string(format!("{base}/{f}")).ok());
-        let most: usize = most
-            .and_then(|m| m.trim().parse().ok())
-            .unwrap_or(usize::MAX);
+        let Some(most) = most.and_then(|most| most.trim().parse::<usize>().ok()) else {
+            return "no figure".to_owned();
+        };
         let own = number(args, 1) * MIB;
         if most <= own {
             "within the limit"

@@ -152,6 +152,7 @@ fn files() -> Vec<Case> {
             "oom-score",
             "be the last one that is killed when memory runs out",
         )
+        .emulated()
         .expect(&["EACCES"])
         .weak(ROOT, Walls::privileged(&[]), &["worked"])
         .needs_capability("CAP_SYS_RESOURCE", 24),
@@ -223,7 +224,8 @@ fn calls() -> Vec<Case> {
             "io-uring",
             "calls by a ring, which no filter sees",
             &["EFAULT"],
-        ),
+        )
+        .emulated(),
         rooted(
             "kexec-load",
             "start another kernel",
@@ -246,7 +248,7 @@ fn calls() -> Vec<Case> {
             &["EINVAL"],
         ),
         rooted("adjtimex", "adjust the clock (to what it is)", &["worked"]),
-        rooted("syslog", "read the kernel's log", &["worked"]),
+        rooted("syslog", "read the kernel's log", &["worked"]).emulated(),
         rooted("acct", "have every process noted", &["ENOENT"]),
         rooted(
             "quotactl",
@@ -255,7 +257,7 @@ fn calls() -> Vec<Case> {
         ),
         rooted("vhangup", "hang up a terminal", &["worked"]),
         rooted("fanotify", "watch the host's files", &["worked"]),
-        filtered("mbind", "place memory on the host's nodes", &["EINVAL"]),
+        filtered("mbind", "place memory on the host's nodes", &["EINVAL"]).emulated(),
         filtered("move-pages", "move another's pages", &["worked"]),
         filtered("kcmp", "compare the kernel's pointers", &["worked"]),
         filtered(
@@ -280,7 +282,8 @@ fn calls() -> Vec<Case> {
             "type-into-terminal",
             "type into the terminal of who started it",
             &["ENOTTY"],
-        ),
+        )
+        .emulated(),
         filtered(
             "clone3",
             "namespaces by clone3, whose flags no filter sees",
@@ -466,6 +469,7 @@ fn privileges() -> Vec<Case> {
             )
             .emulated(),
         of("host-user", "who root is to the host")
+            .emulated()
             .expect(&["nobody"])
             .weak(
                 "no user namespace",
@@ -479,6 +483,7 @@ fn privileges() -> Vec<Case> {
             "big-user-id",
             "become a user of the host that none inside is",
         )
+        .emulated()
         .expect(&["EINVAL"])
         .weak(
             "no user namespace",

@@ -35,7 +35,7 @@ pub(crate) fn cases() -> Vec<Case> {
     };
     vec![
         processes("fork-bomb", "processes without end"),
-        processes("thread-bomb", "threads without end"),
+        processes("thread-bomb", "threads without end").emulated(),
         memory("memory-bomb", "memory without end"),
         memory("shm-bomb", "memory by /dev/shm")
             .expect(&["killed by the limit", "stopped: ENOSPC"]),
@@ -72,6 +72,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "pty-flood",
             "terminals without end, of which the machine has some 3000",
         )
+        .emulated()
         .arguments(|_, _| vec!["400".into()])
         .expect(&["stopped: ENOSPC"])
         .weak(

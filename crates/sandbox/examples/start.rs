@@ -167,6 +167,7 @@ async fn start(
             at: instance.clone(),
         }),
         capabilities: Capabilities::default(),
+        kernel: wharf_sandbox::Kernel::Host,
     };
     let fds = SpawnFds {
         netns: Some(network),

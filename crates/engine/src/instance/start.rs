@@ -75,6 +75,7 @@ pub(super) async fn start_process(
         stdin_pipe: false,
         disk,
         capabilities: wharf_sandbox::Capabilities::default(),
+        kernel: wharf_sandbox::Kernel::Host,
     };
     let netns = network.namespace().map_err(|e| failed("network", &e))?;
     let mount = handle.disk.as_ref().map(|d| d.mount().try_clone_to_owned());

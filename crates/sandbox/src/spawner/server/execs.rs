@@ -9,7 +9,7 @@
 //! to nobody.
 
 use super::connections::is_connected;
-use super::{Requester, Server, State};
+use super::{Requester, Server, State, gvisor};
 use crate::spawner::exec::{self, Container};
 use crate::spawner::protocol::{Message, ReplyBody};
 use crate::spec::ExecSpec;
@@ -20,14 +20,17 @@ use std::os::fd::{AsFd, OwnedFd};
 #[derive(Debug)]
 pub(super) struct Exec {
     pid: i32,
+    /// On gVisor, known when it is running.
     inside_pid: i32,
     pidfd: OwnedFd,
+    /// [`ExecSpec::container`], if that is on gVisor.
+    on_gvisor: Option<String>,
     requester: Requester,
-    state: ExecState,
+    pub(super) state: ExecState,
 }
 
 #[derive(Debug)]
-enum ExecState {
+pub(super) enum ExecState {
     Starting {
         report: OwnedFd,
         text: Vec<u8>,
@@ -78,6 +81,7 @@ impl Server {
             cgroup: &entry.cgroup,
             users: entry.users.as_ref(),
             capabilities: entry.capabilities,
+            on_gvisor: entry.on_gvisor,
         };
         let launched = match exec::launch(&container, &self.walls.filter, spec) {
             Ok(launched) => launched,
@@ -95,6 +99,7 @@ impl Server {
             pid: launched.pid,
             inside_pid: launched.inside_pid,
             pidfd: launched.pidfd,
+            on_gvisor: entry.on_gvisor.then(|| spec.container.clone()),
             requester,
             state: ExecState::Starting {
                 report: launched.report,
@@ -107,10 +112,14 @@ impl Server {
     }
 
     /// One that is not there has ended.
-    pub(super) fn signal_exec(&self, id: &str, signal: i32) -> ReplyBody {
+    pub(super) fn signal_exec(&mut self, id: &str, signal: i32) -> ReplyBody {
         let Some(exec) = self.execs.get(id) else {
             return ReplyBody::Signalled(false);
         };
+        if let Some(container) = exec.on_gvisor.as_ref().filter(|_| signal != 0) {
+            let (container, inside) = (container.clone(), exec.inside_pid);
+            return self.signal_on_gvisor(&container, Some(inside), signal);
+        }
         match sys::signal_process(exec.pidfd.as_fd(), signal) {
             Ok(found) => ReplyBody::Signalled(found),
             Err(error) => ReplyBody::Failed {
@@ -127,7 +136,19 @@ impl Server {
         let ExecState::Starting { report, text, ends } = &mut exec.state else {
             return;
         };
-        if !super::processes::read_to_end(report, text, id) {
+        let at_end = super::processes::read_to_end(report, text, id);
+        if exec.on_gvisor.is_some() {
+            match gvisor::reported(text) {
+                // Also when it has ended at once.
+                Some(inside) => {
+                    exec.inside_pid = inside;
+                    text.clear();
+                }
+                None if at_end && text.is_empty() => return gvisor::never_started(exec),
+                None if at_end => {}
+                None => return,
+            }
+        } else if !at_end {
             return;
         }
         if let Some((exit_code, message)) = text.split_first() {
@@ -151,8 +172,8 @@ impl Server {
             self.reply(requester, body, ends);
         } else {
             // Nobody will ever learn of it.
-            if let Err(error) = sys::signal_process(exec.pidfd.as_fd(), libc::SIGKILL) {
-                eprintln!("spawner: killing {id}: {error}");
+            if let ReplyBody::Failed { message } = self.signal_exec(id, libc::SIGKILL) {
+                eprintln!("spawner: {message}");
             }
         }
     }

@@ -1,0 +1,121 @@
+//! What is different about containers on gVisor's kernel: their processes are not this machine's, so signals go by way of `runsc`, and
+//! what `runsc exec` reports is the number that its process has inside.
+//!
+//! A `runsc kill` is started and forgotten: its end is reaped, and told to nobody but the log.
+
+use super::execs::{Exec, ExecState};
+use super::{Server, State};
+use crate::spawner::exec::{self, Container};
+use crate::spawner::protocol::ReplyBody;
+use rustix::io::Errno;
+use rustix::process::WaitStatus;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Of what `runsc exec` says when it fails.
+const MAX_WORDS: usize = 4096;
+
+/// A `runsc kill` under way.
+#[derive(Debug)]
+pub(super) struct Kill {
+    pid: i32,
+    container: String,
+    signal: i32,
+}
+
+impl Server {
+    /// Sends a signal to the main process of a container on gVisor, or to one inside by its number there.
+    pub(super) fn signal_on_gvisor(
+        &mut self,
+        container: &str,
+        inside_pid: Option<i32>,
+        signal: i32,
+    ) -> ReplyBody {
+        let Some(entry) = self
+            .entries
+            .get(container)
+            .filter(|e| matches!(e.state, State::Running))
+        else {
+            return ReplyBody::Signalled(false);
+        };
+        let place = Container {
+            pid: entry.pid,
+            pidfd: entry.pidfd.as_fd(),
+            cgroup: &entry.cgroup,
+            users: entry.users.as_ref(),
+            capabilities: entry.capabilities,
+            on_gvisor: true,
+        };
+        match exec::launch_kill(&place, inside_pid, signal) {
+            Ok(pid) => {
+                self.kills.push(Kill {
+                    pid,
+                    container: container.to_owned(),
+                    signal,
+                });
+                ReplyBody::Signalled(true)
+            }
+            // Its main process has ended, and is about to be reaped.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOMEM)) => {
+                ReplyBody::Signalled(false)
+            }
+            Err(error) => ReplyBody::Failed {
+                message: format!("signal {signal} to process {container}: {error}"),
+            },
+        }
+    }
+
+    /// `false` when the process is none of these.
+    pub(super) fn kill_reaped(&mut self, pid: i32, status: WaitStatus) -> bool {
+        let Some(index) = self.kills.iter().position(|kill| kill.pid == pid) else {
+            return false;
+        };
+        let kill = self.kills.swap_remove(index);
+        let entry = self.entries.get(&kill.container);
+        let runs = entry.is_some_and(|e| matches!(e.state, State::Running));
+        // With the container its processes end, this one among them.
+        if runs && status.exit_status() != Some(0) && status.terminating_signal().is_none() {
+            eprintln!(
+                "spawner: runsc did not send signal {} to {} (its process may have ended)",
+                kill.signal, kill.container
+            );
+        }
+        true
+    }
+}
+
+/// What the report of a process on gVisor says so far: `None`, not whether it runs.
+pub(super) fn reported(text: &[u8]) -> Option<i32> {
+    // A failure begins with an exit code, which is no digit.
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// An end that came before the start was reported: what `runsc` said about it, from the daemon's end of standard error.
+pub(super) fn never_started(exec: &mut Exec) {
+    let ExecState::Starting { ends, .. } = &exec.state else {
+        return;
+    };
+    let said = ends.get(1).or(ends.first()).map(words).unwrap_or_default();
+    let message = match said.trim() {
+        "" => "runsc exec ended before the process had started".to_owned(),
+        said => format!("runsc: {said}"),
+    };
+    exec.state = ExecState::Refused {
+        message,
+        exit_code: 126,
+    };
+}
+
+fn words(from: &OwnedFd) -> String {
+    let mut bytes = vec![0; MAX_WORDS];
+    let read = rustix::io::ioctl_fionbio(from, true).and_then(|()| {
+        loop {
+            match rustix::io::read(from, &mut bytes) {
+                Err(Errno::INTR) => {}
+                other => return other,
+            }
+        }
+    });
+    // Nothing there is as good as nothing said.
+    bytes.truncate(read.unwrap_or(0));
+    String::from_utf8_lossy(&bytes).into_owned()
+}

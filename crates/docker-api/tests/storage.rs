@@ -37,6 +37,7 @@ impl Applications for OneApplication {
                 limits: Limits::default(),
                 largest: Limits::default(),
                 max_instances: 9,
+                isolation: None,
                 variables: Vec::new(),
             })
         })

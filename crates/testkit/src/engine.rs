@@ -89,6 +89,7 @@ impl World {
             log_bytes: 1 << 20,
             stop_grace_ms: 500,
             adopt_idle_ms,
+            isolation: wharf_engine::Isolation::Namespace,
         };
         let engine = Engine::start(
             config,
@@ -180,5 +181,6 @@ pub fn shell(owner: &Owner, name: &str, script: &str) -> Create {
         volumes: Vec::new(),
         snapshot: None,
         start: StartOptions::default(),
+        isolation: None,
     }
 }

@@ -53,6 +53,7 @@ impl Applications for OneApplication {
                 limits: Limits::default(),
                 largest: Limits::default(),
                 max_instances: 10,
+                isolation: None,
                 variables: Vec::new(),
             })
         })

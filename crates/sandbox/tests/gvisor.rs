@@ -208,11 +208,14 @@ async fn signals_reach_the_program() {
     let exit = spawner.wait("c").await.unwrap();
     assert_eq!((exit.code, exit.signal), (3, None));
     assert!(!spawner.signal("c", libc::SIGTERM).await.unwrap());
+    idle(&place, &spawner, "d").await;
+    let error = spawner.signal("d", 64).await.unwrap_err().to_string();
+    assert!(error.contains("signal 64"), "{error}");
     place.finish(spawner).await;
 }
 
-async fn idle(place: &Place, spawner: &Spawner) -> i32 {
-    let (mut spec, fds) = place.container("c", "echo ready; sleep 1000");
+async fn idle(place: &Place, spawner: &Spawner, id: &str) -> i32 {
+    let (mut spec, fds) = place.container(id, "echo ready; sleep 1000");
     on_gvisor(&mut spec);
     spec.capabilities = Capabilities::default().without("NET_RAW");
     let process = spawner.spawn(&spec, fds).await.unwrap();
@@ -239,7 +242,7 @@ fn exec(argv: &[&str]) -> ExecSpec {
 async fn processes_inside_a_running_one() {
     let place = Place::new();
     let spawner = place.start().await;
-    idle(&place, &spawner).await;
+    idle(&place, &spawner, "c").await;
     let mut spec = exec(&[
         "sh",
         "-c",
@@ -299,7 +302,7 @@ async fn processes_inside_a_running_one() {
 async fn signals_reach_processes_inside() {
     let place = Place::new();
     let spawner = place.start().await;
-    idle(&place, &spawner).await;
+    idle(&place, &spawner, "c").await;
     let script = "trap 'echo term; exit 4' TERM; echo ready; while :; do sleep 0.05; done";
     let (process, streams) = spawner.exec(&exec(&["sh", "-c", script])).await.unwrap();
     let Streams::Pipes { stdout, .. } = streams else {
@@ -328,7 +331,7 @@ async fn signals_reach_processes_inside() {
 async fn a_terminal_inside() {
     let place = Place::new();
     let spawner = place.start().await;
-    idle(&place, &spawner).await;
+    idle(&place, &spawner, "c").await;
     let mut spec = exec(&[
         "sh",
         "-c",
@@ -412,7 +415,7 @@ async fn the_processes_limit_holds() {
 async fn one_that_outlives_its_daemon_is_found_again() {
     let place = Place::new();
     let spawner = place.start().await;
-    let pid = idle(&place, &spawner).await;
+    let pid = idle(&place, &spawner, "c").await;
     drop(spawner);
     let (spawner, survivors) = place.start_with(20_000).await;
     assert_eq!(survivors.len(), 1);

@@ -161,9 +161,7 @@ pub(super) fn set_up(
         if let Some(rules) = plan.landlock {
             sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
         }
-        if plan.users.is_some() {
-            root::own_mounts(spec.limits.memory_bytes)?;
-        }
+        root::own_mounts(spec.limits.memory_bytes)?;
         return keeper::run(&argv, report);
     }
     Err(execute(&argv))

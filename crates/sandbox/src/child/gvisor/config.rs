@@ -6,7 +6,7 @@ use rustix::fs::{FileType, lstat};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Whether the root has a directory /tmp. gVisor would put one in memory over an empty one, and its content would be in no snapshot.
+/// Whether the root's /tmp is a directory, not a link. Then it is mounted by name: over an empty one gVisor would put one in memory.
 pub(super) fn has_tmp(rootfs: &Path) -> bool {
     lstat(rootfs.join("tmp"))
         .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)

@@ -12,7 +12,8 @@ use super::{BUNDLE, Failure, ROOTFS, STATE, Step};
 use crate::spec::Kernel;
 use crate::sys;
 use crate::userns::UserNamespace;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MoveMountFlags, move_mount};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -44,6 +45,8 @@ pub(in crate::child) fn enter(
     for name in ["proc", "sys", "dev"] {
         system_directory(files.as_fd(), name)?;
     }
+    make_tmp(files.as_fd(), users.map_or(0, |users| users.root))
+        .step(|| "making /tmp".to_owned())?;
     extra_mounts(files.as_fd(), parts.work, parts.extra, sources)?;
 
     let name = || "making runsc's root file system".to_owned();
@@ -75,6 +78,23 @@ pub(in crate::child) fn enter(
     become_root(outer)
 }
 
+/// gVisor would put a /tmp in memory where there is none, whose content would be in no snapshot.
+fn make_tmp(root: BorrowedFd<'_>, owner: u32) -> io::Result<()> {
+    match rustix::fs::mkdirat(root, "tmp", Mode::from_raw_mode(0o1777)) {
+        Err(Errno::EXIST) => return Ok(()),
+        made => made?,
+    }
+    let owner = (Uid::from_raw(owner), Gid::from_raw(owner));
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    Ok(rustix::fs::chownat(
+        root,
+        "tmp",
+        Some(owner.0),
+        Some(owner.1),
+        flags,
+    )?)
+}
+
 /// The host's `runsc`, for reading and executing.
 fn program(runsc: &Path) -> io::Result<std::os::fd::OwnedFd> {
     let copy = clone_of(CWD, runsc, false)?;
@@ -103,7 +123,7 @@ fn put_file(at: BorrowedFd<'_>, path: &str, file: BorrowedFd<'_>) -> io::Result<
     attach(file, target.as_fd())
 }
 
-/// A mount namespace of the user namespace's, in which `runsc` may mount; and there, how much memory gVisor says that it has, which is
+/// A mount namespace that belongs to the user namespace, in which `runsc` may mount; and there, how much memory gVisor says that it has, which is
 /// not a wall (the cgroup is) but what programs size themselves by.
 pub(super) fn own_mounts(memory_bytes: Option<u64>) -> Result<(), Failure> {
     // SAFETY: this process has one thread, and uses only what is below `/` of the namespace that it has now.

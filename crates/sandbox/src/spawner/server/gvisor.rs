@@ -11,6 +11,8 @@ use rustix::io::Errno;
 use rustix::process::WaitStatus;
 use std::os::fd::{AsFd, OwnedFd};
 
+/// `runsc kill` knows no real-time signals.
+const MAX_SIGNAL: i32 = 31;
 /// Of what `runsc exec` says when it fails.
 const MAX_WORDS: usize = 4096;
 
@@ -45,6 +47,13 @@ impl Server {
             capabilities: entry.capabilities,
             on_gvisor: true,
         };
+        if !(1..=MAX_SIGNAL).contains(&signal) {
+            return ReplyBody::Failed {
+                message: format!(
+                    "signal {signal} to a process on gVisor: runsc sends 1 to {MAX_SIGNAL} only"
+                ),
+            };
+        }
         match exec::launch_kill(&place, inside_pid, signal) {
             Ok(pid) => {
                 self.kills.push(Kill {

@@ -234,6 +234,7 @@ fn prepare_inside(plan: &Plan<'_>) -> Result<Prepared, Failure> {
         Place::New { .. } => {
             super::enter_directory(program.cwd, (root + user.uid, root + user.gid))?;
         }
+        Place::Joined { .. } if is_gvisors(program.cwd) => {}
         Place::Joined { .. } => super::enter_existing_directory(program.cwd)?,
     }
     let mut argv = program.argv.to_vec();
@@ -262,16 +263,20 @@ fn prepare_inside(plan: &Plan<'_>) -> Result<Prepared, Failure> {
     })
 }
 
+/// Whether what this names is on a file system that only gVisor has.
+fn is_gvisors(path: &str) -> bool {
+    ["/proc/", "/dev/", "/sys/"]
+        .iter()
+        .any(|p| path.starts_with(p))
+}
+
 /// The program's path, if it is to be found on the root's own file systems: what cannot be there is left to gVisor.
 fn find(program: &Program<'_>) -> Result<Option<String>, Failure> {
     let name = &program.argv[0];
     let mut refused = None;
     for path in super::programs(program)? {
         let shown = path.to_string_lossy().into_owned();
-        if ["/proc/", "/dev/", "/sys/"]
-            .iter()
-            .any(|p| shown.starts_with(p))
-        {
+        if is_gvisors(&shown) {
             return Ok(None);
         }
         let Ok(stat) = rustix::fs::stat(path.as_c_str()) else {

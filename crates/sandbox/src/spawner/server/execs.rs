@@ -9,7 +9,8 @@
 //! to nobody.
 
 use super::connections::is_connected;
-use super::{Requester, Server, State, gvisor};
+use super::gvisor::{self, Report};
+use super::{Requester, Server, State};
 use crate::spawner::exec::{self, Container};
 use crate::spawner::protocol::{Message, ReplyBody};
 use crate::spec::ExecSpec;
@@ -116,7 +117,9 @@ impl Server {
         let Some(exec) = self.execs.get(id) else {
             return ReplyBody::Signalled(false);
         };
-        if let Some(container) = exec.on_gvisor.as_ref().filter(|_| signal != 0) {
+        // Until it runs there is nothing to signal but `runsc exec`.
+        let runs = matches!(exec.state, ExecState::Running);
+        if let Some(container) = exec.on_gvisor.as_ref().filter(|_| runs && signal != 0) {
             let (container, inside) = (container.clone(), exec.inside_pid);
             return self.signal_on_gvisor(&container, Some(inside), signal);
         }
@@ -136,19 +139,17 @@ impl Server {
         let ExecState::Starting { report, text, ends } = &mut exec.state else {
             return;
         };
-        let at_end = super::processes::read_to_end(report, text, id);
         if exec.on_gvisor.is_some() {
-            match gvisor::reported(text) {
-                // Also when it has ended at once.
-                Some(inside) => {
+            match gvisor::read_report(report, text) {
+                Report::Unfinished => return,
+                Report::Started(inside) => {
                     exec.inside_pid = inside;
                     text.clear();
                 }
-                None if at_end && text.is_empty() => return gvisor::never_started(exec),
-                None if at_end => {}
-                None => return,
+                Report::Nothing => return gvisor::never_started(exec),
+                Report::Failed => {}
             }
-        } else if !at_end {
+        } else if !super::processes::read_to_end(report, text, id) {
             return;
         }
         if let Some((exit_code, message)) = text.split_first() {

@@ -5,6 +5,7 @@
 
 use super::execs::{Exec, ExecState};
 use super::{Server, State};
+use crate::child::MAX_REPORT;
 use crate::spawner::exec::{self, Container};
 use crate::spawner::protocol::ReplyBody;
 use rustix::io::Errno;
@@ -92,10 +93,38 @@ impl Server {
     }
 }
 
-/// What the report of a process on gVisor says so far: `None`, not whether it runs.
-pub(super) fn reported(text: &[u8]) -> Option<i32> {
+/// What the report of a process on gVisor says.
+pub(super) enum Report {
+    /// Not yet whether it runs.
+    Unfinished,
+    /// Its number inside.
+    Started(i32),
+    /// As others report a failure.
+    Failed,
+    /// `runsc exec` ended without a word here.
+    Nothing,
+}
+
+/// Reads once. `runsc exec` holds the other end: whoever has broken out of gVisor may write to it what and as much as it likes.
+pub(super) fn read_report(report: &OwnedFd, text: &mut Vec<u8>) -> Report {
+    let mut chunk = [0; MAX_REPORT];
+    let at_end = match rustix::io::read(report, &mut chunk) {
+        Ok(length) => {
+            text.extend_from_slice(&chunk[..length]);
+            length == 0
+        }
+        Err(Errno::INTR | Errno::AGAIN) => false,
+        Err(_) => true,
+    };
     // A failure begins with an exit code, which is no digit.
-    std::str::from_utf8(text).ok()?.parse().ok()
+    let number = std::str::from_utf8(text).ok().and_then(|t| t.parse().ok());
+    match number {
+        Some(inside) if inside > 0 => Report::Started(inside),
+        _ if text.len() > MAX_REPORT => Report::Failed,
+        _ if !at_end => Report::Unfinished,
+        _ if text.is_empty() => Report::Nothing,
+        _ => Report::Failed,
+    }
 }
 
 /// An end that came before the start was reported: what `runsc` said about it, from the daemon's end of standard error.

@@ -186,9 +186,12 @@ impl Server {
             return false;
         };
         self.read_exec_report(&id); // Before its end, the requester must learn of its start.
-        let Some(exec) = self.execs.remove(&id) else {
+        let Some(mut exec) = self.execs.remove(&id) else {
             return false;
         };
+        if exec.on_gvisor.is_some() {
+            gvisor::never_started(&mut exec);
+        }
         match exec.state {
             ExecState::Refused { message, exit_code } => {
                 let body = ReplyBody::Refused { message, exit_code };

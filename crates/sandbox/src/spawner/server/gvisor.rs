@@ -127,11 +127,19 @@ pub(super) fn read_report(report: &OwnedFd, text: &mut Vec<u8>) -> Report {
     }
 }
 
-/// An end that came before the start was reported: what `runsc` said about it, from the daemon's end of standard error.
+/// An end that came before the start was reported: what was said about it, there or, by `runsc`, on standard error, of which the other
+/// end is here. Does nothing to one that runs.
 pub(super) fn never_started(exec: &mut Exec) {
-    let ExecState::Starting { ends, .. } = &exec.state else {
+    let ExecState::Starting { ends, text, .. } = &exec.state else {
         return;
     };
+    if let Some((exit_code, message)) = text.split_first() {
+        exec.state = ExecState::Refused {
+            message: String::from_utf8_lossy(message).into_owned(),
+            exit_code: i32::from(*exit_code),
+        };
+        return;
+    }
     let said = ends.get(1).or(ends.first()).map(words).unwrap_or_default();
     let message = match said.trim() {
         "" => "runsc exec ended before the process had started".to_owned(),

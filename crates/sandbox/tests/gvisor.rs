@@ -93,6 +93,7 @@ async fn its_processes_are_nobody_outside_and_leave_nothing() {
     on_gvisor(&mut spec);
     let process = spawner.spawn(&spec, fds).await.unwrap();
     assert_eq!(support::first_line(&process).await, "ready");
+    let (_sleeps, _streams) = spawner.exec(&exec(&["sleep", "1000"])).await.unwrap();
     let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/user")).ok();
     let of_container = namespace(process.pid);
     assert_ne!(of_container, namespace(std::process::id() as i32));
@@ -102,6 +103,7 @@ async fn its_processes_are_nobody_outside_and_leave_nothing() {
         .filter(|pid| namespace(*pid) == of_container)
         .collect();
     assert!(members.len() >= 3, "keeper, kernel, files: {members:?}");
+    let mut execs = 0;
     for pid in &members {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let uid = status.lines().find(|l| l.starts_with("Uid:")).unwrap();
@@ -109,7 +111,18 @@ async fn its_processes_are_nobody_outside_and_leave_nothing() {
             assert!(id.parse::<u32>().unwrap() >= 0x7000_0000, "{pid}: {uid}");
         }
         assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        // What serves the container, or lives beside that, can make few system calls.
+        if *pid != process.pid {
+            assert!(status.contains("Seccomp:\t2"), "{line}: {status}");
+        }
+        if line.contains("\0exec\0") {
+            assert!(status.contains("CapPrm:\t0000000000000000"), "{status}");
+            execs += 1;
+        }
     }
+    assert_eq!(execs, 1);
     // The keeper has the spawner's memory: nobody inside may read it, and it holds nothing.
     let keeper = std::fs::read_dir(format!("/proc/{}/fd", process.pid)).unwrap();
     assert_eq!(keeper.count(), 0);

@@ -7,11 +7,11 @@
 //! ```text
 //! main:  user lookup, working directory (in the root) -> config.json -> descriptors -> user namespace -> ids and capabilities ->
 //!        no_new_privs -> Landlock -> mount namespace, /proc/meminfo -> keeper
-//! exec:  user lookup, working directory (in the root) -> process.json -> descriptors -> user namespace -> ... -> `runsc exec`
-//! tool:  descriptors -> user namespace -> ... -> `runsc kill`
+//! exec:  user lookup, working directory (in the root) -> process.json -> descriptors -> user namespace -> ... -> seccomp -> `runsc exec`
+//! tool:  descriptors -> user namespace -> ... -> seccomp -> `runsc kill`
 //! ```
-//! `runsc` gets no filter from here: its processes that serve the container install their own, each narrower than any that would let
-//! `runsc` mount and trace.
+//! The main `runsc` gets no filter from here: its processes that serve the container install their own, each narrower than any that would let
+//! `runsc` mount and trace. The others have the containers' filter and no capability: one that broke out could trace them.
 
 mod config;
 mod keeper;
@@ -156,7 +156,7 @@ pub(super) fn set_up(
         "argument",
     )?;
 
-    become_root_inside(plan)?;
+    become_root_inside(plan, matches!(role, Role::Main(_)))?;
     if let Role::Main(spec) = role {
         if let Some(rules) = plan.landlock {
             sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
@@ -164,6 +164,7 @@ pub(super) fn set_up(
         root::own_mounts(spec.limits.memory_bytes)?;
         return keeper::run(&argv, report);
     }
+    sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
     Err(execute(&argv))
 }
 
@@ -176,8 +177,8 @@ fn execute(argv: &[CString]) -> Failure {
     }
 }
 
-/// Root of the user namespace, with what `runsc` needs and no more.
-fn become_root_inside(plan: &Plan<'_>) -> Result<(), Failure> {
+/// Root of the user namespace, with what `runsc` needs to make a container (`builds`), or without any capability.
+fn become_root_inside(plan: &Plan<'_>, builds: bool) -> Result<(), Failure> {
     let no_core = Rlimit {
         current: Some(1),
         maximum: Some(1),
@@ -189,8 +190,12 @@ fn become_root_inside(plan: &Plan<'_>) -> Result<(), Failure> {
             .step(|| "entering the user namespace".to_owned())?;
     }
     sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
-    let keep = NEEDED.iter().fold(0, |set, bit| set | 1u64 << bit);
-    let keep = CapabilitySet::from_bits_retain(keep);
+    let keep = if builds {
+        let bits = NEEDED.iter().fold(0, |set, bit| set | 1u64 << bit);
+        CapabilitySet::from_bits_retain(bits)
+    } else {
+        caps::NONE
+    };
     caps::bound(keep).step(|| "dropping capabilities from the bounding set".to_owned())?;
     rustix::thread::set_thread_groups(&[]).step(|| "setgroups".to_owned())?;
     let (uid, gid) = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);

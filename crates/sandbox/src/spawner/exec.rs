@@ -113,6 +113,7 @@ pub(super) fn launch(
 /// Starts `runsc kill` in a container on gVisor, and returns its process id.
 pub(super) fn launch_kill(
     container: &Container<'_>,
+    filter: &[BpfInstruction],
     inside_pid: Option<i32>,
     signal: i32,
 ) -> io::Result<i32> {
@@ -140,7 +141,7 @@ pub(super) fn launch_kill(
             terminal: false,
             inherit: &[],
             report: child_report.as_fd(),
-            filter: &[],
+            filter,
             landlock: None,
             gvisor: Some(gvisor::Role::Tool),
         }),

@@ -55,7 +55,7 @@ impl Server {
                 ),
             };
         }
-        match exec::launch_kill(&place, inside_pid, signal) {
+        match exec::launch_kill(&place, &self.walls.filter, inside_pid, signal) {
             Ok(pid) => {
                 self.kills.push(Kill {
                     pid,

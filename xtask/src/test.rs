@@ -9,7 +9,7 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
     if !debian::is_root() {
         bail!("the tests must run as root: they make namespaces, mounts and cgroups");
     }
-    debian::install(&[debian::BUSYBOX, debian::MMDEBSTRAP])?;
+    debian::install(&[debian::BUSYBOX, debian::MMDEBSTRAP, debian::RUNSC])?;
     hello::prepare()?;
     setup::example("python")?;
     setup::published_packages()?;

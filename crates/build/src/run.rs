@@ -222,6 +222,7 @@ fn spec(id: &str, job: &Job, resolv_conf: String) -> ProcessSpec {
         stdin_pipe: false,
         disk: None,
         capabilities: wharf_sandbox::Capabilities::default(),
+        kernel: wharf_sandbox::Kernel::Host,
     }
 }
 

@@ -68,6 +68,8 @@ pub struct ApplicationInfo {
     pub largest: wharf_engine::Limits,
     /// Most instances at a time.
     pub max_instances: u32,
+    /// What separates its instances from the machine; `None` leaves it to the image's label and the node.
+    pub isolation: Option<wharf_engine::Isolation>,
     /// Values of the CLOUDFLARE_* variables (`CLOUDFLARE_APPLICATION_ID`, ...), to replace workerd's placeholders.
     pub variables: Vec<(String, String)>,
 }

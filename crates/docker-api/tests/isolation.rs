@@ -37,6 +37,7 @@ impl Applications for OwnApplications {
                 limits: Limits::default(),
                 largest: Limits::default(),
                 max_instances: 5,
+                isolation: None,
                 variables: Vec::new(),
             })
         })

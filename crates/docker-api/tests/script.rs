@@ -40,6 +40,7 @@ impl Applications for OneApplication {
                 limits: Limits::default(),
                 largest: Limits::default(),
                 max_instances: 2,
+                isolation: None,
                 variables: vec![("CLOUDFLARE_REGION".into(), "EEUR".into())],
             })
         })

@@ -3,7 +3,10 @@
 use crate::instance::{self, Instance};
 use crate::lifecycle::State;
 use crate::record::{Fixed, Progress, Record};
-use crate::{Create, EngineError, FromSnapshot, Shared, blocking, files, insert, merge, now_ms};
+use crate::{
+    Create, EngineError, FromSnapshot, Isolation, Shared, blocking, files, insert, isolation,
+    merge, now_ms,
+};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
@@ -42,11 +45,9 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         uuid::Uuid::new_v4().simple(),
         uuid::Uuid::new_v4().simple()
     );
-    let merged = merge::merge(
-        &merge::ImageDefaults::of(&image.config),
-        &request,
-        &id[..12],
-    )?;
+    let defaults = merge::ImageDefaults::of(&image.config);
+    let merged = merge::merge(&defaults, &request, &id[..12])?;
+    let isolation = isolation_of(shared, &request, &defaults)?;
     let disks = shared.disks.clone();
     let disk = match request.limits.disk_bytes {
         Some(bytes) => match disks.take_ready(bytes) {
@@ -89,6 +90,7 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
             hard_timeout_ms: request.start.hard_timeout_ms,
             own_network: request.own_network,
             auto_remove: request.auto_remove,
+            isolation,
             created_ms: now_ms(),
         }),
         progress: Progress {
@@ -132,6 +134,24 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         return Err(error);
     }
     Ok(id)
+}
+
+/// The class, if this machine can give it.
+fn isolation_of(
+    shared: &Shared,
+    request: &Create,
+    image: &merge::ImageDefaults,
+) -> Result<Isolation, EngineError> {
+    let label = isolation::label_of(image);
+    let class = isolation::class(request.isolation, label, shared.config.isolation);
+    let class = class.and_then(|class| isolation::kernel(class).map(|_| class));
+    class.inspect_err(|error| {
+        let text = error.to_string();
+        tracing::warn!(reason = text, "instance refused");
+        if let Some(application) = &request.application {
+            shared.table().refused(application, &text);
+        }
+    })
 }
 
 /// A snapshot is a layer over one image; on another it would show a mixture of both.

@@ -47,6 +47,8 @@ pub(crate) struct Fixed {
     pub(crate) own_network: crate::OwnNetwork,
     #[serde(default)]
     pub(crate) auto_remove: bool,
+    #[serde(default)]
+    pub(crate) isolation: crate::Isolation,
     pub(crate) created_ms: i64,
 }
 

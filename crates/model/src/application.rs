@@ -40,6 +40,15 @@ impl Application {
         self.extra.get("scheduling_policy").and_then(|v| v.as_str()) == Some(MANAGED_POLICY)
     }
 
+    /// What the deployer asks of Wharf itself: `"unsafe": {"configuration": {"wharf": {...}}}` of a container in the wrangler configuration, which wrangler
+    /// merges into what it sends. Nothing given is [`Settings::default`].
+    ///
+    /// # Errors
+    /// What is wrong with it and what to write instead, for the deployer.
+    pub fn settings(&self) -> Result<Settings, String> {
+        Settings::read(&self.configuration)
+    }
+
     /// Resource limits of an instance, from `instance_type` or from `vcpu`, `memory_mib` and `disk.size_mb`;
     /// what is not given has lite's value (contracts: wrangler, section 6).
     pub fn limits(&self) -> Limits {
@@ -63,6 +72,70 @@ impl Application {
                 .and_then(|v| v.as_u64())
                 .unwrap_or(lite.disk_mb),
         }
+    }
+}
+
+/// What a deployer asks of Wharf for an application, beyond what Cloudflare's configuration has words for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The wall around each instance; `None` leaves it to the image's label and the node.
+    pub isolation: Option<Isolation>,
+    /// Instances to keep started ahead.
+    pub min_instances: u32,
+}
+
+impl Settings {
+    /// Reads them out of an application's `configuration`.
+    ///
+    /// # Errors
+    /// As [`Application::settings`].
+    pub fn read(configuration: &serde_json::Value) -> Result<Self, String> {
+        let Some(value) = configuration.get("wharf").filter(|v| !v.is_null()) else {
+            return Ok(Settings::default());
+        };
+        Settings::deserialize(value).map_err(|e| {
+            format!("\"wharf\" in the container's \"configuration\" (the keys are \"isolation\" and \"min_instances\"): {e}")
+        })
+    }
+}
+
+/// What separates an instance from its machine. Ordered from the weakest wall to the strongest.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// Namespaces, an id range, seccomp: the host's own kernel, walled off.
+    #[default]
+    Namespace,
+    /// gVisor's `runsc`: a kernel of its own in user space.
+    Gvisor,
+    /// A virtual machine.
+    Microvm,
+}
+
+impl Isolation {
+    /// Its name, as in configurations and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "namespace",
+            Self::Gvisor => "gvisor",
+            Self::Microvm => "microvm",
+        }
+    }
+
+    /// Reads a name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Namespace, Self::Gvisor, Self::Microvm]
+            .into_iter()
+            .find(|class| class.as_str() == name)
+    }
+}
+
+impl std::fmt::Display for Isolation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -122,6 +195,40 @@ impl InstanceType {
             vcpu,
             memory_mib,
             disk_mb,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn settings_are_read_and_nonsense_is_refused() {
+        assert_eq!(
+            Settings::read(&json!({"image": "a:1"})).unwrap(),
+            Settings::default()
+        );
+        assert_eq!(
+            Settings::read(&json!({"wharf": {"isolation": "gvisor", "min_instances": 2}})).unwrap(),
+            Settings {
+                isolation: Some(Isolation::Gvisor),
+                min_instances: 2
+            }
+        );
+        for (bad, word) in [
+            (
+                json!({"wharf": {"isolation": "firecracker"}}),
+                "firecracker",
+            ),
+            (json!({"wharf": {"min_instances": -1}}), "-1"),
+            (json!({"wharf": {"mininstances": 1}}), "mininstances"),
+            (json!({"wharf": 3}), "3"),
+        ] {
+            let error = Settings::read(&bad).unwrap_err();
+            assert!(error.contains(word), "{error}");
         }
     }
 }

@@ -6,7 +6,7 @@
 pub mod application;
 pub mod version;
 
-pub use application::{Application, InstanceType, Limits, MANAGED_POLICY};
+pub use application::{Application, InstanceType, Isolation, Limits, MANAGED_POLICY, Settings};
 pub use version::{
     AssetFile, Assets, Binding, ContainerDeclaration, DurableObjectNamespace, Module, ModuleKind,
     Script, Version,

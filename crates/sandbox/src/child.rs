@@ -14,6 +14,7 @@
 //! power over any namespace that it is in: the others belong to the host's root, so they are entered before it.
 
 mod caps;
+pub(crate) mod gvisor;
 pub(crate) mod mapped;
 pub(crate) mod mounts;
 mod rooted;
@@ -115,6 +116,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) filter: &'a [BpfInstruction],
     /// Where the kernel has them. Not for a joined process, which would be in a domain beside the container's: neither could reach the other.
     pub(crate) landlock: Option<BorrowedFd<'a>>,
+    /// The process, or its container, runs on gVisor's kernel.
+    pub(crate) gvisor: Option<gvisor::Role<'a>>,
 }
 
 /// What to become.
@@ -188,13 +191,16 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().step(|| "setsid".to_owned())?;
     match plan.place {
-        Place::New { spec, netns } => enter_new(spec, netns, plan.cgroup, plan.users)?,
+        Place::New { spec, netns } => enter_new(spec, netns, plan)?,
         Place::Joined { container } => {
             rustix::thread::move_into_thread_name_spaces(container, JOINED)
                 .step(|| "entering the container's namespaces".to_owned())?;
         }
     }
 
+    if let Some(step) = &plan.gvisor {
+        return gvisor::set_up(plan, step, report);
+    }
     let is_container = plan.place.is_container();
     let refuse = |message| Failure {
         exit_code: 125,
@@ -221,7 +227,7 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     let argv = strings(program.argv, "argument")?;
     let candidates = programs(program)?;
 
-    report.set(place_descriptors(plan, root + user.uid)?);
+    report.set(place_descriptors(plan, root + user.uid, &[])?);
     if plan.terminal {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
             .step(|| "taking the terminal".to_owned())?;
@@ -281,9 +287,9 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
 fn enter_new(
     spec: &ProcessSpec,
     netns: Option<BorrowedFd<'_>>,
-    cgroup: &Cgroup,
-    users: Option<&UserNamespace>,
+    plan: &Plan<'_>,
 ) -> Result<(), Failure> {
+    let users = plan.users;
     if let Some(netns) = netns {
         rustix::thread::move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
             .step(|| "entering the network namespace".to_owned())?;
@@ -301,7 +307,10 @@ fn enter_new(
             disk: spec.disk.as_ref(),
             extra: &spec.mounts,
         };
-        mounts::enter_root(&parts, cgroup, users)?;
+        match plan.gvisor {
+            None => mounts::enter_root(&parts, plan.cgroup, users)?,
+            Some(_) => gvisor::root::enter(&parts, &spec.kernel, users)?,
+        }
     } else if !spec.mounts.is_empty() {
         return Err(Failure {
             exit_code: 125,
@@ -408,7 +417,11 @@ fn programs(program: &Program<'_>) -> Result<Vec<CString>, Failure> {
 }
 
 /// Puts every descriptor at its number; all others close at exec. Returns where the report pipe is now. `uid` is the host's id of the user.
-fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<BorrowedFd<'static>, Failure> {
+fn place_descriptors(
+    plan: &Plan<'_>,
+    uid: u32,
+    more: &[(i32, BorrowedFd<'_>)],
+) -> Result<BorrowedFd<'static>, Failure> {
     // The process's own /dev/null: the host's node could be changed through /proc/self/fd.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .step(|| "opening /dev/null".to_owned())?;
@@ -424,6 +437,7 @@ fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<BorrowedFd<'static>, F
             .iter()
             .map(|(number, fd)| (*number, fd.as_fd())),
     );
+    wanted.extend(more);
     let above = wanted.iter().map(|(number, _)| *number).max().unwrap_or(2) + 1;
     // First out of the way of all targets, then into place.
     let aside = |fd: BorrowedFd<'_>| -> Result<std::os::fd::RawFd, Failure> {

@@ -34,7 +34,7 @@ pub use spawner::{
     ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
 };
 pub use spec::{
-    Capabilities, DiskMount, ExecSpec, ExecStreams, Limits, Mount, Network, ProcessSpec, Root,
-    SpawnFds, TerminalSize,
+    Capabilities, DiskMount, ExecSpec, ExecStreams, Kernel, Limits, Mount, Network, ProcessSpec,
+    Root, SpawnFds, TerminalSize,
 };
 pub use userns::{IdRanges, files_as, root_of_process};

@@ -59,6 +59,7 @@ pub(crate) struct Containers {
     pub(crate) user_namespaces: bool,
     pub(crate) id_first: u32,
     pub(crate) id_ranges: u32,
+    pub(crate) isolation: wharf_model::Isolation,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -142,6 +143,7 @@ impl Default for Containers {
             user_namespaces: true,
             id_first: IdRanges::default().first,
             id_ranges: IdRanges::default().count,
+            isolation: wharf_model::Isolation::Namespace,
         }
     }
 }
@@ -224,6 +226,9 @@ user_namespaces = true
 # where systemd, /etc/subuid and LXD have nothing. Two nodes on one machine should have ranges of their own.
 id_first = 1879048192
 id_ranges = 4094
+# What separates an instance from this machine, where neither its application nor its image says: "namespace" or "gvisor" (needs runsc). A label
+# of an image can choose more than this, not less.
+isolation = "namespace"
 
 [snapshots]
 # A snapshot that has not been restored for so long is removed, hours (720: thirty days, as on Cloudflare).

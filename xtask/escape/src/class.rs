@@ -1,5 +1,7 @@
 //! Isolation classes: what holds a container.
 
+const RUNSC: &str = "/usr/bin/runsc";
+
 /// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Class {
@@ -21,7 +23,27 @@ impl Class {
     pub(crate) fn available(self) -> Result<(), String> {
         match self {
             Class::Namespace => Ok(()),
-            Class::Gvisor => Err("the engine starts no containers of this class".to_owned()),
+            Class::Gvisor => match std::path::Path::new(RUNSC).exists() {
+                true => Ok(()),
+                false => Err(format!("{RUNSC} is missing: apt-get install runsc")),
+            },
+        }
+    }
+
+    pub(crate) fn isolation(self) -> wharf_engine::Isolation {
+        match self {
+            Class::Namespace => wharf_engine::Isolation::Namespace,
+            Class::Gvisor => wharf_engine::Isolation::Gvisor,
+        }
+    }
+
+    /// What the sandbox calls it.
+    pub(crate) fn kernel(self) -> wharf_sandbox::Kernel {
+        match self {
+            Class::Namespace => wharf_sandbox::Kernel::Host,
+            Class::Gvisor => wharf_sandbox::Kernel::Gvisor {
+                runsc: RUNSC.into(),
+            },
         }
     }
 }

@@ -95,6 +95,7 @@ impl Node {
             log_bytes,
             stop_grace_ms: 500,
             adopt_idle_ms: 60_000,
+            isolation: world.class.isolation(),
         };
         let engine = Engine::start(
             config,
@@ -209,6 +210,7 @@ impl Applications for NoApplications {
             largest: Limits::default(),
             max_instances: 9,
             variables: Vec::new(),
+            isolation: None,
         });
         Box::pin(std::future::ready(found))
     }

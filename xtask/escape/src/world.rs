@@ -276,6 +276,7 @@ impl World {
             stdin_pipe: false,
             disk: None,
             capabilities: Capabilities::default(),
+            kernel: self.class.kernel(),
             id,
         };
         let fds = SpawnFds {

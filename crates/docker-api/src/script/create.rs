@@ -60,6 +60,7 @@ pub(crate) struct HostConfig {
     port_bindings: Option<Bindings>,
     publish_all_ports: Option<bool>,
     auto_remove: Option<bool>,
+    pub(crate) runtime: Option<String>,
     restart_policy: Option<RestartPolicy>,
 }
 
@@ -143,6 +144,7 @@ async fn create_container(
         limits,
         application,
         start,
+        isolation,
     } = shared
         .admission
         .admit(&shared.engine, &name, &body, carried)
@@ -207,6 +209,7 @@ async fn create_container(
         volumes,
         snapshot,
         start,
+        isolation,
     };
     match shared.engine.create(request.clone()).await {
         Err(EngineError::Conflict(text)) if of_workerd => {
@@ -393,6 +396,7 @@ mod tests {
             },
             largest: Limits::default(),
             max_instances: 3,
+            isolation: None,
             variables: variables.iter().map(owned).collect(),
         }
     }

@@ -228,6 +228,7 @@ mod tests {
             largest: limits.clone(),
             limits,
             max_instances: 3,
+            isolation: None,
             variables: Vec::new(),
         }
     }

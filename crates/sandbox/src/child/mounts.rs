@@ -94,6 +94,47 @@ pub(super) fn enter_root(
     cgroup: &Cgroup,
     users: Option<&UserNamespace>,
 ) -> Result<(), Failure> {
+    let (root, sources) = open_files(parts, users)?;
+    let root = root.as_fd();
+
+    let proc = system_directory(root, "proc")?;
+    let proc = attach_new("proc", &[], NOSUID | NODEV | NOEXEC, proc.as_fd())
+        .step(|| "mounting /proc".to_owned())?;
+    let sys = system_directory(root, "sys")?;
+    let sys = attach_new("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY, sys.as_fd())
+        .step(|| "mounting /sys".to_owned())?;
+    let dev = system_directory(root, "dev")?;
+    let dev = devices(dev.as_fd(), users.map_or(0, |users| users.root))
+        .step(|| "mounting /dev".to_owned())?;
+    show_cgroups(sys.as_fd(), cgroup).step(|| "mounting /sys/fs/cgroup".to_owned())?;
+    for path in MASKED {
+        mask(top(path, proc.as_fd(), sys.as_fd()), path, dev.as_fd())
+            .step(|| format!("masking /{path}"))?;
+    }
+    for path in READ_ONLY {
+        make_read_only(top(path, proc.as_fd(), sys.as_fd()), path)
+            .step(|| format!("making /{path} read-only"))?;
+    }
+    extra_mounts(root, parts.work, parts.extra, sources)?;
+    become_root(root)
+}
+
+/// Makes a mount `/`, and leaves the host's file system.
+pub(super) fn become_root(root: BorrowedFd<'_>) -> Result<(), Failure> {
+    rustix::process::fchdir(root).step(|| "entering the root file system".to_owned())?;
+    if weak::is_down(Wall::Pivot) {
+        return rustix::process::chroot(".").step(|| "chroot".to_owned());
+    }
+    rustix::process::pivot_root(".", ".").step(|| "pivot_root".to_owned())?;
+    unmount(".", UnmountFlags::DETACH).step(|| "leaving the host's file system".to_owned())?;
+    rustix::process::chdir("/").step(|| "entering the root file system".to_owned())
+}
+
+/// The root file system, attached where only this mount namespace sees it, and what its own mounts show of the host.
+pub(super) fn open_files(
+    parts: &Parts<'_>,
+    users: Option<&UserNamespace>,
+) -> Result<(OwnedFd, Vec<Option<OwnedFd>>), Failure> {
     let Parts {
         lower,
         upper,
@@ -120,35 +161,7 @@ pub(super) fn enter_root(
     }
     let root =
         mount_root(lower, upper, work).step(|| "mounting the root file system".to_owned())?;
-    let root = root.as_fd();
-
-    let proc = system_directory(root, "proc")?;
-    let proc = attach_new("proc", &[], NOSUID | NODEV | NOEXEC, proc.as_fd())
-        .step(|| "mounting /proc".to_owned())?;
-    let sys = system_directory(root, "sys")?;
-    let sys = attach_new("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY, sys.as_fd())
-        .step(|| "mounting /sys".to_owned())?;
-    let dev = system_directory(root, "dev")?;
-    let dev = devices(dev.as_fd(), users.map_or(0, |users| users.root))
-        .step(|| "mounting /dev".to_owned())?;
-    show_cgroups(sys.as_fd(), cgroup).step(|| "mounting /sys/fs/cgroup".to_owned())?;
-    for path in MASKED {
-        mask(top(path, proc.as_fd(), sys.as_fd()), path, dev.as_fd())
-            .step(|| format!("masking /{path}"))?;
-    }
-    for path in READ_ONLY {
-        make_read_only(top(path, proc.as_fd(), sys.as_fd()), path)
-            .step(|| format!("making /{path} read-only"))?;
-    }
-    extra_mounts(root, work, extra, sources)?;
-
-    rustix::process::fchdir(root).step(|| "entering the root file system".to_owned())?;
-    if weak::is_down(Wall::Pivot) {
-        return rustix::process::chroot(".").step(|| "chroot".to_owned());
-    }
-    rustix::process::pivot_root(".", ".").step(|| "pivot_root".to_owned())?;
-    unmount(".", UnmountFlags::DETACH).step(|| "leaving the host's file system".to_owned())?;
-    rustix::process::chdir("/").step(|| "entering the root file system".to_owned())
+    Ok((root, sources))
 }
 
 /// Everything that overlays are made of, those of volumes included.
@@ -232,7 +245,7 @@ pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Resul
     Ok(move_mount(mount, "", target, "", flags)?)
 }
 
-fn attach_new(
+pub(super) fn attach_new(
     kind: &str,
     options: &[(&str, &str)],
     attributes: MountAttrFlags,
@@ -274,7 +287,7 @@ pub(super) fn clone_of(
 
 /// `/proc`, `/sys` or `/dev` of the image, made if missing. A symbolic link in its place would put the mount elsewhere and leave the
 /// masks behind.
-fn system_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure> {
+pub(super) fn system_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure> {
     match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error).step(|| format!("making /{name}")),
@@ -326,22 +339,7 @@ fn devices(target: BorrowedFd<'_>, root: u32) -> io::Result<OwnedFd> {
     }
     // Only this mount, not the nodes mounted on it.
     sys::set_mount_attributes(at, libc::MOUNT_ATTR_NODEV, false)?;
-    let tty_group = (root + 5).to_string();
-    let pts = [
-        ("newinstance", ""),
-        ("ptmxmode", "0666"),
-        ("mode", "0620"),
-        ("gid", &tty_group),
-        ("max", max_terminals()),
-    ];
-    let pts = attach_new(
-        "devpts",
-        &pts,
-        NOSUID | NOEXEC,
-        open_directory(at, Path::new("pts"))?.as_fd(),
-    )?;
-    let owner = (Uid::from_raw(root), Gid::from_raw(root));
-    rustix::fs::chownat(&pts, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
+    terminals(open_directory(at, Path::new("pts"))?.as_fd(), root)?;
     let shm = [("mode", "1777"), ("size", "65536k")];
     attach_new(
         "tmpfs",
@@ -359,6 +357,22 @@ fn devices(target: BorrowedFd<'_>, root: u32) -> io::Result<OwnedFd> {
         other => drop(other?),
     }
     Ok(dev)
+}
+
+/// devpts of its own, for terminals. `root` as in [`devices`].
+pub(super) fn terminals(target: BorrowedFd<'_>, root: u32) -> io::Result<()> {
+    let tty_group = (root + 5).to_string();
+    let pts = [
+        ("newinstance", ""),
+        ("ptmxmode", "0666"),
+        ("mode", "0620"),
+        ("gid", &tty_group),
+        ("max", max_terminals()),
+    ];
+    let pts = attach_new("devpts", &pts, NOSUID | NOEXEC, target)?;
+    let owner = (Uid::from_raw(root), Gid::from_raw(root));
+    rustix::fs::chownat(&pts, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
+    Ok(())
 }
 
 /// Language runtimes read their limits from here. Only the container's own cgroup is shown, read-only.
@@ -477,7 +491,7 @@ fn open_sources(
 }
 
 /// The request's own mounts, in order.
-fn extra_mounts(
+pub(super) fn extra_mounts(
     root: BorrowedFd<'_>,
     work: &Path,
     mounts: &[Mount],

@@ -3,8 +3,8 @@
 //! Later, pools of prepared processes and cgroups plug in here: [`launch`] would take one instead of making it.
 
 use crate::cgroup::{Cgroup, Manager};
-use crate::child::{self, Place, Plan, Program};
-use crate::spec::{Network, ProcessSpec, Root};
+use crate::child::{self, Place, Plan, Program, gvisor};
+use crate::spec::{Kernel, Limits, Network, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Forked};
 use crate::userns::{Pool, UserNamespace};
 use crate::weak::{self, Wall};
@@ -57,6 +57,11 @@ pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
             "a disk's mount must be given exactly when the process is to use one".to_owned(),
         );
     }
+    if spec.kernel != Kernel::Host && (spec.root.is_host() || !given.inherit.is_empty()) {
+        return Err(
+            "on gVisor's kernel: containers only, without inherited descriptors".to_owned(),
+        );
+    }
     let mut numbers: Vec<i32> = given.inherit.iter().map(|(number, _)| *number).collect();
     numbers.sort_unstable();
     if numbers.first().is_some_and(|n| *n < 3) || numbers.windows(2).any(|w| w[0] == w[1]) {
@@ -93,7 +98,8 @@ pub(super) fn launch(
 
     let is_container = matches!(spec.root, Root::Overlay { .. });
     let mut users = walls.users.as_mut().filter(|_| is_container);
-    let cgroup = manager.create(&spec.id, &spec.limits)?;
+    let on_gvisor = spec.kernel != Kernel::Host;
+    let cgroup = manager.create(&spec.id, &limits(spec))?;
     let taken = match users.as_mut().map(|pool| pool.take()).transpose() {
         Ok(taken) => taken,
         Err(error) => {
@@ -144,6 +150,7 @@ pub(super) fn launch(
             report: child_report.as_fd(),
             filter: &walls.filter,
             landlock: walls.landlock.as_ref().map(AsFd::as_fd),
+            gvisor: on_gvisor.then_some(gvisor::Role::Main(spec)),
         }),
         Ok(Forked::Parent { pid, pidfd }) => Ok(Launched {
             pid,
@@ -163,4 +170,13 @@ pub(super) fn launch(
             Err(error)
         }
     }
+}
+
+/// What the cgroup is held to. gVisor's own threads are no processes of the container's.
+fn limits(spec: &ProcessSpec) -> Limits {
+    let mut limits = spec.limits.clone();
+    if spec.kernel != Kernel::Host {
+        limits.pids = limits.pids.map(|pids| pids + gvisor::THREADS);
+    }
+    limits
 }

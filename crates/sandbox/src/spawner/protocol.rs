@@ -18,7 +18,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Changes whenever daemon and spawner of two builds could misunderstand each other.
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 
 /// Arguments and environment may hold megabytes (execve(2)); this is above what exec takes.
 pub(super) const MAX_PAYLOAD: usize = 16 * 1024 * 1024;

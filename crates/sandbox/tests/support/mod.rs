@@ -77,6 +77,7 @@ impl Place {
             stdin_pipe: false,
             disk: None,
             capabilities: Capabilities::default(),
+            kernel: wharf_sandbox::Kernel::Host,
         };
         (
             spec,
@@ -133,6 +134,7 @@ impl Place {
             stdin_pipe: false,
             disk: None,
             capabilities: Capabilities::default(),
+            kernel: wharf_sandbox::Kernel::Host,
         }
     }
 

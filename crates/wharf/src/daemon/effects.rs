@@ -162,7 +162,12 @@ async fn roll(node: &Node, id: &str) -> anyhow::Result<()> {
     let image = unpacked(node, reference)
         .await
         .with_context(|| format!("the image of application \"{}\"", application.name))?;
-    let rolled = node.engine.roll(id, image.id.as_str()).await;
+    let asked = application
+        .settings()
+        .map_err(anyhow::Error::msg)?
+        .isolation;
+    let class = node.engine.isolation_class(&image, asked)?;
+    let rolled = node.engine.roll(id, image.id.as_str(), class).await;
     tracing::info!(application = application.name, rolled, "image set");
     Ok(())
 }

@@ -207,6 +207,7 @@ impl StoredApplications {
             limits,
             largest,
             max_instances: application.max_instances,
+            isolation: application.settings()?.isolation,
             variables: variables.map(|(k, v)| (k.to_owned(), v)).to_vec(),
         })
     }

@@ -75,6 +75,8 @@ pub(crate) struct Case {
     pub(crate) succeeds: Vec<&'static str>,
     /// A kernel in user space may do this inside, for itself: then only the host is looked at.
     pub(crate) emulated: bool,
+    /// It must do what it does, in every class: else the others might hold because nothing works.
+    pub(crate) control: bool,
     /// What the kernel says where it has no such thing; then success cannot be shown here.
     pub(crate) lacking: Option<&'static str>,
     /// Why it is not tried at all.
@@ -100,6 +102,7 @@ impl Case {
             weakening: "",
             succeeds: vec!["worked"],
             emulated: false,
+            control: false,
             lacking: None,
             skipped: None,
             unshown: None,
@@ -175,6 +178,13 @@ impl Case {
         self
     }
 
+    /// What must work everywhere.
+    pub(crate) fn control(mut self, seen: &[&'static str]) -> Case {
+        self.control = true;
+        self.expect(seen)
+            .unshown("it is a control, which must work behind all walls")
+    }
+
     /// It is about a wall that older kernels do not have.
     pub(crate) fn since_linux(mut self, major: u32, minor: u32) -> Case {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -212,6 +222,7 @@ impl Case {
     /// Whether what was seen is what must be in this class.
     pub(crate) fn holds(&self, class: Class, seen: &str) -> bool {
         match class {
+            _ if self.control => self.expected.contains(&seen),
             Class::Namespace => self.expected.contains(&seen),
             // It has other words for a refusal.
             Class::Gvisor => {

@@ -34,6 +34,11 @@ pub(crate) fn cases() -> Vec<Case> {
             .without("no disk of its own", &[ALL])
     };
     vec![
+        Case::inside("control-disk", "a file that fits on the disk")
+            .probe("disk-fill")
+            .arguments(|_, _| vec!["2".into()])
+            .change(|world, _, setup| world.on_disk(setup))
+            .control(&[ALL]),
         processes("fork-bomb", "processes without end"),
         processes("thread-bomb", "threads without end").emulated(),
         memory("memory-bomb", "memory without end"),

@@ -104,6 +104,12 @@ fn destinations() -> Vec<Case> {
             },
         ),
         Case::outside(
+            "control-internet",
+            "the internet, where there is one",
+            |world, _| off(world, Side::Weak, "reach", &["203.0.113.5:80"]),
+        )
+        .control(&[REACHED]),
+        Case::outside(
             "no-internet",
             "the internet, where there is none",
             |world, side| off(world, side, "reach", &["203.0.113.5:80"]),

@@ -28,13 +28,13 @@ pub(crate) fn cases() -> Vec<Case> {
             "archive-parent",
             "a name with .. in an image's layer",
             |world, side| {
-                unpack(world, side, |outside, _| {
+                unpack(world, side, |outside| {
                     vec![file(&format!("{}/victim", climb(outside)))]
                 })
             },
         ),
         layer("archive-absolute", "an absolute name", |world, side| {
-            unpack(world, side, |outside, _| {
+            unpack(world, side, |outside| {
                 vec![file(&format!("{outside}/victim"))]
             })
         }),
@@ -42,7 +42,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "archive-link",
             "a file below a symbolic link that leads out",
             |world, side| {
-                unpack(world, side, |outside, _| {
+                unpack(world, side, |outside| {
                     vec![link(Kind::Symlink, "exit", outside), file("exit/victim")]
                 })
             },
@@ -51,7 +51,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "archive-relative-link",
             "the same by a relative link",
             |world, side| {
-                unpack(world, side, |outside, _| {
+                unpack(world, side, |outside| {
                     vec![
                         link(Kind::Symlink, "exit", &climb(outside)),
                         file("exit/victim"),
@@ -63,7 +63,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "archive-link-in-place",
             "a link in place of a file that comes again",
             |world, side| {
-                unpack(world, side, |outside, _| {
+                unpack(world, side, |outside| {
                     vec![
                         link(Kind::Symlink, "victim", &format!("{outside}/victim")),
                         file("victim"),
@@ -75,7 +75,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "archive-hard-link",
             "a hard link to the host's file, then written",
             |world, side| {
-                unpack(world, side, |outside, _| {
+                unpack(world, side, |outside| {
                     vec![
                         link(Kind::HardLink, "victim", &format!("{outside}/victim")),
                         file("victim"),
@@ -87,7 +87,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "archive-removal",
             "the removal of a file above the layer",
             |world, side| {
-                unpack(world, side, |outside, _| {
+                unpack(world, side, |outside| {
                     vec![file(&format!("{}/.wh.victim", climb(outside)))]
                 })
             },
@@ -96,7 +96,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "archive-mode",
             "the mode of what a link leads to",
             |world, side| {
-                unpack(world, side, |outside, _| {
+                unpack(world, side, |outside| {
                     let mut directory = Entry::bare(Kind::Directory, b"exit/".to_vec());
                     directory.mode = 0o777;
                     vec![link(Kind::Symlink, "exit", outside), directory]
@@ -183,13 +183,13 @@ impl Outside {
     }
 }
 
-type Entries = fn(&str, &World) -> Vec<Entry>;
+type Entries = fn(&str) -> Vec<Entry>;
 
 /// As a layer of an image.
 fn unpack(world: &World, side: Side, entries: Entries) -> LocalBoxFuture<'_, Result<String>> {
     async move {
         let outside = Outside::new(world)?;
-        let tar = archive(&entries(&outside.dir.display().to_string(), world))?;
+        let tar = archive(&entries(&outside.dir.display().to_string()))?;
         let place = world.place.path(&world.fresh("images"));
         match side {
             Side::Held => {

@@ -179,7 +179,7 @@ fn host_network() -> Vec<Case> {
                         "[64:ff9b::7f00:1]",
                     ];
                     let there: Vec<String> = there.iter().map(|a| format!("{a}:{port}")).collect();
-                    let network = Outer::new(world, Policy { internet: true }, false).await?;
+                    let network = Outer::new(Policy { internet: true }, false).await?;
                     let mut setup = world.setup("host-loopback", "reach", &there)?;
                     network.join(side == Side::Weak, &mut setup)?;
                     world.run(&Walls::ALL, setup).await
@@ -237,8 +237,8 @@ fn others() -> Vec<Case> {
             "a port of another instance",
             |world, side| {
                 async move {
-                    let other = Outer::new(world, Policy { internet: true }, false).await?;
-                    let own = Outer::new(world, Policy { internet: true }, false).await?;
+                    let other = Outer::new(Policy { internet: true }, false).await?;
+                    let own = Outer::new(Policy { internet: true }, false).await?;
                     let mut victim = world.setup("victim", "hold-port", &["8080".into()])?;
                     other.join(false, &mut victim)?;
                     let held = world.hold(&Walls::ALL, victim).await?;
@@ -341,7 +341,7 @@ fn config(allow_private: bool, dns_servers: Vec<SocketAddr>) -> NetConfig {
 }
 
 impl Outer {
-    async fn new(_: &World, policy: Policy, allow_private: bool) -> Result<Outer> {
+    async fn new(policy: Policy, allow_private: bool) -> Result<Outer> {
         let server = serve("127.0.0.1:0").await?;
         let config = config(allow_private, vec![names().await?]);
         let network = Networks::with_dialer(config, Arc::new(Everything(server)))
@@ -382,7 +382,7 @@ fn private<'a>(
 ) -> LocalBoxFuture<'a, Result<String>> {
     let arguments = arguments.to_vec();
     async move {
-        let outer = Outer::new(world, Policy { internet: true }, side == Side::Weak).await?;
+        let outer = Outer::new(Policy { internet: true }, side == Side::Weak).await?;
         outer.run(world, probe, &arguments).await
     }
     .boxed_local()
@@ -397,7 +397,7 @@ fn off<'a>(
     let arguments = arguments.to_vec();
     async move {
         let internet = side == Side::Weak;
-        let outer = Outer::new(world, Policy { internet }, false).await?;
+        let outer = Outer::new(Policy { internet }, false).await?;
         outer.run(world, probe, &arguments).await
     }
     .boxed_local()
@@ -413,7 +413,7 @@ fn mapped<'a>(
     let arguments = arguments.to_vec();
     async move {
         let weak = side == Side::Weak;
-        let outer = Outer::new(world, Policy { internet: weak }, weak).await?;
+        let outer = Outer::new(Policy { internet: weak }, weak).await?;
         if !weak {
             let worker = worker().await?;
             let body = format!(
@@ -434,9 +434,9 @@ fn mapped<'a>(
 
 fn ingress(world: &World, host: bool, users: bool) -> LocalBoxFuture<'_, Result<String>> {
     async move {
-        let other = Outer::new(world, Policy { internet: true }, false).await?;
+        let other = Outer::new(Policy { internet: true }, false).await?;
         let there = [other.network.ingress().to_string()];
-        let own = Outer::new(world, Policy { internet: true }, false).await?;
+        let own = Outer::new(Policy { internet: true }, false).await?;
         let mut setup = world.setup("ingress", "reach", &there)?;
         own.join(host, &mut setup)?;
         let walls = Walls {

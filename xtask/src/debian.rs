@@ -31,6 +31,11 @@ pub(crate) const BUSYBOX: Package = Package {
     name: "busybox-static",
     file: "busybox",
 };
+/// Isolation class gvisor.
+pub(crate) const RUNSC: Package = Package {
+    name: "runsc",
+    file: "runsc",
+};
 /// Makes the `debian` and `python` base images.
 pub(crate) const MMDEBSTRAP: Package = Package {
     name: "mmdebstrap",

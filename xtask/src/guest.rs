@@ -60,7 +60,13 @@ poweroff -f
 
 /// Runs the sandbox's tests in the guest.
 pub(crate) fn run_tests() -> Result<()> {
-    debian::install(&[debian::QEMU, debian::CPIO, debian::KMOD, debian::BUSYBOX])?;
+    debian::install(&[
+        debian::QEMU,
+        debian::CPIO,
+        debian::KMOD,
+        debian::BUSYBOX,
+        debian::RUNSC,
+    ])?;
     let dir = setup::tools_dir().join("guest");
     fs::create_dir_all(&dir)?;
     let kernel = kernel(&dir)?;
@@ -171,10 +177,14 @@ fn file_system(root: &Path, kernel: &Kernel) -> Result<()> {
         fs::create_dir_all(root.join(dir))?;
     }
     let mut libraries = BTreeSet::new();
-    for program in ["busybox", "mkfs.ext4"] {
+    for (program, dir) in [
+        ("busybox", "bin"),
+        ("mkfs.ext4", "bin"),
+        ("runsc", "usr/bin"),
+    ] {
         let found =
             debian::find_program(program).with_context(|| format!("{program} is not in PATH"))?;
-        fs::copy(&found, root.join("bin").join(program))?;
+        fs::copy(&found, root.join(dir).join(program))?;
         libraries.extend(libraries_of(&found)?);
     }
     for (name, text) in [("init", INIT), ("second", SECOND)] {

@@ -6,6 +6,7 @@ mod bench_start;
 mod conformance;
 mod debian;
 mod demo;
+mod escape;
 mod fuzz;
 mod guest;
 mod hello;
@@ -46,6 +47,8 @@ enum Verb {
     Conformance(conformance::Suite),
     /// Print figures, each beside the same work done without Wharf
     Bench(bench::Options),
+    /// Run hostile programs in containers of an isolation class, and show that each succeeds where its wall is down
+    Escape(escape::Options),
     /// Run a fuzz target of fuzz/ for a while
     Fuzz(fuzz::Options),
     /// Install what the other tasks need into target/tools: workerd, wrangler, what the examples import, Debian packages
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Verb::Guest => guest::run_tests(),
         Verb::Conformance(suite) => conformance::run(&suite),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Escape(options) => escape::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Setup => setup::everything(),
         Verb::BaseImage { kind } => {

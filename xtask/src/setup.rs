@@ -120,6 +120,7 @@ pub(crate) fn everything() -> anyhow::Result<()> {
         debian::LIBC_DEV,
         debian::BUSYBOX,
         debian::MMDEBSTRAP,
+        debian::RUNSC,
     ])?;
     let tools = tools()?;
     published_packages()?;

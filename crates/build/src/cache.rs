@@ -75,6 +75,15 @@ impl Cache {
         Self { dir }
     }
 
+    /// A directory in this one, which is root's alone: what steps leave in cache mounts may be set-user-id programs that, on disk, belong to
+    /// the host's root.
+    fn make(&self, dir: &Path) -> std::io::Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::create_dir_all(&self.dir)?;
+        std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o700))?;
+        std::fs::create_dir_all(dir)
+    }
+
     fn file(&self, key: &str) -> PathBuf {
         self.dir.join("steps").join(key)
     }
@@ -114,7 +123,7 @@ impl Cache {
         };
         let dir = self.dir.join("steps");
         let writing = || format!("writing the build cache in {}", dir.display());
-        std::fs::create_dir_all(&dir).context(writing)?;
+        self.make(&dir).context(writing)?;
         let bytes = serde_json::to_vec(&stored)
             .map_err(std::io::Error::from)
             .context(writing)?;
@@ -133,7 +142,7 @@ impl Cache {
         let mounts = self.dir.join("mounts");
         let dir = mounts.join(hex::encode(&Sha256::digest(id.as_bytes())[..16]));
         let making = || format!("making the cache directory {}", dir.display());
-        std::fs::create_dir_all(&mounts).context(making)?;
+        self.make(&mounts).context(making)?;
         match std::fs::create_dir(&dir) {
             Ok(()) => {
                 std::os::unix::fs::chown(&dir, Some(uid), Some(gid)).context(making)?;
@@ -233,6 +242,25 @@ mod tests {
         );
         std::fs::write(cache.file("k"), "{").expect("damage");
         assert_eq!(cache.get("k"), None);
+    }
+
+    /// A RUN step can leave a set-user-id program in a cache mount, and on disk that belongs to the host's root.
+    #[test]
+    fn no_user_of_the_host_gets_at_what_steps_leave() {
+        use std::os::unix::fs::PermissionsExt;
+        let node = tempfile::tempdir().expect("dir");
+        let others = |path: &Path| {
+            let metadata = std::fs::metadata(path).expect("metadata");
+            metadata.permissions().mode() & 0o077
+        };
+        let dir = node.path().join("build");
+        let cache = Cache::new(dir.clone());
+        cache.mount("pip", 0o755, 0, 0).expect("mount");
+        assert_eq!(others(&dir), 0);
+        // One that was made open.
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).expect("mode");
+        cache.mount("pip", 0o755, 0, 0).expect("mount");
+        assert_eq!(others(&dir), 0);
     }
 
     #[test]

@@ -219,6 +219,7 @@ fn spec(id: &str, job: &Job, resolv_conf: String) -> ProcessSpec {
         stdin_pipe: false,
         disk: None,
         capabilities: wharf_sandbox::Capabilities::default(),
+        kernel: wharf_sandbox::Kernel::Host,
     }
 }
 

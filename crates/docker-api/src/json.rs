@@ -79,7 +79,7 @@ pub(crate) fn container(container: &Inspect, image: &str) -> Value {
             "Labels": container.labels,
         },
         "NetworkSettings": { "Ports": ports::settings(&container.published), "Networks": {} },
-        "HostConfig": {},
+        "HostConfig": {"Runtime": container.isolation.as_str()},
         "Mounts": [],
     })
 }

@@ -71,6 +71,8 @@ pub struct ApplicationInfo {
     pub max_instances: u32,
     /// Instances to keep started ahead; with any, no instance is told its object's id.
     pub min_instances: u32,
+    /// What separates its instances from the machine; `None` leaves it to the image's label and the node.
+    pub isolation: Option<wharf_engine::Isolation>,
     /// Values of the CLOUDFLARE_* variables (`CLOUDFLARE_APPLICATION_ID`, ...), to replace workerd's placeholders.
     pub variables: Vec<(String, String)>,
 }

@@ -38,6 +38,7 @@ impl Applications for OwnApplications {
                 largest: Limits::default(),
                 max_instances: 5,
                 min_instances: 0,
+                isolation: None,
                 variables: Vec::new(),
             })
         })

@@ -169,6 +169,45 @@ async fn a_container_is_run_as_dockers_command_runs_it() {
 }
 
 #[tokio::test]
+async fn a_runtime_is_an_isolation_class() {
+    wharf_testkit::runsc();
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let socket = Socket::open(&world, &daemon);
+    for (name, runtime, kernel) in [("g", "gvisor", true), ("n", "namespace", false)] {
+        socket
+            .create(
+                name,
+                "dmesg 2>&1 | head -1; exit 3",
+                json!({"Runtime": runtime}),
+            )
+            .await;
+        let path = format!("/containers/{name}");
+        assert_eq!(
+            socket.call("POST", &format!("{path}/start"), None).await.0,
+            204
+        );
+        let (_, ended) = socket.call("POST", &format!("{path}/wait"), None).await;
+        assert_eq!(ended["StatusCode"], 3);
+        let (_, inspect) = socket.call("GET", &format!("{path}/json"), None).await;
+        assert_eq!(inspect["HostConfig"]["Runtime"], runtime);
+        let said = daemon.output(&Owner::Operator, name, false).await;
+        assert_eq!(said.contains("Starting gVisor"), kernel, "{said}");
+    }
+    for (runtime, words) in [
+        ("kata", "unknown or invalid runtime name: kata"),
+        ("microvm", "microvm is not built"),
+    ] {
+        let body = json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"Runtime": runtime}});
+        let (status, answer) = socket.call("POST", "/containers/create", Some(body)).await;
+        assert_eq!(status, 400);
+        assert!(answer.to_string().contains(words), "{answer}");
+    }
+    socket.close().await;
+    world.end(daemon).await;
+}
+
+#[tokio::test]
 async fn logs_are_shown_and_followed() {
     let world = World::new(SPAWNER);
     let daemon = world.daemon(60_000).await;

@@ -41,6 +41,7 @@ impl Applications for OneApplication {
                 largest: Limits::default(),
                 max_instances: 2,
                 min_instances: 0,
+                isolation: None,
                 variables: vec![("CLOUDFLARE_REGION".into(), "EEUR".into())],
             })
         })

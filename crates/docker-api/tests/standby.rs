@@ -66,6 +66,7 @@ impl Node {
             limits,
             max_instances: 40,
             min_instances,
+            isolation: None,
             variables: vec![
                 ("CLOUDFLARE_REGION".into(), "EEUR".into()),
                 ("CLOUDFLARE_DEPLOYMENT_ID".into(), "one".into()),

@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use tower::ServiceExt;
 use wharf_docker_api::script::{ApplicationInfo, Applications, router};
-use wharf_engine::{Limits, Owner};
+use wharf_engine::{Isolation, Limits, Owner};
 use wharf_image::tar::{Entry, Kind, TarReader, TarWriter};
 use wharf_snapshot::Snapshots;
 use wharf_testkit::engine::{Daemon, World};
@@ -38,6 +38,7 @@ impl Applications for OneApplication {
                 largest: Limits::default(),
                 max_instances: 9,
                 min_instances: 0,
+                isolation: None,
                 variables: Vec::new(),
             })
         })
@@ -279,8 +280,18 @@ async fn a_directory_comes_back_without_passing_through_the_client() {
 
 #[tokio::test]
 async fn a_snapshot_of_a_restored_directory_has_both_and_mounts_overlap() {
+    restored_directory(Isolation::Namespace).await;
+}
+
+#[tokio::test]
+async fn a_snapshot_of_a_restored_directory_has_both_and_mounts_overlap_on_gvisor() {
+    wharf_testkit::runsc();
+    restored_directory(Isolation::Gvisor).await;
+}
+
+async fn restored_directory(class: Isolation) {
     let world = World::new(SPAWNER);
-    let daemon = world.daemon(60_000).await;
+    let daemon = world.daemon_of(60_000, class).await;
     let client = Client::new("hello", &daemon, &world.snapshots());
     let names: Vec<String> = (1..5).map(container).collect();
     let write = "mkdir -p /p/child /c; echo parent > /p/file; echo masked > /p/child/masked; echo child > /c/file";
@@ -348,8 +359,18 @@ x
 
 #[tokio::test]
 async fn a_container_snapshot_is_a_layer_without_mounts_and_of_one_script() {
+    container_snapshot(Isolation::Namespace).await;
+}
+
+#[tokio::test]
+async fn a_container_snapshot_is_a_layer_without_mounts_and_of_one_script_on_gvisor() {
+    wharf_testkit::runsc();
+    container_snapshot(Isolation::Gvisor).await;
+}
+
+async fn container_snapshot(class: Isolation) {
     let world = World::new(SPAWNER);
-    let daemon = world.daemon(60_000).await;
+    let daemon = world.daemon_of(60_000, class).await;
     let snapshots = world.snapshots();
     let client = Client::new("hello", &daemon, &snapshots);
     let names: Vec<String> = (1..6).map(container).collect();

@@ -294,6 +294,9 @@ pub(crate) struct Create {
     /// bridge, none or container:NAME
     #[arg(long)]
     pub(crate) network: Option<String>,
+    /// The isolation class: namespace or gvisor
+    #[arg(long)]
+    pub(crate) runtime: Option<String>,
     /// Instead of the image's entrypoint
     #[arg(long)]
     pub(crate) entrypoint: Option<String>,

@@ -4,7 +4,8 @@ use crate::instance::Instance;
 use crate::lifecycle::State;
 use crate::record::{Fixed, Progress, Record};
 use crate::{
-    Create, EngineError, FromSnapshot, Shared, blocking, files, insert, merge, now_ms, standby,
+    Create, EngineError, FromSnapshot, Isolation, Shared, blocking, files, insert, isolation,
+    merge, now_ms, standby,
 };
 use std::fs::Permissions;
 use std::io;
@@ -42,7 +43,9 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         check_snapshot(shared, &request, snapshot, image.id.as_str())?;
         lower.insert(0, snapshot.files.clone());
     }
-    if let Some(id) = standby::hand_over(shared, &request, &image, &lower).await? {
+    let defaults = merge::ImageDefaults::of(&image.config);
+    let isolation = isolation_of(shared, &request, &defaults)?;
+    if let Some(id) = standby::hand_over(shared, &request, &image, &lower, isolation).await? {
         return Ok(id);
     }
     let id = format!(
@@ -50,11 +53,7 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         uuid::Uuid::new_v4().simple(),
         uuid::Uuid::new_v4().simple()
     );
-    let merged = merge::merge(
-        &merge::ImageDefaults::of(&image.config),
-        &request,
-        &id[..12],
-    )?;
+    let merged = merge::merge(&defaults, &request, &id[..12])?;
     let disks = shared.disks.clone();
     let disk = match request.limits.disk_bytes {
         Some(bytes) => match disks.take_ready(bytes) {
@@ -76,6 +75,7 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
             lower,
             merged,
             id.clone(),
+            isolation,
             opened.map(|disk| disk.device().to_owned()),
         )),
         progress: Progress {
@@ -131,6 +131,7 @@ pub(crate) fn fixed(
     lower: Vec<PathBuf>,
     merged: merge::Merged,
     id: String,
+    isolation: Isolation,
     device: Option<PathBuf>,
 ) -> Fixed {
     let layers = image.layers.iter();
@@ -159,9 +160,28 @@ pub(crate) fn fixed(
         hard_timeout_ms: request.start.hard_timeout_ms,
         own_network: request.own_network,
         auto_remove: request.auto_remove,
+        isolation,
         handed: None,
         created_ms: now_ms(),
     }
+}
+
+/// The class, if this machine can give it.
+fn isolation_of(
+    shared: &Shared,
+    request: &Create,
+    image: &merge::ImageDefaults,
+) -> Result<Isolation, EngineError> {
+    let label = isolation::label_of(image);
+    let class = isolation::class(request.isolation, label, shared.config.isolation);
+    let class = class.and_then(|class| isolation::kernel(class).map(|_| class));
+    class.inspect_err(|error| {
+        let text = error.to_string();
+        tracing::warn!(reason = text, "instance refused");
+        if let Some(application) = &request.application {
+            shared.table().refused(application, &text);
+        }
+    })
 }
 
 /// A snapshot is a layer over one image; on another it would show a mixture of both.

@@ -171,7 +171,9 @@ impl Engine {
         let pid = handle.view.borrow().pid;
         let root = match pid {
             Some(pid) => {
-                let root = process_root(pid)
+                let root = crate::isolation::kernel(handle.fixed.isolation)
+                    .map_err(io::Error::other)
+                    .and_then(|kernel| process_root(&kernel.root_of(pid)))
                     .and_then(|root| Ok((root, wharf_sandbox::root_of_process(pid)?)));
                 // The number was its own all the while if it still is.
                 match handle.view.borrow().pid == Some(pid) {
@@ -253,13 +255,9 @@ async fn settled(handle: &Handle) -> Result<OwnedMutexGuard<()>, EngineError> {
     }
 }
 
-fn process_root(pid: i32) -> io::Result<OwnedFd> {
+fn process_root(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(
-        format!("/proc/{pid}/root"),
-        flags,
-        Mode::empty(),
-    )?)
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
 fn files(fixed: &Fixed, dir: &Path) -> Files {

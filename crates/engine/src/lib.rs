@@ -11,6 +11,7 @@ mod exec;
 mod files;
 mod follow;
 mod instance;
+pub mod isolation;
 pub mod lifecycle;
 mod log;
 mod merge;
@@ -31,6 +32,7 @@ pub use own_network::{OwnNetwork, Published};
 pub use record::owns;
 pub use standby::{Standby, StandbyEvent};
 pub use usage::Usage;
+pub use wharf_model::Isolation;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
 use crate::instance::{Ask, Handle, Instance};
@@ -127,6 +129,8 @@ pub struct Create {
     pub snapshot: Option<FromSnapshot>,
     /// What a Durable Object said with its start.
     pub start: StartOptions,
+    /// What separates it from the machine; `None` leaves it to the image's label ([`isolation::LABEL`]) and the node.
+    pub isolation: Option<Isolation>,
 }
 
 /// Where the state is in an instance's life, with what a caller may want to know.
@@ -148,6 +152,8 @@ pub struct Inspect {
     pub application: Option<String>,
     /// Application name.
     pub application_name: Option<String>,
+    /// What separates it from the machine.
+    pub isolation: Isolation,
     /// State.
     pub state: lifecycle::State,
     /// Host pid while running.
@@ -214,6 +220,8 @@ pub struct EngineConfig {
     /// What an instance with one CPU may send, and as much receive, bytes a second; with more or less of a CPU, in proportion. `None`: no limit. Without a
     /// CPU limit there is none either.
     pub bandwidth_per_cpu: Option<u64>,
+    /// The class of instances for which none is said, and the weakest that an image's label can choose.
+    pub isolation: Isolation,
 }
 
 impl EngineConfig {
@@ -468,10 +476,30 @@ impl Engine {
         .await
     }
 
-    /// Stops (with grace) all running instances of an application whose image id is not `image_id`. Returns how many, after their end.
-    pub async fn roll(&self, application: &str, image_id: &str) -> usize {
-        self.stop_all(application, EndedBy::Rollout, |of| of != image_id)
-            .await
+    /// Stops (with grace) all running instances of an application whose image id is not `image_id`, or whose class another. Returns how many,
+    /// after their end.
+    pub async fn roll(&self, application: &str, image_id: &str, class: Isolation) -> usize {
+        self.stop_all(application, EndedBy::Rollout, |of| {
+            of.image_id != image_id || of.isolation != class
+        })
+        .await
+    }
+
+    /// The isolation class of instances of an image, where `asked` is the application's setting.
+    ///
+    /// # Errors
+    /// The image's label names none.
+    pub fn isolation_class(
+        &self,
+        image: &wharf_image::Image,
+        asked: Option<Isolation>,
+    ) -> Result<Isolation, EngineError> {
+        let image = merge::ImageDefaults::of(&image.config);
+        isolation::class(
+            asked,
+            isolation::label_of(&image),
+            self.shared.config.isolation,
+        )
     }
 
     /// Stops (with grace) all running instances of an application that was deleted. Returns how many, after their end.
@@ -480,19 +508,19 @@ impl Engine {
             .await
     }
 
-    /// Those of an application whose image id is meant.
+    /// Those of an application that are meant.
     async fn stop_all(
         &self,
         application: &str,
         by: EndedBy,
-        is_meant: impl Fn(&str) -> bool,
+        is_meant: impl Fn(&Fixed) -> bool,
     ) -> usize {
         let mut handles = self.shared.table().all(None);
         handles.retain(|handle| {
             let fixed = &handle.fixed;
             let application_of = fixed.application.as_ref();
             application_of.is_some_and(|a| a.id == application)
-                && is_meant(&fixed.image_id)
+                && is_meant(fixed)
                 && handle.view.borrow().state.is_live()
         });
         let grace_ms = self.shared.config.stop_grace_ms;
@@ -656,6 +684,7 @@ fn inspect(handle: &Handle) -> Inspect {
         image_id: fixed.image_id.clone(),
         application: fixed.application.as_ref().map(|a| a.id.clone()),
         application_name: fixed.application.as_ref().map(|a| a.name.clone()),
+        isolation: fixed.isolation,
         state: view.state,
         pid: view.pid,
         handed: fixed.handed.is_some(),

@@ -219,6 +219,7 @@ mod tests {
             application: None,
             volumes: Vec::new(),
             snapshot: None,
+            isolation: None,
             start: crate::StartOptions::default(),
         }
     }

@@ -56,6 +56,8 @@ pub(crate) struct Fixed {
     /// Its first process was started ahead, and then handed to it.
     #[serde(default)]
     pub(crate) handed: Option<Handed>,
+    #[serde(default)]
+    pub(crate) isolation: crate::Isolation,
     pub(crate) created_ms: i64,
 }
 

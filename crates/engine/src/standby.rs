@@ -11,7 +11,7 @@
 use crate::instance::{Ask, Handle, NewLife};
 use crate::lifecycle::{Answer, EndedBy, State};
 use crate::record::{Fixed, Handed};
-use crate::{Create, Engine, EngineError, Owner, Shared, create, merge};
+use crate::{Create, Engine, EngineError, Isolation, Owner, Shared, create, merge};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -221,6 +221,7 @@ pub(crate) async fn hand_over(
     request: &Create,
     image: &wharf_image::Image,
     lower: &[PathBuf],
+    isolation: Isolation,
 ) -> Result<Option<String>, EngineError> {
     let (Owner::Script(script), Some(application), Some(network)) =
         (&request.owner, &request.application, &request.network)
@@ -238,6 +239,7 @@ pub(crate) async fn hand_over(
             lower.to_vec(),
             merged,
             ready.fixed.id.clone(),
+            isolation,
             ready.fixed.device.clone(),
         ))
     };
@@ -317,6 +319,7 @@ fn same_process(asked: &Fixed, ahead: &Fixed) -> bool {
         // The network is the sidecar's; the caller compares what it may reach.
         own_network,
         auto_remove,
+        isolation,
         handed,
     } = asked;
     *image_id == ahead.image_id
@@ -334,6 +337,7 @@ fn same_process(asked: &Fixed, ahead: &Fixed) -> bool {
         && *device == ahead.device
         && own_network.publish.is_empty()
         && !auto_remove
+        && *isolation == ahead.isolation
         && handed.is_none()
         && ahead.handed.is_none()
 }

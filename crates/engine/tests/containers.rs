@@ -1,6 +1,7 @@
 //! Real containers through the engine.
 
 use std::time::Duration;
+use wharf_engine::Isolation;
 use wharf_engine::lifecycle::{EndedBy, State, Until};
 use wharf_engine::{Application, EngineError, Owner};
 use wharf_testkit::engine::{World, script_owner, shell};
@@ -206,11 +207,20 @@ async fn one_application_runs_no_more_than_its_maximum() {
     // A roll to another image stops what runs.
     assert_eq!(
         engine
-            .roll("app", &engine.inspect(&owner, "b").await.unwrap().image_id)
+            .roll(
+                "app",
+                &engine.inspect(&owner, "b").await.unwrap().image_id,
+                Isolation::Namespace
+            )
             .await,
         0
     );
-    assert_eq!(engine.roll("app", "sha256:other").await, 2);
+    assert_eq!(
+        engine
+            .roll("app", "sha256:other", Isolation::Namespace)
+            .await,
+        2
+    );
     world.end(daemon).await;
 }
 
@@ -329,7 +339,12 @@ async fn who_ended_a_container_is_known() {
     assert_eq!(ended_by("stopped").await, Some(EndedBy::Stop));
     engine.signal(&owner, "signalled", 15).await.unwrap();
     assert_eq!(ended_by("signalled").await, Some(EndedBy::Signal));
-    assert_eq!(engine.roll("app", "sha256:other").await, 1);
+    assert_eq!(
+        engine
+            .roll("app", "sha256:other", Isolation::Namespace)
+            .await,
+        1
+    );
     assert_eq!(ended_by("rolled").await, Some(EndedBy::Rollout));
     // A new start has a new end.
     engine.start_instance(&owner, "rolled").await.unwrap();

@@ -100,8 +100,10 @@ impl Settings {
     }
 }
 
-/// What separates an instance from its machine.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What separates an instance from its machine. Ordered from the weakest wall to the strongest.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
     /// Namespaces, an id range, seccomp: the host's own kernel, walled off.

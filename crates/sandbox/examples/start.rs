@@ -1,4 +1,4 @@
-//! How long a start takes, from the request to the first byte of output: without and with a user namespace, with a disk as well, and the
+//! How long a start takes, from the request to the first byte of output: without and with a user namespace, with a disk as well, on gVisor's kernel (if runsc is there), and the
 //! floor (fork and exec without any wall), in turn, one every 150 ms. On a busy machine the tenth percentile says most. `cargo run --release -p wharf-sandbox --example start -- [n]`
 #![allow(clippy::unwrap_used, reason = "a bench may stop at once")]
 
@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use wharf_sandbox::{
-    Capabilities, DiskMount, IdRanges, Limits, ProcessSpec, Root, SpawnFds, Spawner, SpawnerConfig,
-    disk::Template, netns,
+    Capabilities, DiskMount, IdRanges, Kernel, Limits, ProcessSpec, Root, SpawnFds, Spawner,
+    SpawnerConfig, disk::Template, netns,
 };
 
 const SPAWNER: &str = "--spawner";
@@ -30,6 +30,7 @@ struct Side {
     name: &'static str,
     spawner: Option<Spawner>,
     template: Option<Template>,
+    kernel: Kernel,
     times: Vec<Duration>,
 }
 
@@ -44,15 +45,24 @@ async fn bench(n: usize) {
         name: "floor",
         spawner: None,
         template: None,
+        kernel: Kernel::Host,
         times: Vec::new(),
     }];
     let ids = IdRanges::default();
-    for (name, short, ids) in [
-        ("no user namespace", "none", None),
-        ("user namespace", "users", Some(ids)),
-        ("user namespace, disk", "disk", Some(ids)),
-    ] {
-        let template = (short == "disk").then(|| Template::make(&dir, 2_000_000_000).unwrap());
+    let mut kinds = vec![
+        ("no user namespace", "none", None, Kernel::Host),
+        ("user namespace", "users", Some(ids), Kernel::Host),
+        ("user namespace, disk", "disk", Some(ids), Kernel::Host),
+    ];
+    let runsc = PathBuf::from("/usr/bin/runsc");
+    if runsc.exists() {
+        let kernel = Kernel::Gvisor { runsc };
+        kinds.push(("the same, gVisor", "disk-gvisor", Some(ids), kernel));
+    }
+    for (name, short, ids, kernel) in kinds {
+        let template = short
+            .starts_with("disk")
+            .then(|| Template::make(&dir, 2_000_000_000).unwrap());
         let config = SpawnerConfig {
             socket: dir.join(short),
             command: vec!["/proc/self/exe".into(), SPAWNER.into()],
@@ -65,6 +75,7 @@ async fn bench(n: usize) {
             name,
             spawner: Some(spawner),
             template,
+            kernel,
             times: Vec::new(),
         });
     }
@@ -73,7 +84,7 @@ async fn bench(n: usize) {
             tokio::time::sleep(Duration::from_millis(150)).await;
             let time = match &side.spawner {
                 None => floor(),
-                Some(spawner) => start(spawner, side.template.as_ref(), &dir, round).await,
+                Some(spawner) => start(spawner, side, &dir, round).await,
             };
             if round >= 3 {
                 side.times.push(time);
@@ -118,12 +129,7 @@ fn floor() -> Duration {
     time
 }
 
-async fn start(
-    spawner: &Spawner,
-    template: Option<&Template>,
-    dir: &Path,
-    round: usize,
-) -> Duration {
+async fn start(spawner: &Spawner, side: &Side, dir: &Path, round: usize) -> Duration {
     let instance = dir.join(format!("i{round}"));
     let (upper, work) = (instance.join("upper"), instance.join("work"));
     for made in [&instance, &upper, &work] {
@@ -135,7 +141,7 @@ async fn start(
         ipv6: false,
     })
     .unwrap();
-    let disk = template.map(|template| template.disk().unwrap());
+    let disk = side.template.as_ref().map(|it| it.disk().unwrap());
     let id = format!("i{round}");
     let spec = ProcessSpec {
         id: id.clone(),
@@ -166,6 +172,7 @@ async fn start(
             at: instance.clone(),
         }),
         capabilities: Capabilities::default(),
+        kernel: side.kernel.clone(),
     };
     let fds = SpawnFds {
         netns: Some(network),

@@ -15,6 +15,7 @@
 
 mod bare;
 mod caps;
+pub(crate) mod gvisor;
 pub(crate) mod mapped;
 pub(crate) mod mounts;
 mod rooted;
@@ -24,6 +25,7 @@ use crate::cgroup::Cgroup;
 use crate::spec::{Capabilities, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Disposition};
 use crate::userns::{IDS, UserNamespace};
+use crate::weak::{self, Wall};
 use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
@@ -115,6 +117,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) filter: &'a [BpfInstruction],
     /// Where the kernel has them. Not for a joined process, which would be in a domain beside the container's: neither could reach the other.
     pub(crate) landlock: Option<BorrowedFd<'a>>,
+    /// The process, or its container, runs on gVisor's kernel.
+    pub(crate) gvisor: Option<gvisor::Role<'a>>,
 }
 
 /// What to become.
@@ -177,7 +181,7 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     for signal in CHANGED_SIGNALS {
         sys::set_signal(signal, Disposition::Default);
     }
-    if matches!(plan.place, Place::Joined { .. }) {
+    if matches!(plan.place, Place::Joined { .. }) && !weak::is_down(Wall::NotDumpable) {
         // The container's processes can see this one already, and it still holds what the spawner holds. Undone by exec.
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .step(|| "hiding from the container's processes".to_owned())?;
@@ -188,13 +192,16 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().step(|| "setsid".to_owned())?;
     match plan.place {
-        Place::New { spec, netns } => enter_new(spec, netns, plan.cgroup, plan.users)?,
+        Place::New { spec, netns } => enter_new(spec, netns, plan)?,
         Place::Joined { container } => {
             rustix::thread::move_into_thread_name_spaces(container, JOINED)
                 .step(|| "entering the container's namespaces".to_owned())?;
         }
     }
 
+    if let Some(step) = &plan.gvisor {
+        return gvisor::set_up(plan, step, report);
+    }
     let is_container = plan.place.is_container();
     let refuse = |message| Failure {
         exit_code: 125,
@@ -218,7 +225,7 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     let argv = strings(program.argv, "argument")?;
     let candidates = programs(program)?;
 
-    let kept = place_descriptors(plan, root + user.uid)?;
+    let kept = place_descriptors(plan, root + user.uid, &[])?;
     report.set(kept.report);
     if plan.terminal {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
@@ -238,9 +245,13 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
         rustix::thread::move_into_link_name_space(users, Some(LinkNameSpaceType::User))
             .step(|| "entering the user namespace".to_owned())?;
     }
-    sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
+    if !weak::is_down(Wall::Keyring) {
+        sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
+    }
 
-    let keep = if is_container {
+    let keep = if is_container && weak::is_down(Wall::Capabilities) {
+        CapabilitySet::from_bits_retain(u64::MAX)
+    } else if is_container {
         CapabilitySet::from_bits_retain(program.capabilities.bits())
     } else {
         caps::NONE
@@ -253,12 +264,16 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     rustix::thread::set_thread_res_uid(uid, uid, uid).step(|| format!("setuid {}", user.uid))?;
     caps::limit(if user.uid == 0 { keep } else { caps::NONE })
         .step(|| "setting capabilities".to_owned())?;
-    rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
+    if !weak::is_down(Wall::NoNewPrivs) {
+        rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
+    }
     sys::block_signals(&[]).step(|| "unblocking signals".to_owned())?;
-    if let Some(rules) = kept.landlock {
+    if let Some(rules) = kept.landlock.filter(|_| !weak::is_down(Wall::Landlock)) {
         sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
     }
-    sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
+    if !weak::is_down(Wall::Seccomp) {
+        sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
+    }
     Err(execute(&program.argv[0], &candidates, &argv, &env))
 }
 
@@ -266,9 +281,9 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
 fn enter_new(
     spec: &ProcessSpec,
     netns: Option<BorrowedFd<'_>>,
-    cgroup: &Cgroup,
-    users: Option<&UserNamespace>,
+    plan: &Plan<'_>,
 ) -> Result<(), Failure> {
+    let users = plan.users;
     if let Some(netns) = netns {
         rustix::thread::move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
             .step(|| "entering the network namespace".to_owned())?;
@@ -288,7 +303,10 @@ fn enter_new(
                 disk: spec.disk.as_ref(),
                 extra: &spec.mounts,
             };
-            mounts::enter_root(&parts, cgroup, users)?;
+            match plan.gvisor {
+                None => mounts::enter_root(&parts, plan.cgroup, users)?,
+                Some(_) => gvisor::root::enter(&parts, &spec.kernel, users)?,
+            }
         }
         Root::Bare => bare::enter_root(&spec.mounts)?,
     }
@@ -313,6 +331,9 @@ fn absolute(cwd: &str) -> Result<&Path, Failure> {
 /// `owner` is the host's ids.
 fn enter_directory(cwd: &str, owner: (u32, u32)) -> Result<(), Failure> {
     let path = absolute(cwd)?;
+    if weak::is_down(Wall::MagicLinks) {
+        return rustix::process::chdir(path).step(|| format!("working directory {cwd:?}"));
+    }
     let root = rustix::fs::open(
         "/",
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -328,14 +349,12 @@ fn enter_directory(cwd: &str, owner: (u32, u32)) -> Result<(), Failure> {
 /// still open, and lead out of the container.
 fn enter_existing_directory(cwd: &str) -> Result<(), Failure> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let entered = rustix::fs::openat2(
-        CWD,
-        absolute(cwd)?,
-        flags,
-        Mode::empty(),
-        ResolveFlags::NO_MAGICLINKS,
-    )
-    .and_then(rustix::process::fchdir);
+    let resolve = match weak::is_down(Wall::MagicLinks) {
+        true => ResolveFlags::empty(),
+        false => ResolveFlags::NO_MAGICLINKS,
+    };
+    let entered = rustix::fs::openat2(CWD, absolute(cwd)?, flags, Mode::empty(), resolve)
+        .and_then(rustix::process::fchdir);
     entered.map_err(|error| Failure {
         exit_code: if error == Errno::NOENT { 127 } else { 126 },
         message: format!(
@@ -397,8 +416,12 @@ struct Kept {
     landlock: Option<BorrowedFd<'static>>,
 }
 
-/// Puts every descriptor at its number; all others close at exec. `uid` is the host's id of the user.
-fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<Kept, Failure> {
+/// Puts every descriptor at its number, `more` among them; all others close at exec. `uid` is the host's id of the user.
+fn place_descriptors(
+    plan: &Plan<'_>,
+    uid: u32,
+    more: &[(i32, BorrowedFd<'_>)],
+) -> Result<Kept, Failure> {
     // The process's own /dev/null: the host's node could be changed through /proc/self/fd.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .step(|| "opening /dev/null".to_owned())?;
@@ -414,6 +437,7 @@ fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<Kept, Failure> {
             .iter()
             .map(|(number, fd)| (*number, fd.as_fd())),
     );
+    wanted.extend(more);
     let above = wanted.iter().map(|(number, _)| *number).max().unwrap_or(2) + 1;
     // First out of the way of all targets, then into place.
     let aside = |fd: BorrowedFd<'_>| -> Result<std::os::fd::RawFd, Failure> {
@@ -429,6 +453,10 @@ fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<Kept, Failure> {
         .map(|(number, fd)| Ok((*number, aside(*fd)?)))
         .collect::<Result<Vec<_>, Failure>>()?;
     sys::close_on_exec_from(3).step(|| "marking descriptors".to_owned())?;
+    #[cfg(feature = "weak")]
+    if weak::is_down(Wall::Descriptors) {
+        weak::leak_descriptors(report); // The end of that pipe tells of the exec.
+    }
     for (number, copy) in copies {
         // SAFETY: `copy` was opened above; owners of what `number` was belong to the parent's memory image and are never dropped here,
         // as this process only ends by exec or _exit.

@@ -21,6 +21,10 @@ mod received;
 mod seccomp;
 mod sys;
 mod userns;
+#[cfg(feature = "weak")]
+pub mod weak;
+#[cfg(not(feature = "weak"))]
+mod weak;
 
 pub use cgroup::Usage;
 pub use disk::{Disk, DiskUsage};
@@ -30,7 +34,7 @@ pub use spawner::{
     ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
 };
 pub use spec::{
-    Capabilities, DiskMount, ExecSpec, ExecStreams, Limits, Mount, ProcessSpec, Root, SpawnFds,
-    TerminalSize,
+    Capabilities, DiskMount, ExecSpec, ExecStreams, Kernel, Limits, Mount, ProcessSpec, Root,
+    SpawnFds, TerminalSize,
 };
 pub use userns::{IdRanges, files_as, root_of_process};

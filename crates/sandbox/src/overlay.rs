@@ -9,6 +9,7 @@
 use crate::child::mounts::files_only;
 use crate::spec::{DiskMount, Mount};
 use crate::sys;
+use crate::weak::{self, Wall};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, OpenTreeFlags,
@@ -22,7 +23,12 @@ use std::path::{Path, PathBuf};
 const MAX_LAYERS: usize = 500;
 
 /// Device nodes in layers are never usable; set-user-id bits lose their power to no_new_privs instead.
-const ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
+fn attributes() -> MountAttrFlags {
+    match weak::is_down(Wall::NoDevices) {
+        true => MountAttrFlags::empty(),
+        false => MountAttrFlags::MOUNT_ATTR_NODEV,
+    }
+}
 
 /// What makes an upper directory a plain diff (no redirects, no metadata-only copies) that can be mounted again elsewhere (no index).
 const OPTIONS: [(&str, &str); 3] = [
@@ -129,7 +135,7 @@ pub(crate) fn mount_detached(
         }
         held.push(layer);
     }
-    let mut attributes = ATTRIBUTES;
+    let mut attributes = attributes();
     if let Some((upper, work)) = upper {
         for (option, path) in [("upperdir", upper), ("workdir", work)] {
             let directory = open_layer(path)?;

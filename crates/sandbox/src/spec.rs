@@ -34,6 +34,35 @@ pub struct ProcessSpec {
     pub disk: Option<DiskMount>,
     /// What root in a container may do; [`Root::Bare`] has none whatever this says.
     pub capabilities: Capabilities,
+    /// Whose kernel a container's system calls go to; [`Root::Bare`] takes [`Kernel::Host`] only.
+    pub kernel: Kernel,
+}
+
+/// Whose kernel a container's system calls go to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kernel {
+    /// The machine's own.
+    #[default]
+    Host,
+    /// gVisor's, in user space. Its processes have the container's cgroup, network, ids and files; the container's processes have
+    /// gVisor's alone.
+    Gvisor {
+        /// `runsc`: an executable of the host that needs no shared libraries.
+        runsc: PathBuf,
+    },
+}
+
+impl Kernel {
+    /// Where a running container's root is, given by its main process: with its mounts, without gVisor's own.
+    pub fn root_of(&self, pid: i32) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        match self {
+            Kernel::Host => root,
+            Kernel::Gvisor { .. } => {
+                root.join(crate::child::gvisor::ROOTFS.trim_start_matches('/'))
+            }
+        }
+    }
 }
 
 /// Where a disk is mounted: in the container's own mount namespace, nowhere else.
@@ -81,6 +110,14 @@ impl Capabilities {
         }
         let bit = Self::DOCKER.iter().find(|(known, _)| *known == name);
         Capabilities(bit.map_or(self.0, |(_, bit)| self.0 & !(1 << bit)))
+    }
+
+    /// Their full names.
+    pub(crate) fn names(self) -> Vec<String> {
+        let held = Self::DOCKER
+            .iter()
+            .filter(|(_, bit)| self.bits() & 1 << bit != 0);
+        held.map(|(name, _)| format!("CAP_{name}")).collect()
     }
 
     /// The bits, never more than Docker's.

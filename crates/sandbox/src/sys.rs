@@ -2,6 +2,7 @@
 //!
 //! Must not: decide anything; each function is one call and its error.
 
+use crate::weak::{self, Wall};
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -349,6 +350,10 @@ pub(crate) fn set_mount_attributes(
     set: u64,
     recursive: bool,
 ) -> io::Result<()> {
+    let set = match weak::is_down(Wall::NoDevices) {
+        true => set & !libc::MOUNT_ATTR_NODEV,
+        false => set,
+    };
     set_attributes(
         mount,
         libc::mount_attr {

@@ -5,7 +5,7 @@ mod support;
 
 use std::os::unix::fs::MetadataExt;
 use support::{Place, bind};
-use wharf_sandbox::{IdRanges, Root, SpawnError, Spawner, SpawnerConfig};
+use wharf_sandbox::{IdRanges, Kernel, Root, SpawnError, Spawner, SpawnerConfig};
 
 const RANGES: IdRanges = IdRanges {
     first: 0x7000_0000,
@@ -219,6 +219,15 @@ async fn without_user_namespaces_only_when_asked_for() {
     let spawner = start(&place, None).await;
     let (spec, fds) = place.container("a", "id -u; exec sleep 1000");
     let process = spawner.spawn(&spec, fds).await.unwrap();
+    assert_eq!(support::first_line(&process).await, "0");
+    assert_eq!(host_ids(process.pid), (0, 0));
+    // On gVisor's kernel, too.
+    let (mut spec, fds) = place.container("b", "dmesg | head -1; id -u; sleep 1000");
+    spec.kernel = Kernel::Gvisor {
+        runsc: wharf_testkit::runsc(),
+    };
+    let process = spawner.spawn(&spec, fds).await.unwrap();
+    assert!(support::first_line(&process).await.contains("gVisor"));
     assert_eq!(support::first_line(&process).await, "0");
     assert_eq!(host_ids(process.pid), (0, 0));
     place.finish(spawner).await;

@@ -3,7 +3,7 @@
 use crate::{Place, busybox, eventually};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use wharf_engine::{Create, Engine, EngineConfig, Owner, StartOptions};
+use wharf_engine::{Create, Engine, EngineConfig, Isolation, Owner, StartOptions};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Networks};
 use wharf_sandbox::{Limits, Spawner};
@@ -77,6 +77,11 @@ impl World {
 
     /// A daemon's start: the first one, or one after another's death.
     pub async fn daemon(&self, adopt_idle_ms: u64) -> Daemon {
+        self.daemon_of(adopt_idle_ms, Isolation::Namespace).await
+    }
+
+    /// [`World::daemon`] of a node with this class for instances for which none is said.
+    pub async fn daemon_of(&self, adopt_idle_ms: u64, isolation: Isolation) -> Daemon {
         let (spawner, survivors) = self.place.start(3000).await;
         let networks = Networks::new(NetConfig {
             pool_size: 1,
@@ -90,6 +95,7 @@ impl World {
             stop_grace_ms: 500,
             adopt_idle_ms,
             bandwidth_per_cpu: None,
+            isolation,
         };
         let engine = Engine::start(
             config,
@@ -181,5 +187,6 @@ pub fn shell(owner: &Owner, name: &str, script: &str) -> Create {
         volumes: Vec::new(),
         snapshot: None,
         start: StartOptions::default(),
+        isolation: None,
     }
 }

@@ -42,6 +42,19 @@ pub fn is_alive(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
+/// gVisor's `runsc`.
+///
+/// # Panics
+/// It is not installed.
+pub fn runsc() -> std::path::PathBuf {
+    let path = std::path::PathBuf::from("/usr/bin/runsc");
+    assert!(
+        path.exists(),
+        "these tests need runsc: apt-get install runsc"
+    );
+    path
+}
+
 /// SIGKILL; none if the process is gone.
 pub fn kill(pid: i32) {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();

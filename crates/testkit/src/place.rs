@@ -25,20 +25,21 @@ impl Place {
     /// # Panics
     /// Without root.
     pub fn new(program: &str) -> Place {
-        static COUNTER: AtomicU32 = AtomicU32::new(0);
         assert!(
             rustix::process::geteuid().is_root(),
             "these tests make namespaces and cgroups: run them as root"
         );
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        // Short: sockets' paths have a limit.
+        let dir = tempfile::Builder::new()
+            .prefix("wh")
+            .tempdir_in("/tmp")
+            .unwrap();
+        // Not by the process's number, which another PID namespace has, too.
+        let name = dir.path().file_name().unwrap().to_str().unwrap();
         Place {
-            // Short: sockets' paths have a limit.
-            dir: tempfile::Builder::new()
-                .prefix("wh")
-                .tempdir_in("/tmp")
-                .unwrap(),
+            cgroup_name: format!("wharf-test-{name}"),
             program: program.to_owned(),
-            cgroup_name: format!("wharf-test-{}-{number}", std::process::id()),
+            dir,
             spawner_pid: AtomicU32::new(0),
         }
     }

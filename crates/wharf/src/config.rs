@@ -62,6 +62,7 @@ pub(crate) struct Containers {
     pub(crate) id_first: u32,
     pub(crate) id_ranges: u32,
     pub(crate) standby_mib: Option<u64>,
+    pub(crate) isolation: wharf_model::Isolation,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -156,6 +157,7 @@ impl Default for Containers {
             id_first: IdRanges::default().first,
             id_ranges: IdRanges::default().count,
             standby_mib: None,
+            isolation: wharf_model::Isolation::Namespace,
         }
     }
 }
@@ -247,6 +249,9 @@ id_ranges = 4094
 # Most memory of the instances that are started ahead, of all applications together, MiB: of those that ask for it with min_instances, and of no other. Default: a
 # tenth of the machine's. 0: none are.
 # standby_mib = 2048
+# What separates an instance from this machine, where neither its application nor its image says: "namespace" or "gvisor" (needs runsc). A label
+# of an image can choose more than this, not less.
+isolation = "namespace"
 
 [snapshots]
 # A snapshot that has not been restored for so long is removed, hours (720: thirty days, as on Cloudflare).

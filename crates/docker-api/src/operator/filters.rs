@@ -103,6 +103,7 @@ mod tests {
             image_id: "sha256:1".into(),
             application: None,
             application_name: None,
+            isolation: wharf_engine::Isolation::Namespace,
             state: lifecycle::State::Running,
             pid: None,
             handed: false,

@@ -7,6 +7,7 @@
 //! | limits | its application's, or lower | as asked |
 //! | variables | real values for workerd's placeholders | as asked |
 //! | network | its sidecar's | as asked |
+//! | isolation class | its application's | as asked (`Runtime`) |
 //! | a sidecar is known by | its name | its command and port |
 
 use super::create::{Body, environment, limits, no_image, object_of};
@@ -18,7 +19,7 @@ use crate::errors::ApiError;
 use crate::storage::is_snapshot;
 use http::StatusCode;
 use std::sync::Arc;
-use wharf_engine::{Application, Create, Engine, Limits, StartOptions};
+use wharf_engine::{Application, Create, Engine, Isolation, Limits, StartOptions};
 
 /// Who calls.
 pub(crate) enum Admission {
@@ -45,6 +46,7 @@ pub(crate) struct Admitted {
     /// If its application asks for instances to be started ahead.
     pub(crate) kept: Option<Kept>,
     pub(crate) start: StartOptions,
+    pub(crate) isolation: Option<Isolation>,
 }
 
 impl Admission {
@@ -72,6 +74,7 @@ impl Admission {
                 application: None,
                 kept: None,
                 start: StartOptions::default(),
+                isolation: runtime(host.and_then(|host| host.runtime.as_deref()))?,
             });
         };
         let (unique_key, object_id) = object_of(name).ok_or_else(|| {
@@ -128,6 +131,7 @@ impl Admission {
             application: Some(counted),
             kept,
             start: carried.into_start(),
+            isolation: application.isolation,
         })
     }
 
@@ -163,4 +167,16 @@ impl Admission {
             }
         }
     }
+}
+
+/// Docker's `--runtime`: an isolation class.
+fn runtime(name: Option<&str>) -> Result<Option<Isolation>, ApiError> {
+    let Some(name) = name.filter(|name| !name.is_empty()) else {
+        return Ok(None);
+    };
+    Isolation::parse(name).map(Some).ok_or_else(|| {
+        ApiError::bad_request(format!(
+            "unknown or invalid runtime name: {name}; there are namespace, gvisor and microvm"
+        ))
+    })
 }

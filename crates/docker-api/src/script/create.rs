@@ -71,6 +71,7 @@ pub(crate) struct HostConfig {
     port_bindings: Option<Bindings>,
     publish_all_ports: Option<bool>,
     auto_remove: Option<bool>,
+    pub(crate) runtime: Option<String>,
     restart_policy: Option<RestartPolicy>,
 }
 
@@ -193,6 +194,7 @@ async fn create_container(
         application,
         kept,
         start,
+        isolation,
     } = shared
         .admission
         .admit(&shared.engine, &name, &body, carried.clone())
@@ -253,6 +255,7 @@ async fn create_container(
         volumes,
         snapshot,
         start,
+        isolation,
     };
     let repeatable = shared.admission.repeatable(&request, seen, &carried);
     let created = create_or_replace(shared, request, of_workerd).await?;
@@ -460,6 +463,7 @@ mod tests {
             largest: Limits::default(),
             max_instances: 3,
             min_instances: 0,
+            isolation: None,
             variables: variables.iter().map(owned).collect(),
         }
     }

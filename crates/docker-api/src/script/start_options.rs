@@ -242,6 +242,7 @@ mod tests {
             limits,
             max_instances: 3,
             min_instances: 0,
+            isolation: None,
             variables: Vec::new(),
         }
     }

@@ -5,11 +5,22 @@
 mod node;
 
 use node::Node;
+use wharf_engine::Isolation;
 
 /// One test, since it takes a while to make the place for it.
 #[tokio::test]
 async fn what_a_container_reaches_is_the_workers() {
-    let mut node = Node::new().await;
+    reaches_the_workers(Isolation::Namespace).await;
+}
+
+#[tokio::test]
+async fn what_a_container_on_gvisor_reaches_is_the_workers() {
+    wharf_testkit::runsc();
+    reaches_the_workers(Isolation::Gvisor).await;
+}
+
+async fn reaches_the_workers(class: Isolation) {
+    let mut node = Node::new(class).await;
     http_is_mapped_by_host_pattern_address_and_port(&node).await;
     https_is_mapped_under_a_certificate_that_the_container_was_given(&node).await;
     websockets_go_through_both(&node).await;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use wharf_docker_api::script::{ApplicationInfo, Applications, router};
-use wharf_engine::Limits;
+use wharf_engine::{Isolation, Limits};
 use wharf_testkit::engine::{Daemon, World};
 use wharf_testkit::{ask, eventually};
 
@@ -54,6 +54,7 @@ impl Applications for OneApplication {
                 largest: Limits::default(),
                 max_instances: 10,
                 min_instances: 0,
+                isolation: None,
                 variables: Vec::new(),
             })
         })
@@ -79,10 +80,11 @@ impl Drop for Workerd {
 }
 
 impl Node {
-    pub(crate) async fn new() -> Node {
+    /// A node whose containers have this class.
+    pub(crate) async fn new(class: Isolation) -> Node {
         let world = World::new(SPAWNER);
         world.import("python:latest", &python());
-        let daemon = world.daemon(60_000).await;
+        let daemon = world.daemon_of(60_000, class).await;
         let dir = world.place.dir.path();
         let listener = UnixListener::bind(dir.join("docker.sock")).unwrap();
         let router = router(

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use tokio::net::UnixStream;
 use wharf_docker_api::script::{ApplicationInfo, Applications, router};
-use wharf_engine::Limits;
+use wharf_engine::{Isolation, Limits};
 use wharf_testkit::engine::{Daemon, World};
 use wharf_testkit::eventually;
 
@@ -32,7 +32,9 @@ const config :Workerd.Config = (
   sockets = [(name = "http", address = "unix:DIR/http.sock", http = (), service = "main")]);
 "#;
 
-struct OneApplication;
+struct OneApplication {
+    isolation: Option<Isolation>,
+}
 
 impl Applications for OneApplication {
     fn find<'a>(
@@ -41,6 +43,7 @@ impl Applications for OneApplication {
         _: &'a str,
         _: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<ApplicationInfo, String>> + Send + 'a>> {
+        let isolation = self.isolation;
         Box::pin(async move {
             Ok(ApplicationInfo {
                 id: "app".into(),
@@ -51,6 +54,7 @@ impl Applications for OneApplication {
                 largest: Limits::default(),
                 max_instances: 10,
                 min_instances: 0,
+                isolation,
                 variables: Vec::new(),
             })
         })
@@ -78,6 +82,11 @@ impl Drop for Workerd {
 impl Node {
     /// The object's container runs when this returns.
     pub(crate) async fn new() -> Node {
+        Node::of_class(None).await
+    }
+
+    /// [`Node::new`], with what separates the container from the machine.
+    pub(crate) async fn of_class(isolation: Option<Isolation>) -> Node {
         let world = World::new(SPAWNER);
         world.import("bare:latest", &bare(&world.place.path("bare")));
         let daemon = world.daemon(60_000).await;
@@ -87,7 +96,7 @@ impl Node {
             daemon.engine.clone(),
             daemon.networks.clone(),
             world.snapshots(),
-            Arc::new(OneApplication),
+            Arc::new(OneApplication { isolation }),
         );
         let socket = Socket::serve(&world, "docker.sock", router);
         std::fs::write(dir.join("worker.js"), WORKER).unwrap();

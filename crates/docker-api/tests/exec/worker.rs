@@ -28,9 +28,27 @@ async fn sh(node: &Node, script: &str, options: Value) -> (String, String, i64) 
     run(node, &["/busybox", "sh", "-c", script], options).await
 }
 
+/// Its kernel is gVisor's.
+async fn on_gvisor() -> Node {
+    wharf_testkit::runsc();
+    Node::of_class(Some(wharf_engine::Isolation::Gvisor)).await
+}
+
 #[tokio::test]
 async fn what_a_worker_gives_and_gets() {
-    let node = Node::new().await;
+    gives_and_gets(Node::new().await, "busybox\ndev\netc\nproc\nsys\n").await;
+}
+
+#[tokio::test]
+async fn what_a_worker_gives_and_gets_on_gvisor() {
+    let node = on_gvisor().await;
+    let (said, _, _) = run(&node, &["/busybox", "dmesg"], json!({})).await;
+    assert!(said.contains("gVisor"), "{said}");
+    // There is a /tmp in any case.
+    gives_and_gets(node, "busybox\ndev\netc\nproc\nsys\ntmp\n").await;
+}
+
+async fn gives_and_gets(node: Node, root: &str) {
     let (out, err, code) = sh(&node, "echo out; echo err >&2; exit 7", json!({})).await;
     assert_eq!((out.as_str(), err.as_str(), code), ("out\n", "err\n", 7));
     let (out, err, code) = sh(
@@ -51,7 +69,7 @@ async fn what_a_worker_gives_and_gets() {
 
     // Nothing in /tmp, nor a /tmp: it is the wrapper's business.
     let (out, _, _) = run(&node, &["/busybox", "ls", "/"], json!({})).await;
-    assert_eq!(out, "busybox\ndev\netc\nproc\nsys\n");
+    assert_eq!(out, root);
     let script =
         "echo $BASE, $BOTH, $OWN; /busybox pwd; /busybox id -u; /busybox id -g; echo $HOME";
     let given = json!({"cwd": "/proc", "user": "1000:1001", "env": {"BOTH": "from exec", "OWN": "from exec"}});
@@ -127,7 +145,16 @@ async fn any_signal_reaches_the_process() {
 
 #[tokio::test]
 async fn a_terminal_follows_its_window() {
-    let node = Node::new().await;
+    follows_its_window(Node::new().await, "/dev/pts/0").await;
+}
+
+#[tokio::test]
+async fn a_terminal_on_gvisor_follows_its_window() {
+    // It is one, but has no name there.
+    follows_its_window(on_gvisor().await, "not a tty").await;
+}
+
+async fn follows_its_window(node: Node, name: &str) {
     let stty = ["/busybox", "stty", "size"];
     for (pty, size) in [
         (json!(true), "24 80\r\n"),
@@ -142,7 +169,8 @@ async fn a_terminal_follows_its_window() {
         json!({"pty": true}),
     )
     .await;
-    assert_eq!((out.as_str(), code), ("/dev/pts/0\r\nout\r\nerr\r\n", 5));
+    let wanted = format!("{name}\r\nout\r\nerr\r\n");
+    assert_eq!((out, code), (wanted, 5));
 
     let open = json!({"name": "p", "cmd": ["/busybox", "sh"], "options": {"pty": true, "env": {"PS1": "> "}}});
     node.call("/open", open).await;

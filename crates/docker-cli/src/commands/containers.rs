@@ -198,6 +198,7 @@ async fn make(client: &Client, c: args::Create) -> Result<String, ClientError> {
         "ExposedPorts": exposed,
         "HostConfig": {
             "AutoRemove": c.rm,
+            "Runtime": c.runtime,
             "NetworkMode": c.network.unwrap_or_else(|| "default".to_owned()),
             "PortBindings": bindings,
         },

@@ -3,7 +3,7 @@
 use super::Handle;
 use crate::own_network::Published;
 use crate::record::Label;
-use crate::{Shared, files, now_ms};
+use crate::{Shared, files, isolation, now_ms};
 use wharf_sandbox::{Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds};
 
 /// A start that succeeded.
@@ -25,6 +25,10 @@ pub(super) async fn start_process(
     let failed =
         |what: &str, error: &dyn std::fmt::Display| SpawnError::Spawner(format!("{what}: {error}"));
     let fixed = &handle.fixed;
+    let kernel = isolation::kernel(fixed.isolation).map_err(|error| SpawnError::Refused {
+        message: error.to_string(),
+        exit_code: 125,
+    })?;
     let _turn = handle.files.lock().await;
     let (network, published) = match network {
         Some(network) => (network, Vec::new()),
@@ -75,6 +79,7 @@ pub(super) async fn start_process(
         stdin_pipe: false,
         disk,
         capabilities: wharf_sandbox::Capabilities::default(),
+        kernel,
     };
     let netns = network.namespace().map_err(|e| failed("network", &e))?;
     let mount = handle.disk().map(|d| d.mount().try_clone_to_owned());

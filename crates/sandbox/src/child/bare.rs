@@ -3,7 +3,8 @@
 //! A small tmpfs, read-only once it is filled. Binds keep the host's paths or get others; nobody but the host's root has written what lies above them.
 
 use super::mounts::{
-    NODEV, NOEXEC, NOSUID, attach_new, leave_propagation, open_directory, open_sources, pivot, put,
+    NODEV, NOEXEC, NOSUID, attach_new, become_root, leave_propagation, open_directory,
+    open_sources, put,
 };
 use super::rooted::{self, Kind};
 use super::{Failure, Step};
@@ -67,7 +68,7 @@ pub(super) fn enter_root(mounts: &[Mount]) -> Result<(), Failure> {
     }
     sys::set_mount_attributes(root, libc::MOUNT_ATTR_RDONLY, false)
         .step(|| "making the root file system read-only".to_owned())?;
-    pivot(root)
+    become_root(root)
 }
 
 /// For the files, and the directories and mount points, which take a page at most.

@@ -9,6 +9,7 @@ use crate::cgroup::Cgroup;
 use crate::disk;
 use crate::spec::{DiskMount, Mount};
 use crate::userns::UserNamespace;
+use crate::weak::{self, Wall};
 use crate::{overlay, sys};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
@@ -32,8 +33,9 @@ const INERT: u64 = libc::MOUNT_ATTR_RDONLY
     | libc::MOUNT_ATTR_NODEV
     | libc::MOUNT_ATTR_NOEXEC;
 
-/// Hidden from containers (Docker's list). Files become /dev/null, directories empty.
-const MASKED: [&str; 11] = [
+/// Hidden from containers: Docker's list, and virtual disks, which tell where on the host their files are. Files become /dev/null, directories
+/// empty.
+const MASKED: [&str; 12] = [
     "proc/acpi",
     "proc/asound",
     "proc/interrupts",
@@ -43,6 +45,7 @@ const MASKED: [&str; 11] = [
     "proc/sched_debug",
     "proc/scsi",
     "proc/timer_list",
+    "sys/devices/virtual/block",
     "sys/devices/virtual/powercap",
     "sys/firmware",
 ];
@@ -66,6 +69,15 @@ const DEVICES: [(&str, u32, u32); 6] = [
     ("tty", 5, 0),
 ];
 
+/// How many terminals (pty(7)) a container may have. All containers share the machine's number, some 3000 (kernel.pty.max less
+/// kernel.pty.reserve): one alone must not take them from the others.
+fn max_terminals() -> &'static str {
+    match weak::is_down(Wall::Terminals) {
+        true => "1000",
+        false => "256",
+    }
+}
+
 /// What a root is made of.
 pub(super) struct Parts<'a> {
     pub(super) lower: &'a [PathBuf],
@@ -82,6 +94,47 @@ pub(super) fn enter_root(
     cgroup: &Cgroup,
     users: Option<&UserNamespace>,
 ) -> Result<(), Failure> {
+    let (root, sources) = open_files(parts, users)?;
+    let root = root.as_fd();
+
+    let proc = system_directory(root, "proc")?;
+    let proc = attach_new("proc", &[], NOSUID | NODEV | NOEXEC, proc.as_fd())
+        .step(|| "mounting /proc".to_owned())?;
+    let sys = system_directory(root, "sys")?;
+    let sys = attach_new("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY, sys.as_fd())
+        .step(|| "mounting /sys".to_owned())?;
+    let dev = system_directory(root, "dev")?;
+    let dev = devices(dev.as_fd(), users.map_or(0, |users| users.root))
+        .step(|| "mounting /dev".to_owned())?;
+    show_cgroups(sys.as_fd(), cgroup).step(|| "mounting /sys/fs/cgroup".to_owned())?;
+    for path in MASKED {
+        mask(top(path, proc.as_fd(), sys.as_fd()), path, dev.as_fd())
+            .step(|| format!("masking /{path}"))?;
+    }
+    for path in READ_ONLY {
+        make_read_only(top(path, proc.as_fd(), sys.as_fd()), path)
+            .step(|| format!("making /{path} read-only"))?;
+    }
+    extra_mounts(root, parts.work, parts.extra, sources)?;
+    become_root(root)
+}
+
+/// Makes a mount `/`, and leaves the host's file system.
+pub(super) fn become_root(root: BorrowedFd<'_>) -> Result<(), Failure> {
+    rustix::process::fchdir(root).step(|| "entering the root file system".to_owned())?;
+    if weak::is_down(Wall::Pivot) {
+        return rustix::process::chroot(".").step(|| "chroot".to_owned());
+    }
+    rustix::process::pivot_root(".", ".").step(|| "pivot_root".to_owned())?;
+    unmount(".", UnmountFlags::DETACH).step(|| "leaving the host's file system".to_owned())?;
+    rustix::process::chdir("/").step(|| "entering the root file system".to_owned())
+}
+
+/// The root file system, attached where only this mount namespace sees it, and what its own mounts show of the host.
+pub(super) fn open_files(
+    parts: &Parts<'_>,
+    users: Option<&UserNamespace>,
+) -> Result<(OwnedFd, Vec<Option<OwnedFd>>), Failure> {
     let Parts {
         lower,
         upper,
@@ -104,28 +157,7 @@ pub(super) fn enter_root(
     }
     let root =
         mount_root(lower, upper, work).step(|| "mounting the root file system".to_owned())?;
-    let root = root.as_fd();
-
-    let proc = system_directory(root, "proc")?;
-    let proc = attach_new("proc", &[], NOSUID | NODEV | NOEXEC, proc.as_fd())
-        .step(|| "mounting /proc".to_owned())?;
-    let sys = system_directory(root, "sys")?;
-    let sys = attach_new("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY, sys.as_fd())
-        .step(|| "mounting /sys".to_owned())?;
-    let dev = system_directory(root, "dev")?;
-    let dev = devices(dev.as_fd(), users.map_or(0, |users| users.root))
-        .step(|| "mounting /dev".to_owned())?;
-    show_cgroups(sys.as_fd(), cgroup).step(|| "mounting /sys/fs/cgroup".to_owned())?;
-    for path in MASKED {
-        mask(top(path, proc.as_fd(), sys.as_fd()), path, dev.as_fd())
-            .step(|| format!("masking /{path}"))?;
-    }
-    for path in READ_ONLY {
-        make_read_only(top(path, proc.as_fd(), sys.as_fd()), path)
-            .step(|| format!("making /{path} read-only"))?;
-    }
-    extra_mounts(root, work, extra, sources)?;
-    pivot(root)
+    Ok((root, sources))
 }
 
 /// What is mounted from now on is seen by nobody else.
@@ -135,14 +167,6 @@ pub(super) fn leave_propagation() -> Result<(), Failure> {
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )
     .step(|| "making mounts private".to_owned())
-}
-
-/// Makes an attached mount `/`, and leaves the old root for good.
-pub(super) fn pivot(root: BorrowedFd<'_>) -> Result<(), Failure> {
-    rustix::process::fchdir(root).step(|| "entering the root file system".to_owned())?;
-    rustix::process::pivot_root(".", ".").step(|| "pivot_root".to_owned())?;
-    unmount(".", UnmountFlags::DETACH).step(|| "leaving the host's file system".to_owned())?;
-    rustix::process::chdir("/").step(|| "entering the root file system".to_owned())
 }
 
 /// Everything that overlays are made of, those of volumes included.
@@ -242,6 +266,10 @@ pub(super) fn attach_new(
         }
     }
     fsconfig_create(fs.as_fd())?;
+    let attributes = match kind {
+        "sysfs" if weak::is_down(Wall::ReadOnlySys) => NOSUID,
+        _ => attributes,
+    };
     let mount = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     attach(mount.as_fd(), target)?;
     Ok(mount)
@@ -264,12 +292,13 @@ pub(super) fn clone_of(
 
 /// `/proc`, `/sys` or `/dev` of the image, made if missing. A symbolic link in its place would put the mount elsewhere and leave the
 /// masks behind.
-fn system_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure> {
+pub(super) fn system_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure> {
     match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error).step(|| format!("making /{name}")),
     }
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    flags.set(OFlags::NOFOLLOW, !weak::is_down(Wall::Rooted));
     rustix::fs::openat(root, name, flags, Mode::empty())
         .step(|| format!("the image's /{name} must be a directory"))
 }
@@ -315,21 +344,7 @@ fn devices(target: BorrowedFd<'_>, root: u32) -> io::Result<OwnedFd> {
     }
     // Only this mount, not the nodes mounted on it.
     sys::set_mount_attributes(at, libc::MOUNT_ATTR_NODEV, false)?;
-    let tty_group = (root + 5).to_string();
-    let pts = [
-        ("newinstance", ""),
-        ("ptmxmode", "0666"),
-        ("mode", "0620"),
-        ("gid", &tty_group),
-    ];
-    let pts = attach_new(
-        "devpts",
-        &pts,
-        NOSUID | NOEXEC,
-        open_directory(at, Path::new("pts"))?.as_fd(),
-    )?;
-    let owner = (Uid::from_raw(root), Gid::from_raw(root));
-    rustix::fs::chownat(&pts, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
+    terminals(open_directory(at, Path::new("pts"))?.as_fd(), root)?;
     let shm = [("mode", "1777"), ("size", "65536k")];
     attach_new(
         "tmpfs",
@@ -347,6 +362,22 @@ fn devices(target: BorrowedFd<'_>, root: u32) -> io::Result<OwnedFd> {
         other => drop(other?),
     }
     Ok(dev)
+}
+
+/// devpts of its own, for terminals. `root` as in [`devices`].
+pub(super) fn terminals(target: BorrowedFd<'_>, root: u32) -> io::Result<()> {
+    let tty_group = (root + 5).to_string();
+    let pts = [
+        ("newinstance", ""),
+        ("ptmxmode", "0666"),
+        ("mode", "0620"),
+        ("gid", &tty_group),
+        ("max", max_terminals()),
+    ];
+    let pts = attach_new("devpts", &pts, NOSUID | NOEXEC, target)?;
+    let owner = (Uid::from_raw(root), Gid::from_raw(root));
+    rustix::fs::chownat(&pts, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
+    Ok(())
 }
 
 /// Language runtimes read their limits from here. Only the container's own cgroup is shown, read-only.
@@ -368,7 +399,9 @@ fn show_cgroups(sys: BorrowedFd<'_>, cgroup: &Cgroup) -> io::Result<()> {
     };
     for (host, name) in views {
         let view = clone_of(CWD, host, false)?;
-        sys::set_mount_attributes(view.as_fd(), INERT, false)?;
+        if !weak::is_down(Wall::ReadOnlySys) {
+            sys::set_mount_attributes(view.as_fd(), INERT, false)?;
+        }
         match &base {
             Some(base) => {
                 rustix::fs::mkdirat(base, &name, Mode::from_raw_mode(0o755))?;
@@ -401,6 +434,9 @@ fn open_system(mount: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>>
 }
 
 fn mask(mount: BorrowedFd<'_>, path: &str, dev: BorrowedFd<'_>) -> io::Result<()> {
+    if weak::is_down(Wall::Masks) {
+        return Ok(());
+    }
     let Some(target) = open_system(mount, path)? else {
         return Ok(());
     };
@@ -419,6 +455,9 @@ fn mask(mount: BorrowedFd<'_>, path: &str, dev: BorrowedFd<'_>) -> io::Result<()
 }
 
 fn make_read_only(mount: BorrowedFd<'_>, path: &str) -> io::Result<()> {
+    if weak::is_down(Wall::Masks) {
+        return Ok(());
+    }
     let Some(target) = open_system(mount, path)? else {
         return Ok(());
     };
@@ -457,7 +496,7 @@ pub(super) fn open_sources(
 }
 
 /// The request's own mounts, in order.
-fn extra_mounts(
+pub(super) fn extra_mounts(
     root: BorrowedFd<'_>,
     work: &Path,
     mounts: &[Mount],

@@ -2,7 +2,7 @@
 
 use super::launch::check_id;
 use crate::cgroup::Cgroup;
-use crate::child::{self, Place, Plan, Program};
+use crate::child::{self, Place, Plan, Program, gvisor};
 use crate::spec::{Capabilities, ExecSpec, ExecStreams, TerminalSize};
 use crate::sys::{self, BpfInstruction, Forked};
 use crate::userns::UserNamespace;
@@ -23,6 +23,7 @@ pub(super) struct Container<'a> {
     pub(super) cgroup: &'a Cgroup,
     pub(super) users: Option<&'a UserNamespace>,
     pub(super) capabilities: Capabilities,
+    pub(super) on_gvisor: bool,
 }
 
 /// A process between clone and exec.
@@ -90,6 +91,7 @@ pub(super) fn launch(
             report: child_report.as_fd(),
             filter,
             landlock: None,
+            gvisor: container.on_gvisor.then_some(gvisor::Role::Exec),
         }),
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
@@ -105,6 +107,45 @@ pub(super) fn launch(
             sys::signal_process(pidfd.as_fd(), libc::SIGKILL)?;
             Err(error)
         }
+    }
+}
+
+/// Starts `runsc kill` in a container on gVisor, and returns its process id.
+pub(super) fn launch_kill(
+    container: &Container<'_>,
+    filter: &[BpfInstruction],
+    inside_pid: Option<i32>,
+    signal: i32,
+) -> io::Result<i32> {
+    // Nobody reads it; that the process fails shows in its exit code.
+    let (_report, child_report) = pipe_with(PipeFlags::CLOEXEC)?;
+    let argv = gvisor::kill(inside_pid, signal);
+    let v2 = container.cgroup.open_v2()?;
+    // SAFETY: the spawner has one thread, and the child goes to `child::run`, which does not return.
+    match unsafe { sys::fork_inside(container.pidfd, v2.as_ref().map(AsFd::as_fd)) }? {
+        Forked::Child => child::run(&Plan {
+            program: Program {
+                argv: &argv,
+                env: &[],
+                cwd: "/",
+                user: "",
+                nofile: None,
+                capabilities: Capabilities::NONE,
+            },
+            place: Place::Joined {
+                container: container.pidfd,
+            },
+            cgroup: container.cgroup,
+            users: container.users,
+            streams: [None, None, None],
+            terminal: false,
+            inherit: &[],
+            report: child_report.as_fd(),
+            filter,
+            landlock: None,
+            gvisor: Some(gvisor::Role::Tool),
+        }),
+        Forked::Parent { pid, .. } => Ok(pid),
     }
 }
 

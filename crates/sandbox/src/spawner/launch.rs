@@ -1,10 +1,11 @@
 //! Starting one process: check the request, make pipes, take a cgroup and a user namespace, clone.
 
 use crate::cgroup::{Cgroup, Manager};
-use crate::child::{self, Place, Plan, Program};
-use crate::spec::{ProcessSpec, Root};
+use crate::child::{self, Place, Plan, Program, gvisor};
+use crate::spec::{Kernel, Limits, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Forked};
 use crate::userns::{Pool, UserNamespace};
+use crate::weak::{self, Wall};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -59,6 +60,12 @@ pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
             "a disk's mount must be given exactly when the process is to use one".to_owned(),
         );
     }
+    if spec.kernel != Kernel::Host && (matches!(spec.root, Root::Bare) || !given.inherit.is_empty())
+    {
+        return Err(
+            "on gVisor's kernel: containers only, without inherited descriptors".to_owned(),
+        );
+    }
     let mut numbers: Vec<i32> = given.inherit.iter().map(|(number, _)| *number).collect();
     numbers.sort_unstable();
     if numbers.first().is_some_and(|n| *n < 3) || numbers.windows(2).any(|w| w[0] == w[1]) {
@@ -95,7 +102,8 @@ pub(super) fn launch(
 
     let is_container = matches!(spec.root, Root::Overlay { .. });
     let mut users = walls.users.as_mut().filter(|_| is_container);
-    let cgroup = manager.create(&spec.limits)?;
+    let on_gvisor = spec.kernel != Kernel::Host;
+    let cgroup = manager.create(&limits(spec))?;
     let taken = match users.as_mut().map(|pool| pool.take()).transpose() {
         Ok(taken) => taken,
         Err(error) => {
@@ -103,7 +111,13 @@ pub(super) fn launch(
             return Err(error);
         }
     };
-    let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
+    let mut namespaces = libc::CLONE_NEWNS;
+    for (wall, flag) in [
+        (Wall::PidNamespace, libc::CLONE_NEWPID),
+        (Wall::IpcNamespace, libc::CLONE_NEWIPC),
+    ] {
+        namespaces |= if weak::is_down(wall) { 0 } else { flag };
+    }
     if spec.hostname.is_some() {
         namespaces |= libc::CLONE_NEWUTS;
     }
@@ -141,6 +155,7 @@ pub(super) fn launch(
                 &walls.filters.runtime
             },
             landlock: walls.landlock.as_ref().map(AsFd::as_fd),
+            gvisor: on_gvisor.then_some(gvisor::Role::Main(spec)),
         }),
         Ok(Forked::Parent { pid, pidfd }) => Ok(Launched {
             pid,
@@ -160,4 +175,13 @@ pub(super) fn launch(
             Err(error)
         }
     }
+}
+
+/// What the cgroup is held to. gVisor's own threads are no processes of the container's.
+fn limits(spec: &ProcessSpec) -> Limits {
+    let mut limits = spec.limits.clone();
+    if spec.kernel != Kernel::Host {
+        limits.pids = limits.pids.map(|pids| pids + gvisor::THREADS);
+    }
+    limits
 }

@@ -8,6 +8,7 @@ use crate::child::mapped;
 use crate::seccomp::{self, Profile};
 use crate::sys::{self, Disposition};
 use crate::userns::Pool;
+use crate::weak::{self, Wall};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Resource, Rlimit};
@@ -76,7 +77,9 @@ pub fn run(args: &[String]) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if let Err(error) = sys::run_from_read_only_mount() {
+    if !weak::is_down(Wall::ReadOnlyProgram)
+        && let Err(error) = sys::run_from_read_only_mount()
+    {
         say(&format!("protecting its own file from containers: {error}"));
         return ExitCode::FAILURE;
     }

@@ -12,6 +12,7 @@
 
 mod connections;
 mod execs;
+mod gvisor;
 mod processes;
 
 use super::Exit;
@@ -86,6 +87,7 @@ struct Entry {
     is_container: bool,
     /// Of what joins it, too.
     capabilities: Capabilities,
+    on_gvisor: bool,
     state: State,
     abandoned: bool,
     frozen: bool,
@@ -108,6 +110,7 @@ pub(super) struct Server {
     entries: BTreeMap<String, Entry>,
     /// Inside containers; see [`execs`].
     execs: BTreeMap<String, execs::Exec>,
+    kills: Vec<gvisor::Kill>,
     daemon: Option<Connection>,
     /// Connected, has not said Hello yet.
     newcomer: Option<Connection>,
@@ -149,6 +152,7 @@ impl Server {
             grace,
             entries: BTreeMap::new(),
             execs: BTreeMap::new(),
+            kills: Vec::new(),
             daemon: None,
             newcomer: None,
             connections: 0,

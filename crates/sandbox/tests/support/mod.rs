@@ -76,6 +76,7 @@ impl Place {
             stdin_pipe: false,
             disk: None,
             capabilities: Capabilities::default(),
+            kernel: wharf_sandbox::Kernel::Host,
         };
         (
             spec,
@@ -135,6 +136,7 @@ impl Place {
             stdin_pipe: false,
             disk: None,
             capabilities: Capabilities::default(),
+            kernel: wharf_sandbox::Kernel::Host,
         };
         let fds = SpawnFds {
             netns: Some(netns()),

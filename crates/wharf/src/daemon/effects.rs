@@ -168,7 +168,12 @@ async fn roll(node: &Node, id: &str) -> anyhow::Result<()> {
         .with_context(|| format!("the image of application \"{}\"", application.name))?;
     kept.into_iter()
         .for_each(|kept| node.standbys.application(kept));
-    let rolled = node.engine.roll(id, image.id.as_str()).await;
+    let asked = application
+        .settings()
+        .map_err(anyhow::Error::msg)?
+        .isolation;
+    let class = node.engine.isolation_class(&image, asked)?;
+    let rolled = node.engine.roll(id, image.id.as_str(), class).await;
     tracing::info!(application = application.name, rolled, "image set");
     Ok(())
 }

@@ -219,6 +219,7 @@ async fn serve(
             stop_grace_ms: config.containers.stop_grace_ms,
             adopt_idle_ms: config.containers.orphan_grace_ms,
             bandwidth_per_cpu: config.network.bytes_per_vcpu(),
+            isolation: config.containers.isolation,
         },
         spawner.clone(),
         instances,
@@ -400,6 +401,10 @@ fn prepare_directories(config: &Config) -> anyhow::Result<()> {
     make(&config.run_dir().join("w"), 0o700)?;
     make(&data.join("scripts"), 0o700)?;
     make(&data.join("bin"), 0o755)?;
+    // What steps of builds left, which may be set-user-id programs of the host's root. Also where it was made open once.
+    let build = data.join("build");
+    make(&build, 0o700)?;
+    std::fs::set_permissions(&build, std::fs::Permissions::from_mode(0o700))?;
     let longest = config.run_dir().join("w/99999/docker.sock");
     if longest.as_os_str().len() > 100 {
         anyhow::bail!(

@@ -251,6 +251,7 @@ impl StoredApplications {
             largest,
             max_instances: application.max_instances,
             min_instances: min_instances(&application),
+            isolation: application.settings()?.isolation,
             variables: variables.map(|(k, v)| (k.to_owned(), v)).to_vec(),
         })
     }

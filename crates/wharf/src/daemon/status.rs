@@ -65,6 +65,7 @@ pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
         "application_name": i.application_name,
         "image": i.image,
         "image_id": i.image_id,
+        "isolation": i.isolation,
         "state": state,
         "exit": match &i.state {
             lifecycle::State::Exited(exit) => json!({"code": exit.code, "signal": exit.signal, "out_of_memory": exit.oom_killed}),

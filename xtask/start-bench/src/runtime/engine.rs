@@ -54,6 +54,7 @@ impl World {
             stop_grace_ms: 10_000,
             adopt_idle_ms: 60_000,
             bandwidth_per_cpu: None,
+            isolation: Default::default(),
         };
         let engine = Engine::start(config, spawner.clone(), survivors, images, networks.clone());
         match engine.await {
@@ -96,6 +97,7 @@ impl World {
             volumes: Vec::new(),
             snapshot: None,
             start: Default::default(),
+            isolation: None,
         };
         self.engine.create(request).await?;
         self.engine.start_instance(&Owner::Operator, name).await?;

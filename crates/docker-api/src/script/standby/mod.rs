@@ -500,6 +500,7 @@ async fn create(
         limits,
         application,
         start,
+        isolation,
         ..
     } = admitted.map_err(|error| error.message)?;
     let image = image.ok_or("its objects name an image with each start")?;
@@ -525,5 +526,6 @@ async fn create(
         volumes: Vec::new(),
         snapshot: None,
         start,
+        isolation,
     })
 }

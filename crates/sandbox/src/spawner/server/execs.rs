@@ -9,6 +9,7 @@
 //! to nobody.
 
 use super::connections::is_connected;
+use super::gvisor::{self, Report};
 use super::{Requester, Server, State};
 use crate::spawner::exec::{self, Container};
 use crate::spawner::protocol::{Message, ReplyBody};
@@ -20,14 +21,17 @@ use std::os::fd::{AsFd, OwnedFd};
 #[derive(Debug)]
 pub(super) struct Exec {
     pid: i32,
+    /// On gVisor, known when it is running.
     inside_pid: i32,
     pidfd: OwnedFd,
+    /// [`ExecSpec::container`], if that is on gVisor.
+    on_gvisor: Option<String>,
     requester: Requester,
-    state: ExecState,
+    pub(super) state: ExecState,
 }
 
 #[derive(Debug)]
-enum ExecState {
+pub(super) enum ExecState {
     Starting {
         report: OwnedFd,
         text: Vec<u8>,
@@ -78,6 +82,7 @@ impl Server {
             cgroup: &entry.cgroup,
             users: entry.users.as_ref(),
             capabilities: entry.capabilities,
+            on_gvisor: entry.on_gvisor,
         };
         let launched = match exec::launch(&container, &self.walls.filters.container, spec) {
             Ok(launched) => launched,
@@ -95,6 +100,7 @@ impl Server {
             pid: launched.pid,
             inside_pid: launched.inside_pid,
             pidfd: launched.pidfd,
+            on_gvisor: entry.on_gvisor.then(|| spec.container.clone()),
             requester,
             state: ExecState::Starting {
                 report: launched.report,
@@ -107,10 +113,16 @@ impl Server {
     }
 
     /// One that is not there has ended.
-    pub(super) fn signal_exec(&self, id: &str, signal: i32) -> ReplyBody {
+    pub(super) fn signal_exec(&mut self, id: &str, signal: i32) -> ReplyBody {
         let Some(exec) = self.execs.get(id) else {
             return ReplyBody::Signalled(false);
         };
+        // Until it runs there is nothing to signal but `runsc exec`.
+        let runs = matches!(exec.state, ExecState::Running);
+        if let Some(container) = exec.on_gvisor.as_ref().filter(|_| runs && signal != 0) {
+            let (container, inside) = (container.clone(), exec.inside_pid);
+            return self.signal_on_gvisor(&container, Some(inside), signal);
+        }
         match sys::signal_process(exec.pidfd.as_fd(), signal) {
             Ok(found) => ReplyBody::Signalled(found),
             Err(error) => ReplyBody::Failed {
@@ -127,7 +139,17 @@ impl Server {
         let ExecState::Starting { report, text, ends } = &mut exec.state else {
             return;
         };
-        if !super::processes::read_to_end(report, text, id) {
+        if exec.on_gvisor.is_some() {
+            match gvisor::read_report(report, text) {
+                Report::Unfinished => return,
+                Report::Started(inside) => {
+                    exec.inside_pid = inside;
+                    text.clear();
+                }
+                Report::Nothing => return gvisor::never_started(exec),
+                Report::Failed => {}
+            }
+        } else if !super::processes::read_to_end(report, text, id) {
             return;
         }
         if let Some((exit_code, message)) = text.split_first() {
@@ -151,8 +173,8 @@ impl Server {
             self.reply(requester, body, ends);
         } else {
             // Nobody will ever learn of it.
-            if let Err(error) = sys::signal_process(exec.pidfd.as_fd(), libc::SIGKILL) {
-                eprintln!("spawner: killing {id}: {error}");
+            if let ReplyBody::Failed { message } = self.signal_exec(id, libc::SIGKILL) {
+                eprintln!("spawner: {message}");
             }
         }
     }
@@ -164,9 +186,12 @@ impl Server {
             return false;
         };
         self.read_exec_report(&id); // Before its end, the requester must learn of its start.
-        let Some(exec) = self.execs.remove(&id) else {
+        let Some(mut exec) = self.execs.remove(&id) else {
             return false;
         };
+        if exec.on_gvisor.is_some() {
+            gvisor::never_started(&mut exec);
+        }
         match exec.state {
             ExecState::Refused { message, exit_code } => {
                 let body = ReplyBody::Refused { message, exit_code };

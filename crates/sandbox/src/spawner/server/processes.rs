@@ -5,7 +5,7 @@ use super::{DRAIN_TICK, Entry, Outcome, Requester, Server, State};
 use crate::spawner::Exit;
 use crate::spawner::launch::{self, Given};
 use crate::spawner::protocol::{Message, ReplyBody};
-use crate::spec::Root;
+use crate::spec::{Kernel, Root};
 use crate::sys;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
@@ -59,6 +59,7 @@ impl Server {
             usage: None,
             is_container: matches!(spec.root, Root::Overlay { .. }),
             capabilities: spec.capabilities,
+            on_gvisor: spec.kernel != Kernel::Host,
             state,
             abandoned: false,
             frozen: false,
@@ -67,12 +68,15 @@ impl Server {
         Ok(())
     }
 
-    pub(super) fn signal(&self, id: &str, signal: i32) -> ReplyBody {
+    pub(super) fn signal(&mut self, id: &str, signal: i32) -> ReplyBody {
         let Some(entry) = self.entries.get(id) else {
             return no_such(id);
         };
         if matches!(entry.state, State::Draining(_) | State::Ended(_)) {
             return ReplyBody::Signalled(false);
+        }
+        if entry.on_gvisor && signal != libc::SIGKILL && signal != 0 {
+            return self.signal_on_gvisor(id, None, signal);
         }
         match sys::signal_process(entry.pidfd.as_fd(), signal) {
             Ok(found) => ReplyBody::Signalled(found),
@@ -195,7 +199,7 @@ impl Server {
                 State::Starting { .. } | State::Running | State::Refused { .. }
             )
         };
-        if self.exec_reaped(pid, status) {
+        if self.exec_reaped(pid, status) || self.kill_reaped(pid, status) {
             return;
         }
         // Others are orphans that a process of ours left (this is their subreaper).

@@ -1,0 +1,333 @@
+//! Containers on gVisor's kernel: the way from clone to `runsc`.
+//!
+//! Owns: what `runsc` finds around it ([`root`]), what it is told ([`config`]), and its arguments.
+//! Must not: rely on `runsc` for a wall that the other containers have. Its processes are in the namespaces, the cgroup and the range of
+//! ids that the container's own would be in, and see a root file system with nothing in it but the container's and `runsc` itself.
+//!
+//! ```text
+//! main:  user lookup, working directory (in the root) -> config.json -> descriptors -> user namespace -> ids and capabilities ->
+//!        no_new_privs -> Landlock -> mount namespace, /proc/meminfo -> keeper
+//! exec:  user lookup, working directory (in the root) -> process.json -> descriptors -> user namespace -> ... -> seccomp -> `runsc exec`
+//! tool:  descriptors -> user namespace -> ... -> seccomp -> `runsc kill`
+//! ```
+//! The main `runsc` gets no filter from here: its processes that serve the container install their own, each narrower than any that would let
+//! `runsc` mount and trace. The others have the containers' filter and no capability: one that broke out could trace them.
+
+mod config;
+mod keeper;
+pub(super) mod root;
+
+use super::{Failure, Place, Plan, Program, Step, caps, user};
+use crate::spec::{Capabilities, ProcessSpec};
+use crate::sys;
+use crate::userns::IDS;
+use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType};
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// What the process is to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Role<'a> {
+    /// The container's first process: becomes the [`keeper`] of `runsc`'s.
+    Main(&'a ProcessSpec),
+    /// A process inside it.
+    Exec,
+    /// `runsc` itself, with the program's arguments: about the container that runs already.
+    Tool,
+}
+
+/// Where things are below the root that `runsc` has.
+pub(crate) const ROOTFS: &str = "/rootfs";
+const BUNDLE: &str = "/bundle";
+const STATE: &str = "/state";
+const LOG: &str = "/state/log";
+const PID: &str = "/state/pid";
+/// The container's name for `runsc`; there is one in each state directory.
+const CONTAINER: &str = "container";
+
+/// Threads that `runsc` has of its own, at most: those of its language's runtime, of an exec and of a signal on its way.
+pub(crate) const THREADS: u64 = 256;
+
+/// Numbers of the descriptors that `runsc exec` finds.
+const PROCESS_FD: i32 = 3;
+const REPORT_FD: i32 = 4;
+
+/// `runsc` as it is always called. `--network=host` is the network namespace that it is in; cgroups are the spawner's. Files are shared:
+/// nothing is kept back in gVisor's memory that a snapshot would not find, and `docker cp` is seen inside.
+const FLAGS: [&str; 9] = [
+    "--root=/state",
+    "--log=/state/log",
+    "--log-format=json",
+    "--network=host",
+    "--ignore-cgroups",
+    "--overlay2=none",
+    "--file-access=shared",
+    "--file-access-mounts=shared",
+    "--host-uds=none",
+];
+
+/// What `runsc` needs to build its own walls, in the user namespace; and what it may leave to the container.
+const NEEDED: [u32; 19] = [
+    0,  // CHOWN
+    1,  // DAC_OVERRIDE
+    2,  // DAC_READ_SEARCH
+    3,  // FOWNER
+    4,  // FSETID
+    5,  // KILL
+    6,  // SETGID
+    7,  // SETUID
+    8,  // SETPCAP
+    10, // NET_BIND_SERVICE
+    13, // NET_RAW
+    18, // SYS_CHROOT
+    19, // SYS_PTRACE
+    21, // SYS_ADMIN
+    24, // SYS_RESOURCE
+    25, // SYS_TIME
+    27, // MKNOD
+    29, // AUDIT_WRITE
+    31, // SETFCAP
+];
+
+/// The program as gVisor is told of it.
+pub(super) struct Prepared {
+    user: user::User,
+    argv: Vec<String>,
+    env: Vec<String>,
+    cwd: String,
+}
+
+/// From the namespaces on. Ends in exec or in the keeper, or with the step that failed.
+pub(super) fn set_up(
+    plan: &Plan<'_>,
+    role: &Role<'_>,
+    report: &Cell<BorrowedFd<'_>>,
+) -> Result<Infallible, Failure> {
+    let id = plan.users.map_or(0, |users| users.root);
+    let mut argv: Vec<&str> = vec!["runsc"];
+    argv.extend(FLAGS);
+    let mut process = None;
+    let capabilities = plan.program.capabilities;
+    match role {
+        Role::Main(spec) => {
+            let prepared = prepare(plan)?;
+            let tmp = config::has_tmp(Path::new(ROOTFS));
+            let config = config::bundle(&prepared, spec, tmp);
+            write(&format!("{BUNDLE}/config.json"), &config.to_string())?;
+            argv.extend(["run", "--detach", "--bundle", BUNDLE, "--pid-file", PID]);
+        }
+        Role::Exec => {
+            let prepared = prepare(plan)?;
+            let json = config::process(&prepared, capabilities, None, plan.terminal);
+            process = Some(in_memory(&json.to_string())?);
+            argv.extend([
+                "exec",
+                "--process=/proc/self/fd/3",
+                "--internal-pid-file=/proc/self/fd/4",
+            ]);
+        }
+        Role::Tool => {}
+    }
+    let mut more = Vec::new();
+    let said = report.get();
+    if let Some(process) = &process {
+        // runsc opens it anew, which asks the pipe's owner.
+        rustix::fs::fchown(said, Some(rustix::fs::Uid::from_raw(id)), None)
+            .step(|| "giving the report to runsc".to_owned())?;
+        more.extend([(PROCESS_FD, process.as_fd()), (REPORT_FD, said)]);
+    }
+    let kept = super::place_descriptors(plan, id, &more)?;
+    report.set(kept.report);
+    if plan.terminal {
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
+            .step(|| "taking the terminal".to_owned())?;
+    }
+    match role {
+        Role::Tool => argv.extend(plan.program.argv.iter().map(String::as_str)),
+        Role::Main(_) | Role::Exec => argv.push(CONTAINER),
+    }
+    let argv = super::strings(
+        &argv.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>(),
+        "argument",
+    )?;
+
+    become_root_inside(kept.users, matches!(role, Role::Main(_)))?;
+    if let Role::Main(spec) = role {
+        if let Some(rules) = kept.landlock {
+            sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
+        }
+        root::own_mounts(spec.limits.memory_bytes)?;
+        return keeper::run(&argv, report);
+    }
+    sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
+    Err(execute(&argv))
+}
+
+/// Replaces the process by `runsc`.
+fn execute(argv: &[CString]) -> Failure {
+    let error = sys::exec(c"/runsc", argv, &[]);
+    Failure {
+        exit_code: 125,
+        message: format!("isolation class gvisor: executing runsc: {error}"),
+    }
+}
+
+/// Root of the user namespace, with what `runsc` needs to make a container (`builds`), or without any capability.
+fn become_root_inside(users: Option<BorrowedFd<'_>>, builds: bool) -> Result<(), Failure> {
+    let no_core = Rlimit {
+        current: Some(1),
+        maximum: Some(1),
+    };
+    rustix::process::setrlimit(Resource::Core, no_core)
+        .step(|| "limit on core dumps".to_owned())?;
+    if let Some(users) = users {
+        rustix::thread::move_into_link_name_space(users, Some(LinkNameSpaceType::User))
+            .step(|| "entering the user namespace".to_owned())?;
+    }
+    sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
+    let keep = if builds {
+        let bits = NEEDED.iter().fold(0, |set, bit| set | 1u64 << bit);
+        CapabilitySet::from_bits_retain(bits)
+    } else {
+        caps::NONE
+    };
+    caps::bound(keep).step(|| "dropping capabilities from the bounding set".to_owned())?;
+    rustix::thread::set_thread_groups(&[]).step(|| "setgroups".to_owned())?;
+    let (uid, gid) = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
+    rustix::thread::set_thread_res_gid(gid, gid, gid).step(|| "setgid 0".to_owned())?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).step(|| "setuid 0".to_owned())?;
+    caps::limit(keep).step(|| "setting capabilities".to_owned())?;
+    rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
+    // A change of ids may have undone it; the program that is executed is dumpable again.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .step(|| "hiding from the container's processes".to_owned())?;
+    sys::block_signals(&[]).step(|| "unblocking signals".to_owned())
+}
+
+/// Looks up what is asked for, with the container's root as `/` meanwhile.
+fn prepare(plan: &Plan<'_>) -> Result<Prepared, Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let outer = rustix::fs::open("/", flags, Mode::empty()).step(|| "opening /".to_owned())?;
+    let enter = |to: &str| -> rustix::io::Result<()> {
+        rustix::process::chdir(to)?;
+        rustix::process::chroot(".")
+    };
+    enter(ROOTFS).step(|| "entering the root file system".to_owned())?;
+    let prepared = prepare_inside(plan)?;
+    rustix::process::fchdir(&outer)
+        .and_then(|()| rustix::process::chroot("."))
+        .step(|| "leaving the root file system".to_owned())?;
+    Ok(prepared)
+}
+
+fn prepare_inside(plan: &Plan<'_>) -> Result<Prepared, Failure> {
+    let program = &plan.program;
+    let refuse = |message| Failure {
+        exit_code: 125,
+        message,
+    };
+    let user = user::look_up(program.user).map_err(refuse)?;
+    user.within(IDS).map_err(refuse)?;
+    let root = plan.users.map_or(0, |users| users.root);
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    match plan.place {
+        Place::New { .. } => {
+            super::enter_directory(program.cwd, (root + user.uid, root + user.gid))?;
+        }
+        Place::Joined { .. } if is_gvisors(program.cwd) => {}
+        Place::Joined { .. } => super::enter_existing_directory(program.cwd)?,
+    }
+    let mut argv = program.argv.to_vec();
+    if let Some(found) = find(program)?
+        && !program.env.iter().any(|e| e.starts_with("PATH="))
+    {
+        // gVisor looks nothing up without a PATH.
+        argv[0] = found;
+    }
+    super::strings(&argv, "argument")?;
+    let env = super::environment(program, &user)?;
+    let env = env.into_iter().map(|e| e.into_string());
+    let env = env
+        .collect::<Result<_, _>>()
+        .map_err(|e| refuse(e.to_string()))?;
+    let cwd = if program.cwd.is_empty() {
+        "/"
+    } else {
+        program.cwd
+    };
+    Ok(Prepared {
+        user,
+        argv,
+        env,
+        cwd: cwd.to_owned(),
+    })
+}
+
+/// Whether what this names is on a file system that only gVisor has.
+fn is_gvisors(path: &str) -> bool {
+    ["/proc/", "/dev/", "/sys/"]
+        .iter()
+        .any(|p| path.starts_with(p))
+}
+
+/// The program's path, if it is to be found on the root's own file systems: what cannot be there is left to gVisor.
+fn find(program: &Program<'_>) -> Result<Option<String>, Failure> {
+    let name = &program.argv[0];
+    let mut refused = None;
+    for path in super::programs(program)? {
+        let shown = path.to_string_lossy().into_owned();
+        if is_gvisors(&shown) {
+            return Ok(None);
+        }
+        let Ok(stat) = rustix::fs::stat(path.as_c_str()) else {
+            continue;
+        };
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if is_file && stat.st_mode & 0o111 != 0 {
+            return Ok(Some(shown));
+        }
+        refused = Some(if is_file || name.contains('/') {
+            "permission denied"
+        } else {
+            continue;
+        });
+    }
+    let (exit_code, reason) = match refused {
+        Some(reason) => (126, reason),
+        None if name.contains('/') => (127, "no such file or directory"),
+        None => (127, "executable file not found in $PATH"),
+    };
+    Err(Failure {
+        exit_code,
+        message: format!("exec: {name:?}: {reason}"),
+    })
+}
+
+fn write(path: &str, content: &str) -> Result<(), Failure> {
+    std::fs::write(path, content).step(|| format!("writing {path}"))
+}
+
+/// A file that no directory has.
+fn in_memory(content: &str) -> Result<OwnedFd, Failure> {
+    let name = || "writing the process's description".to_owned();
+    let file = rustix::fs::memfd_create("process.json", MemfdFlags::CLOEXEC).step(name)?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(content.as_bytes()).step(name)?;
+    Ok(file.into())
+}
+
+/// Arguments of a [`Role::Tool`] that sends a signal: to the container's main process, or to one by its number inside.
+pub(crate) fn kill(inside_pid: Option<i32>, signal: i32) -> Vec<String> {
+    let mut argv = vec!["kill".to_owned()];
+    if let Some(pid) = inside_pid {
+        argv.push(format!("--pid={pid}"));
+    }
+    argv.extend([CONTAINER.to_owned(), signal.to_string()]);
+    argv
+}

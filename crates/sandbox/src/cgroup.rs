@@ -402,6 +402,12 @@ impl Cgroup {
         self.v2.iter().chain(&self.v1).map(|j| j.dir.as_path())
     }
 
+    /// Sets the limit of CPU of one that was made without, in thousandths of a core.
+    pub(crate) fn limit_cpu(&self, millis: u64) -> io::Result<()> {
+        self.dirs()
+            .try_for_each(|dir| files::limit_cpu(dir, millis))
+    }
+
     /// Kills every process in it. Repeat until [`Cgroup::is_empty`]: without v2, one that forks meanwhile may escape a round.
     pub(crate) fn kill(&self) -> io::Result<()> {
         match &self.v2 {

@@ -403,6 +403,24 @@ async fn a_memory_bomb_is_told_as_out_of_memory() {
 }
 
 #[tokio::test]
+async fn the_limit_of_cpu_holds_from_the_start_on() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let (mut spec, fds) = place.container("cpu", "echo ready; while :; do :; done");
+    on_gvisor(&mut spec);
+    spec.limits.cpu_millis = Some(62);
+    let process = spawner.spawn(&spec, fds).await.unwrap();
+    assert_eq!(support::first_line(&process).await, "ready");
+    let mut usage = spawner.usage("cpu").await.unwrap();
+    while usage.throttled_periods == Some(0) {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        usage = spawner.usage("cpu").await.unwrap();
+    }
+    assert!(usage.throttled_periods.is_some(), "{usage:?}");
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
 async fn the_processes_limit_holds() {
     let place = Place::new();
     let spawner = place.start().await;

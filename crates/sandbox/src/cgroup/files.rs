@@ -72,6 +72,18 @@ pub(super) fn limit_v1(dir: &Path, controllers: &[String], limits: &Limits) -> i
     Ok(())
 }
 
+/// The limit of CPU alone, where `dir` has one.
+pub(super) fn limit_cpu(dir: &Path, millis: u64) -> io::Result<()> {
+    let (v2, v1) = (dir.join("cpu.max"), dir.join("cpu.cfs_quota_us"));
+    if v2.exists() {
+        write(&v2, &format!("{} {CPU_PERIOD_US}", quota(millis)))?;
+    } else if v1.exists() {
+        write(&dir.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
+        write(&v1, &quota(millis).to_string())?;
+    }
+    Ok(())
+}
+
 fn quota(millis: u64) -> u64 {
     millis
         .saturating_mul(CPU_PERIOD_US / 1000)

@@ -177,11 +177,13 @@ pub(super) fn launch(
     }
 }
 
-/// What the cgroup is held to. gVisor's own threads are no processes of the container's.
+/// What the cgroup is held to at first. gVisor's own threads are no processes of the container's, and what `runsc` does until the program
+/// starts is not the program's: at a sixteenth of a core it would take a second. The limit of CPU comes with the start.
 fn limits(spec: &ProcessSpec) -> Limits {
     let mut limits = spec.limits.clone();
     if spec.kernel != Kernel::Host {
         limits.pids = limits.pids.map(|pids| pids + gvisor::THREADS);
+        limits.cpu_millis = None;
     }
     limits
 }

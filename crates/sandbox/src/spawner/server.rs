@@ -88,6 +88,8 @@ struct Entry {
     /// Of what joins it, too.
     capabilities: Capabilities,
     on_gvisor: bool,
+    /// The limit of CPU that it gets when its program has started.
+    cpu_millis: Option<u64>,
     state: State,
     abandoned: bool,
     frozen: bool,

@@ -60,6 +60,10 @@ impl Server {
             is_container: matches!(spec.root, Root::Overlay { .. }),
             capabilities: spec.capabilities,
             on_gvisor: spec.kernel != Kernel::Host,
+            cpu_millis: spec
+                .limits
+                .cpu_millis
+                .filter(|_| spec.kernel != Kernel::Host),
             state,
             abandoned: false,
             frozen: false,
@@ -341,9 +345,12 @@ impl Server {
             };
             return;
         }
-        let streams = entry
-            .stdout
-            .try_clone()
+        let limited = match entry.cpu_millis.take() {
+            Some(millis) => entry.cgroup.limit_cpu(millis),
+            None => Ok(()),
+        };
+        let streams = limited
+            .and_then(|()| entry.stdout.try_clone())
             .and_then(|out| Ok(vec![out, entry.stderr.try_clone()?]));
         match streams {
             Ok(mut streams) if is_connected(&self.daemon, requester) => {
@@ -360,7 +367,7 @@ impl Server {
                     self.reply(
                         requester,
                         ReplyBody::Failed {
-                            message: format!("copying the output's descriptors: {error}"),
+                            message: format!("starting process {id}: {error}"),
                         },
                         Vec::new(),
                     );

@@ -2,6 +2,7 @@
 
 use crate::instance::{self, Instance};
 use crate::lifecycle::State;
+use crate::preload::{self, Preloads};
 use crate::record::{Fixed, Progress, Record};
 use crate::{Create, EngineError, FromSnapshot, Shared, blocking, files, insert, merge, now_ms};
 use std::fs::Permissions;
@@ -42,11 +43,17 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         uuid::Uuid::new_v4().simple(),
         uuid::Uuid::new_v4().simple()
     );
-    let merged = merge::merge(
-        &merge::ImageDefaults::of(&image.config),
-        &request,
-        &id[..12],
-    )?;
+    let defaults = merge::ImageDefaults::of(&image.config);
+    let merged = merge::merge(&defaults, &request, &id[..12])?;
+    let layers = &lower[usize::from(request.snapshot.is_some())..];
+    let preload = preload::plan(&defaults, image.id.as_str(), layers, &request, &merged).map(
+        |(usable, wanted)| {
+            if let Some(wanted) = wanted {
+                Preloads::want(shared, wanted);
+            }
+            usable
+        },
+    );
     let disks = shared.disks.clone();
     let disk = match request.limits.disk_bytes {
         Some(bytes) => match disks.take_ready(bytes) {
@@ -87,6 +94,7 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
             device: disk.as_ref().map(|disk| disk.device().to_owned()),
             start_token: request.start.token,
             hard_timeout_ms: request.start.hard_timeout_ms,
+            preload,
             own_network: request.own_network,
             auto_remove: request.auto_remove,
             created_ms: now_ms(),

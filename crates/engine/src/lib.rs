@@ -15,6 +15,7 @@ mod log;
 mod merge;
 mod object;
 mod own_network;
+mod preload;
 mod record;
 mod table;
 mod usage;
@@ -26,6 +27,7 @@ pub use log::Entry;
 pub use merge::parse_signal;
 pub use object::StartOptions;
 pub use own_network::{OwnNetwork, Published};
+pub use preload::Preload;
 pub use record::owns;
 pub use usage::Usage;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
@@ -203,6 +205,8 @@ pub struct EngineConfig {
     /// How long a script's instance runs on while its owner does not ask for it, after the daemon or the owner's process has gone,
     /// milliseconds. Then it is removed: the Durable Object that it belongs to has not woken.
     pub adopt_idle_ms: u64,
+    /// How many interpreters with their imports done ahead (label `wharf.preload`) are kept; 0: none.
+    pub preloads: usize,
 }
 
 /// The engine. Cheap to clone.
@@ -219,6 +223,7 @@ pub(crate) struct Shared {
     pub(crate) images: wharf_image::ImageStore,
     pub(crate) networks: wharf_net::Networks,
     pub(crate) disks: Arc<disks::Disks>,
+    pub(crate) preloads: preload::Preloads,
     table: Mutex<table::Table>,
 }
 
@@ -246,6 +251,7 @@ impl Engine {
         .await?
         .map_err(|e| EngineError::Internal(format!("{}: {e}", config.dir.display())))?;
         let shared = Arc::new(Shared {
+            preloads: preload::Preloads::new(config.preloads),
             config,
             spawner,
             images,
@@ -255,6 +261,11 @@ impl Engine {
         });
         adopt::adopt(&shared, survivors).await?;
         Ok(Engine { shared })
+    }
+
+    /// The interpreters with their imports done ahead, and what became of the starts of their images.
+    pub fn preloads(&self) -> Vec<Preload> {
+        self.shared.preloads.list()
     }
 
     /// Creates; returns the id.

@@ -173,6 +173,7 @@ async fn start(
         disk: disk
             .as_ref()
             .map(|d| d.mount().try_clone_to_owned().unwrap()),
+        image: None,
         inherit: vec![],
     };
     tokio::time::sleep(Duration::from_millis(20)).await;

@@ -20,6 +20,7 @@ mod rooted;
 mod user;
 
 use crate::cgroup::Cgroup;
+use crate::process_image;
 use crate::spec::{Capabilities, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Disposition};
 use crate::userns::{IDS, UserNamespace};
@@ -109,6 +110,7 @@ pub(crate) struct Plan<'a> {
     /// Whether standard input is a terminal that becomes the controlling one.
     pub(crate) terminal: bool,
     pub(crate) inherit: &'a [(i32, OwnedFd)],
+    pub(crate) image: Option<Image<'a>>,
     /// Write end of the pipe for a [`Failure`]: one byte of exit code, then the message. Closed by exec.
     pub(crate) report: BorrowedFd<'a>,
     pub(crate) filter: &'a [BpfInstruction],
@@ -124,6 +126,16 @@ pub(crate) struct Program<'a> {
     pub(crate) user: &'a str,
     pub(crate) nofile: Option<u64>,
     pub(crate) capabilities: Capabilities,
+}
+
+/// What the program is to begin from.
+#[derive(Clone, Copy)]
+pub(crate) struct Image<'a> {
+    pub(crate) image: BorrowedFd<'a>,
+    /// Read end of a pipe: one byte once the process is traced, the end if it will not be.
+    pub(crate) gate: BorrowedFd<'a>,
+    /// Its write end, which this process has too.
+    pub(crate) opener: BorrowedFd<'a>,
 }
 
 /// Where.
@@ -220,7 +232,8 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     let argv = strings(program.argv, "argument")?;
     let candidates = programs(program)?;
 
-    report.set(place_descriptors(plan, root + user.uid)?);
+    let image = plan.image.map(traced).transpose()?.flatten();
+    report.set(place_descriptors(plan, image, root + user.uid)?);
     if plan.terminal {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
             .step(|| "taking the terminal".to_owned())?;
@@ -396,8 +409,21 @@ fn programs(program: &Program<'_>) -> Result<Vec<CString>, Failure> {
     strings(&found, "program")
 }
 
+/// Waits for the one who gives it the image. `None`: it will not be given.
+fn traced(image: Image<'_>) -> Result<Option<BorrowedFd<'_>>, Failure> {
+    // SAFETY: owned by the parent's memory image; never dropped here, as this process ends only by exec or _exit.
+    unsafe { sys::close(image.opener) }.step(|| "closing a pipe".to_owned())?;
+    let traced = rustix::io::retry_on_intr(|| rustix::io::read(image.gate, &mut [0; 1]))
+        .step(|| "waiting for the process image".to_owned())?;
+    Ok((traced == 1).then_some(image.image))
+}
+
 /// Puts every descriptor at its number; all others close at exec. Returns where the report pipe is now. `uid` is the host's id of the user.
-fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<BorrowedFd<'static>, Failure> {
+fn place_descriptors(
+    plan: &Plan<'_>,
+    image: Option<BorrowedFd<'_>>,
+    uid: u32,
+) -> Result<BorrowedFd<'static>, Failure> {
     // The process's own /dev/null: the host's node could be changed through /proc/self/fd.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .step(|| "opening /dev/null".to_owned())?;
@@ -413,6 +439,7 @@ fn place_descriptors(plan: &Plan<'_>, uid: u32) -> Result<BorrowedFd<'static>, F
             .iter()
             .map(|(number, fd)| (*number, fd.as_fd())),
     );
+    wanted.extend(image.map(|image| (process_image::DESCRIPTOR, image)));
     let above = wanted.iter().map(|(number, _)| *number).max().unwrap_or(2) + 1;
     // First out of the way of all targets, then into place.
     let aside = |fd: BorrowedFd<'_>| -> Result<std::os::fd::RawFd, Failure> {

@@ -235,6 +235,7 @@ async fn host_processes_have_no_privileges_and_exactly_the_given_descriptors() {
         SpawnFds {
             netns: None,
             disk: None,
+            image: None,
             inherit,
         },
     )

@@ -89,6 +89,7 @@ impl World {
             log_bytes: 1 << 20,
             stop_grace_ms: 500,
             adopt_idle_ms,
+            preloads: 4,
         };
         let engine = Engine::start(
             config,

@@ -59,6 +59,7 @@ pub(crate) struct Containers {
     pub(crate) user_namespaces: bool,
     pub(crate) id_first: u32,
     pub(crate) id_ranges: u32,
+    pub(crate) preloads: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -142,6 +143,7 @@ impl Default for Containers {
             user_namespaces: true,
             id_first: IdRanges::default().first,
             id_ranges: IdRanges::default().count,
+            preloads: 4,
         }
     }
 }
@@ -224,6 +226,8 @@ user_namespaces = true
 # where systemd, /etc/subuid and LXD have nothing. Two nodes on one machine should have ranges of their own.
 id_first = 1879048192
 id_ranges = 4094
+# How many Python interpreters with their imports done are kept for images that ask for it (LABEL wharf.preload), in memory; 0 switches that off.
+preloads = 4
 
 [snapshots]
 # A snapshot that has not been restored for so long is removed, hours (720: thirty days, as on Cloudflare).

@@ -87,6 +87,7 @@ pub(super) fn launch(
                 .map(|s| s.as_ref().map(AsFd::as_fd)),
             terminal: streams.terminal,
             inherit: &[],
+            image: None,
             report: child_report.as_fd(),
             filter,
             landlock: None,

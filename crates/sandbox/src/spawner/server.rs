@@ -22,6 +22,7 @@ use crate::spec::Capabilities;
 use crate::userns::{Pool, UserNamespace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::WaitStatus;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -49,6 +50,8 @@ enum State {
         text: Vec<u8>,
         stdin: Option<OwnedFd>,
         requester: Requester,
+        /// It has ended already, but who restores its memory has not told yet.
+        reaped: Option<WaitStatus>,
     },
     Running,
     Refused {

@@ -84,6 +84,7 @@ impl Place {
                 netns: Some(netns()),
                 disk: None,
                 inherit: vec![],
+                image: None,
             },
         )
     }

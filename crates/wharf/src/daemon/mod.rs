@@ -216,6 +216,7 @@ async fn serve(
             log_bytes: config.containers.log_bytes,
             stop_grace_ms: config.containers.stop_grace_ms,
             adopt_idle_ms: config.containers.orphan_grace_ms,
+            preloads: config.containers.preloads,
         },
         spawner.clone(),
         instances,

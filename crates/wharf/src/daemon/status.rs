@@ -37,6 +37,7 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
         "instances": instances.collect::<Vec<_>>(),
         "snapshots": node.snapshots.usage(),
         "refusals": node.engine.refusals(),
+        "preloads": node.engine.preloads(),
     }))
 }
 

@@ -263,6 +263,28 @@ impl Engine {
         Ok(Engine { shared })
     }
 
+    /// Starts of an application's image are to be expected: if it asks for imports done ahead, they are done now.
+    pub async fn expect_image(
+        &self,
+        application: &str,
+        reference: &str,
+        image: wharf_image::Image,
+        limits: Limits,
+    ) -> Result<(), EngineError> {
+        let images = self.shared.images.clone();
+        let (image, lower) = blocking(move || {
+            let lower = images.lower_dirs(&image.layers);
+            (image, lower)
+        })
+        .await?;
+        let lower = lower.map_err(|error| EngineError::Internal(error.to_string()))?;
+        let wanted = preload::expected(&image, lower, reference, application, limits);
+        if let Some(wanted) = wanted {
+            preload::Preloads::want(&self.shared, wanted);
+        }
+        Ok(())
+    }
+
     /// The interpreters with their imports done ahead, and what became of the starts of their images.
     pub fn preloads(&self) -> Vec<Preload> {
         self.shared.preloads.list()
@@ -453,12 +475,14 @@ impl Engine {
 
     /// Stops (with grace) all running instances of an application whose image id is not `image_id`. Returns how many, after their end.
     pub async fn roll(&self, application: &str, image_id: &str) -> usize {
+        self.shared.preloads.rolled(application, Some(image_id));
         self.stop_all(application, EndedBy::Rollout, |of| of != image_id)
             .await
     }
 
     /// Stops (with grace) all running instances of an application that was deleted. Returns how many, after their end.
     pub async fn end_application(&self, application: &str) -> usize {
+        self.shared.preloads.rolled(application, None);
         self.stop_all(application, EndedBy::Deletion, |_| true)
             .await
     }

@@ -4,7 +4,7 @@
 //! Must not: hold up a start. One that finds nothing ready is an ordinary one.
 //!
 //! ```text
-//! (none) --a create, or an image made ready--> making --made--> ready --the same name has another image, too many--> (none)
+//! (none) --a create, or an image made ready--> making --made--> ready --its application has another image, too many--> (none)
 //!                                                \--failed--> waiting --the next create after a while--> making
 //! ```
 //! The process in which an image is made has walls of its own like any container: the instance's limits, no way out by network. It has ended
@@ -40,8 +40,10 @@ pub(crate) struct Key {
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
     pub(crate) key: Key,
-    /// The image's name, for people; of one name there is one.
+    /// The image's name, for people.
     pub(crate) reference: String,
+    /// Whose instances it is for; of one application there is one once it has been rolled out.
+    pub(crate) application: Option<String>,
     pub(crate) modules: Vec<String>,
     pub(crate) lower: Vec<PathBuf>,
     pub(crate) env: Vec<String>,
@@ -80,6 +82,7 @@ enum State {
 #[derive(Debug)]
 struct Entry {
     reference: String,
+    application: Option<String>,
     modules: Vec<String>,
     state: State,
     used: Instant,
@@ -144,12 +147,9 @@ impl Preloads {
         });
     }
 
-    /// Whether it is to be made now. An older image of the same name goes.
+    /// Whether it is to be made now.
     fn begin(&self, wanted: &Wanted, now: Instant) -> bool {
         let mut entries = self.entries();
-        entries.retain(|key, entry| {
-            entry.reference != wanted.reference || key.image_id == wanted.key.image_id
-        });
         if let Some(entry) = entries.get_mut(&wanted.key) {
             let again = matches!(entry.state, State::Failed { until } if until <= now);
             if again {
@@ -159,6 +159,7 @@ impl Preloads {
         }
         let entry = Entry {
             reference: wanted.reference.clone(),
+            application: wanted.application.clone(),
             modules: wanted.modules.clone(),
             state: State::Making,
             used: now,
@@ -171,9 +172,17 @@ impl Preloads {
         true
     }
 
+    /// An application has this image now, or none: what was made of its others goes.
+    pub(crate) fn rolled(&self, application: &str, image_id: Option<&str>) {
+        self.entries().retain(|key, entry| {
+            entry.application.as_deref() != Some(application)
+                || image_id == Some(key.image_id.as_str())
+        });
+    }
+
     fn made(&self, key: &Key, made: Result<ProcessImage, String>, now: Instant) {
         let mut entries = self.entries();
-        // Gone meanwhile: its name has another image.
+        // Gone meanwhile: its application has another image.
         let Some(entry) = entries.get_mut(key) else {
             return;
         };
@@ -349,6 +358,7 @@ pub(crate) fn plan(
     let wanted = Wanted {
         key: key.clone(),
         reference: request.image.clone(),
+        application: request.application.as_ref().map(|a| a.id.clone()),
         modules,
         lower: lower.to_vec(),
         env: own.clone(),
@@ -361,6 +371,40 @@ pub(crate) fn plan(
         same_interpreter(&own, &merged.env).map(|()| key)
     };
     Some((usable, Some(wanted)))
+}
+
+/// As [`plan`], before there is a create.
+pub(crate) fn expected(
+    image: &wharf_image::Image,
+    lower: Vec<PathBuf>,
+    reference: &str,
+    application: &str,
+    limits: Limits,
+) -> Option<Wanted> {
+    let defaults = merge::ImageDefaults::of(&image.config);
+    let modules = modules(defaults.labels.get(LABEL)?);
+    let modules = modules
+        .inspect_err(|reason| tracing::warn!(image = reference, reason, "label of an image"))
+        .ok()?;
+    let or_empty = |text: &Option<String>| text.clone().unwrap_or_default();
+    let working_dir = or_empty(&defaults.working_dir);
+    Some(Wanted {
+        key: Key {
+            image_id: image.id.as_str().to_owned(),
+            user: or_empty(&defaults.user),
+        },
+        reference: reference.to_owned(),
+        application: Some(application.to_owned()),
+        modules,
+        lower,
+        env: environment(&defaults),
+        working_dir: if working_dir.starts_with('/') {
+            working_dir
+        } else {
+            "/".to_owned()
+        },
+        limits,
+    })
 }
 
 /// The image's own, as its containers have it.
@@ -437,6 +481,7 @@ mod tests {
                 user: String::new(),
             },
             reference: reference.to_owned(),
+            application: Some("app".to_owned()),
             modules: vec!["json".to_owned()],
             lower: Vec::new(),
             env: Vec::new(),
@@ -459,9 +504,12 @@ mod tests {
         assert!(preloads.begin(&first, now + PAUSE.0 * 2));
         assert_eq!(preloads.list()[0].reason.as_deref(), Some("no"));
 
-        assert!(preloads.begin(&wanted("other", "two"), now));
-        assert!(preloads.begin(&wanted("app:1", "three"), now));
+        assert!(preloads.begin(&wanted("app:2", "two"), now));
+        preloads.rolled("other", None);
+        preloads.rolled("app", Some("two"));
         let images: Vec<String> = preloads.list().into_iter().map(|p| p.image_id).collect();
-        assert_eq!(images, ["three", "two"]);
+        assert_eq!(images, ["two"]);
+        preloads.rolled("app", None);
+        assert!(preloads.list().is_empty());
     }
 }

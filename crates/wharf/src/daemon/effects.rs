@@ -159,11 +159,20 @@ async fn roll(node: &Node, id: &str) -> anyhow::Result<()> {
     let Some(reference) = application.image().map(str::to_owned) else {
         return Ok(());
     };
-    let image = unpacked(node, reference)
+    let image = unpacked(node, reference.clone())
         .await
         .with_context(|| format!("the image of application \"{}\"", application.name))?;
     let rolled = node.engine.roll(id, image.id.as_str()).await;
     tracing::info!(application = application.name, rolled, "image set");
+    let size = application.limits();
+    let limits = wharf_engine::Limits {
+        memory_bytes: Some(size.memory_mib.saturating_mul(1 << 20)),
+        disk_bytes: Some(wharf_docker_api::script::disk_bytes(size.disk_mb)),
+        ..wharf_engine::Limits::default()
+    };
+    node.engine
+        .expect_image(id, &reference, image, limits)
+        .await?;
     Ok(())
 }
 

@@ -26,6 +26,8 @@ use wharf_sandbox::{Limits, ProcessImage};
 pub(crate) const LABEL: &str = "wharf.preload";
 /// After a failure: from the first to the second, doubled each time.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+/// Known at a time, whatever their state.
+const MAX_ENTRIES: usize = 256;
 /// Modules in one label.
 const MAX_MODULES: usize = 64;
 
@@ -156,6 +158,13 @@ impl Preloads {
                 entry.state = State::Making;
             }
             return again;
+        }
+        while entries.len() >= MAX_ENTRIES {
+            let oldest = entries.iter().min_by_key(|(_, e)| e.used);
+            let Some(key) = oldest.map(|(key, _)| key.clone()) else {
+                break;
+            };
+            entries.remove(&key);
         }
         let entry = Entry {
             reference: wanted.reference.clone(),

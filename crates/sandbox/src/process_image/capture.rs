@@ -16,6 +16,10 @@ const PAGE: u64 = 4096;
 const GAP: u64 = 64 * PAGE;
 /// Read at a time.
 const CHUNK: u64 = 1024 * 1024;
+/// Of address space: what is beyond takes too long to look through.
+const MAX_ADDRESSES: u64 = 16 << 30;
+/// Of regions: each is a system call in every restore.
+const MAX_REGIONS: usize = 8192;
 /// What a read that was interrupted will answer to the kernel itself.
 const INTERRUPTED: i64 = -512;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -80,9 +84,19 @@ fn capture(tracee: &mut Tracee, limit: u64) -> Result<ProcessImage, ImageError> 
     };
     let areas = maps::areas(pid).at("reading its areas")?;
     let heap = maps.iter().rev().find(|m| m.name == "[heap]");
+    let mapped = maps.iter().filter(|m| !m.is_vsyscall());
+    if mapped.map(|m| m.end - m.start).sum::<u64>() > MAX_ADDRESSES {
+        return unfit(format!(
+            "what was imported takes more than {} GiB of addresses",
+            MAX_ADDRESSES >> 30
+        ));
+    }
     let mut out = Out::new(limit)?;
     for mapping in &maps {
         out.add(tracee, mapping)?;
+    }
+    if out.regions.len() > MAX_REGIONS {
+        return unfit(format!("its memory is in more than {MAX_REGIONS} pieces"));
     }
     let vdso = maps.iter().filter(|m| m.is_vdso()).map(special);
     let layout = Layout {

@@ -87,6 +87,8 @@ def _afresh():
         modules["numpy.random"].seed()
     if "_ssl" in modules:
         modules["_ssl"].RAND_add(os.urandom(32), 32.0)
+    if "multiprocessing.process" in modules:
+        modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
     for number in signal.valid_signals():
         handler = signal.getsignal(number)
         if handler is not signal.SIG_DFL and handler is not None:

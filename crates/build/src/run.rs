@@ -125,6 +125,7 @@ async fn guarded(
     let fds = SpawnFds {
         netns: Some(network.namespace().map_err(failed("making a network"))?),
         disk: None,
+        image: None,
         inherit: Vec::new(),
     };
     let process = spawner.spawn(&spec, fds).await.map_err(|e| match e {

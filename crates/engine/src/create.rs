@@ -2,6 +2,7 @@
 
 use crate::instance::Instance;
 use crate::lifecycle::State;
+use crate::preload::{self, Preloads};
 use crate::record::{Fixed, Progress, Record};
 use crate::{
     Create, EngineError, FromSnapshot, Isolation, Shared, blocking, files, insert, isolation,
@@ -54,6 +55,17 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         uuid::Uuid::new_v4().simple()
     );
     let merged = merge::merge(&defaults, &request, &id[..12])?;
+    let layers = &lower[usize::from(request.snapshot.is_some())..];
+    // gVisor's processes are not the machine's: none could be given a memory.
+    let preload = (isolation == Isolation::Namespace)
+        .then(|| preload::plan(&defaults, image.id.as_str(), layers, &request, &merged))
+        .flatten()
+        .map(|(usable, wanted)| {
+            if let Some(wanted) = wanted {
+                Preloads::want(shared, wanted);
+            }
+            usable
+        });
     let disks = shared.disks.clone();
     let disk = match request.limits.disk_bytes {
         Some(bytes) => match disks.take_ready(bytes) {
@@ -68,16 +80,18 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
     let generation = shared
         .table()
         .last_generation(&request.owner, &request.name);
+    let mut fixed = fixed(
+        request.clone(),
+        &image,
+        lower,
+        merged,
+        id.clone(),
+        isolation,
+        opened.map(|disk| disk.device().to_owned()),
+    );
+    fixed.preload = preload;
     let record = Record {
-        fixed: Arc::new(fixed(
-            request.clone(),
-            &image,
-            lower,
-            merged,
-            id.clone(),
-            isolation,
-            opened.map(|disk| disk.device().to_owned()),
-        )),
+        fixed: Arc::new(fixed),
         progress: Progress {
             generation,
             object_labels: request.start.labels,
@@ -161,6 +175,7 @@ pub(crate) fn fixed(
         own_network: request.own_network,
         auto_remove: request.auto_remove,
         isolation,
+        preload: None,
         handed: None,
         created_ms: now_ms(),
     }

@@ -17,6 +17,7 @@ mod log;
 mod merge;
 mod object;
 mod own_network;
+mod preload;
 mod record;
 mod standby;
 mod table;
@@ -29,6 +30,7 @@ pub use log::Entry;
 pub use merge::parse_signal;
 pub use object::StartOptions;
 pub use own_network::{OwnNetwork, Published};
+pub use preload::Preload;
 pub use record::owns;
 pub use standby::{Standby, StandbyEvent};
 pub use usage::Usage;
@@ -222,6 +224,8 @@ pub struct EngineConfig {
     pub bandwidth_per_cpu: Option<u64>,
     /// The class of instances for which none is said, and the weakest that an image's label can choose.
     pub isolation: Isolation,
+    /// How many interpreters with their imports done ahead (label `wharf.preload`) are kept; 0: none.
+    pub preloads: usize,
 }
 
 impl EngineConfig {
@@ -248,6 +252,7 @@ pub(crate) struct Shared {
     pub(crate) networks: wharf_net::Networks,
     pub(crate) disks: Arc<disks::Disks>,
     pub(crate) directories: Arc<directories::Directories>,
+    pub(crate) preloads: preload::Preloads,
     table: Mutex<table::Table>,
     standbys: Mutex<standby::Pool>,
 }
@@ -281,6 +286,7 @@ impl Engine {
         .map_err(|e| EngineError::Internal(format!("{}: {e}", config.dir.display())))?;
         let shared = Arc::new(Shared {
             directories: Arc::new(directories::Directories::new(&config.dir)),
+            preloads: preload::Preloads::new(config.preloads),
             config,
             spawner,
             images,
@@ -291,6 +297,33 @@ impl Engine {
         });
         adopt::adopt(&shared, survivors).await?;
         Ok(Engine { shared })
+    }
+
+    /// Starts of an application's image are to be expected: if it asks for imports done ahead, they are done now.
+    pub async fn expect_image(
+        &self,
+        application: &str,
+        reference: &str,
+        image: wharf_image::Image,
+        limits: Limits,
+    ) -> Result<(), EngineError> {
+        let images = self.shared.images.clone();
+        let (image, lower) = blocking(move || {
+            let lower = images.lower_dirs(&image.layers);
+            (image, lower)
+        })
+        .await?;
+        let lower = lower.map_err(|error| EngineError::Internal(error.to_string()))?;
+        let wanted = preload::expected(&image, lower, reference, application, limits);
+        if let Some(wanted) = wanted {
+            preload::Preloads::want(&self.shared, wanted);
+        }
+        Ok(())
+    }
+
+    /// The interpreters with their imports done ahead, and what became of the starts of their images.
+    pub fn preloads(&self) -> Vec<Preload> {
+        self.shared.preloads.list()
     }
 
     /// Creates; returns the id.
@@ -479,6 +512,7 @@ impl Engine {
     /// Stops (with grace) all running instances of an application whose image id is not `image_id`, or whose class another. Returns how many,
     /// after their end.
     pub async fn roll(&self, application: &str, image_id: &str, class: Isolation) -> usize {
+        self.shared.preloads.rolled(application, Some(image_id));
         self.stop_all(application, EndedBy::Rollout, |of| {
             of.image_id != image_id || of.isolation != class
         })
@@ -504,6 +538,7 @@ impl Engine {
 
     /// Stops (with grace) all running instances of an application that was deleted. Returns how many, after their end.
     pub async fn end_application(&self, application: &str) -> usize {
+        self.shared.preloads.rolled(application, None);
         self.stop_all(application, EndedBy::Deletion, |_| true)
             .await
     }

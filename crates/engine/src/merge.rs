@@ -4,7 +4,8 @@ use crate::{Create, EngineError};
 use std::collections::BTreeMap;
 
 /// Docker's default search path on Linux.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &str =
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The parts of an image's configuration that concern the process.
 #[derive(Debug, Clone, Default)]

@@ -49,6 +49,9 @@ pub(crate) struct Fixed {
     pub(crate) start_token: Option<String>,
     #[serde(default)]
     pub(crate) hard_timeout_ms: Option<u64>,
+    /// Which imports done ahead its first start may begin from, or why none; `None`: its image asks for none.
+    #[serde(default)]
+    pub(crate) preload: Option<Result<crate::preload::Key, String>>,
     #[serde(default)]
     pub(crate) own_network: crate::OwnNetwork,
     #[serde(default)]

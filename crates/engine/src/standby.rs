@@ -320,6 +320,8 @@ fn same_process(asked: &Fixed, ahead: &Fixed) -> bool {
         own_network,
         auto_remove,
         isolation,
+        // How it begins; what it then is, the others say.
+        preload: _,
         handed,
     } = asked;
     *image_id == ahead.image_id

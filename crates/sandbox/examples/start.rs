@@ -179,6 +179,7 @@ async fn start(spawner: &Spawner, side: &Side, dir: &Path, round: usize) -> Dura
         disk: disk
             .as_ref()
             .map(|d| d.mount().try_clone_to_owned().unwrap()),
+        image: None,
         inherit: vec![],
     };
     tokio::time::sleep(Duration::from_millis(20)).await;

@@ -22,6 +22,7 @@ mod rooted;
 mod user;
 
 use crate::cgroup::Cgroup;
+use crate::process_image;
 use crate::spec::{Capabilities, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Disposition};
 use crate::userns::{IDS, UserNamespace};
@@ -112,6 +113,7 @@ pub(crate) struct Plan<'a> {
     /// Whether standard input is a terminal that becomes the controlling one.
     pub(crate) terminal: bool,
     pub(crate) inherit: &'a [(i32, OwnedFd)],
+    pub(crate) image: Option<Image<'a>>,
     /// Write end of the pipe for a [`Failure`]: one byte of exit code, then the message. Closed by exec.
     pub(crate) report: BorrowedFd<'a>,
     pub(crate) filter: &'a [BpfInstruction],
@@ -129,6 +131,16 @@ pub(crate) struct Program<'a> {
     pub(crate) user: &'a str,
     pub(crate) nofile: Option<u64>,
     pub(crate) capabilities: Capabilities,
+}
+
+/// What the program is to begin from.
+#[derive(Clone, Copy)]
+pub(crate) struct Image<'a> {
+    pub(crate) image: BorrowedFd<'a>,
+    /// Read end of a pipe: one byte once the process is traced, the end if it will not be.
+    pub(crate) gate: BorrowedFd<'a>,
+    /// Its write end, which this process has too.
+    pub(crate) opener: BorrowedFd<'a>,
 }
 
 /// Where.
@@ -225,7 +237,9 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     let argv = strings(program.argv, "argument")?;
     let candidates = programs(program)?;
 
-    let kept = place_descriptors(plan, root + user.uid, &[])?;
+    let image = plan.image.map(traced).transpose()?.flatten();
+    let image = image.map(|image| (process_image::DESCRIPTOR, image));
+    let kept = place_descriptors(plan, root + user.uid, image.as_slice())?;
     report.set(kept.report);
     if plan.terminal {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
@@ -407,6 +421,15 @@ fn programs(program: &Program<'_>) -> Result<Vec<CString>, Failure> {
         })
         .collect();
     strings(&found, "program")
+}
+
+/// Waits for the one who gives it the image. `None`: it will not be given.
+fn traced(image: Image<'_>) -> Result<Option<BorrowedFd<'_>>, Failure> {
+    // SAFETY: owned by the parent's memory image; never dropped here, as this process ends only by exec or _exit.
+    unsafe { sys::close(image.opener) }.step(|| "closing a pipe".to_owned())?;
+    let traced = rustix::io::retry_on_intr(|| rustix::io::read(image.gate, &mut [0; 1]))
+        .step(|| "waiting for the process image".to_owned())?;
+    Ok((traced == 1).then_some(image.image))
 }
 
 /// What is needed between the placing of descriptors and exec: moved, as their numbers may be wanted by the program.

@@ -17,6 +17,7 @@ pub mod spec;
 
 mod child;
 mod process_end;
+mod process_image;
 mod received;
 mod seccomp;
 mod sys;
@@ -29,6 +30,7 @@ mod weak;
 pub use cgroup::Usage;
 pub use disk::{Disk, DiskUsage};
 pub use process_end::process_end;
+pub use process_image::{ImageError, PYTHON_RESUME, ProcessImage};
 pub use received::received;
 pub use spawner::{
     ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,

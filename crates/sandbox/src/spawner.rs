@@ -8,6 +8,7 @@ mod exec;
 mod launch;
 mod process;
 mod protocol;
+mod restorer;
 mod server;
 
 pub use client::{ExecProcess, Spawner, Streams, Terminal};
@@ -75,6 +76,8 @@ pub struct Process {
     pub stderr: OwnedFd,
     /// Write end of standard input, if asked for. The spawner keeps no copy, so survivors have none: theirs ended with the daemon.
     pub stdin: Option<OwnedFd>,
+    /// Why it did not begin from the [`crate::ProcessImage`] that it was given, but as any other.
+    pub not_restored: Option<String>,
 }
 
 /// A process (or the exit of one) that an earlier daemon left.

@@ -257,4 +257,6 @@ pub struct SpawnFds {
     pub disk: Option<OwnedFd>,
     /// Descriptors the process finds at these numbers (>= 3).
     pub inherit: Vec<(i32, OwnedFd)>,
+    /// A [`crate::ProcessImage`] to begin from, if the program turns out to be the one that it was taken of; for [`Root::Overlay`].
+    pub image: Option<OwnedFd>,
 }

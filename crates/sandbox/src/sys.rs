@@ -1,6 +1,8 @@
-//! System calls that no safe wrapper exists for. Every `unsafe` block of this crate outside `netns` is here.
+//! System calls that no safe wrapper exists for. Every `unsafe` block of this crate outside `netns` is here and below.
 //!
 //! Must not: decide anything; each function is one call and its error.
+
+pub(crate) mod ptrace;
 
 use crate::weak::{self, Wall};
 use std::ffi::{CStr, CString};
@@ -238,6 +240,16 @@ pub(crate) unsafe fn dup_onto(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<(
     check(libc::c_long::from(unsafe {
         libc::dup2(fd.as_raw_fd(), target)
     }))?;
+    Ok(())
+}
+
+/// close(2).
+///
+/// # Safety
+/// No live `OwnedFd` of this process may own `fd`, or ever be dropped.
+pub(crate) unsafe fn close(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the caller promises that nobody closes it again.
+    check(libc::c_long::from(unsafe { libc::close(fd.as_raw_fd()) }))?;
     Ok(())
 }
 

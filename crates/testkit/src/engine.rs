@@ -96,6 +96,7 @@ impl World {
             adopt_idle_ms,
             bandwidth_per_cpu: None,
             isolation,
+            preloads: 4,
         };
         let engine = Engine::start(
             config,

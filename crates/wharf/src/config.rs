@@ -63,6 +63,7 @@ pub(crate) struct Containers {
     pub(crate) id_ranges: u32,
     pub(crate) standby_mib: Option<u64>,
     pub(crate) isolation: wharf_model::Isolation,
+    pub(crate) preloads: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -158,6 +159,7 @@ impl Default for Containers {
             id_ranges: IdRanges::default().count,
             standby_mib: None,
             isolation: wharf_model::Isolation::Namespace,
+            preloads: 4,
         }
     }
 }
@@ -252,6 +254,8 @@ id_ranges = 4094
 # What separates an instance from this machine, where neither its application nor its image says: "namespace" or "gvisor" (needs runsc). A label
 # of an image can choose more than this, not less.
 isolation = "namespace"
+# How many Python interpreters with their imports done are kept for images that ask for it (LABEL wharf.preload), in memory; 0 switches that off.
+preloads = 4
 
 [snapshots]
 # A snapshot that has not been restored for so long is removed, hours (720: thirty days, as on Cloudflare).

@@ -294,6 +294,7 @@ impl Process {
         let fds = SpawnFds {
             netns: Some(network.namespace()?),
             disk: None,
+            image: None,
             inherit: vec![(CONTROL_FD, OwnedFd::from(control_write))],
         };
         let spawned = inner.spawner.spawn(&spec, fds).await?;

@@ -97,6 +97,7 @@ impl Node {
             stop_grace_ms: 500,
             adopt_idle_ms: 60_000,
             isolation: world.class.isolation(),
+            preloads: 0,
         };
         let engine = Engine::start(
             config,

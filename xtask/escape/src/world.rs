@@ -19,8 +19,8 @@ use tokio::sync::Mutex;
 use wharf_sandbox::disk::{Disk, Template};
 use wharf_sandbox::weak::{Wall, take_down};
 use wharf_sandbox::{
-    Capabilities, DiskMount, ExecSpec, ExecStreams, Exit, IdRanges, Limits, Mount,
-    Process, ProcessSpec, Root, SpawnError, SpawnFds, Spawner, SpawnerConfig, Streams,
+    Capabilities, DiskMount, ExecSpec, ExecStreams, Exit, IdRanges, Limits, Mount, Process,
+    ProcessSpec, Root, SpawnError, SpawnFds, Spawner, SpawnerConfig, Streams,
 };
 use wharf_testkit::Place;
 

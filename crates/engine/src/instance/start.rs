@@ -82,14 +82,31 @@ pub(super) async fn start_process(
         kernel,
     };
     let netns = network.namespace().map_err(|e| failed("network", &e))?;
-    let mount = handle.disk().map(|d| d.mount().try_clone_to_owned());
-    let mount = mount.transpose().map_err(|e| failed("disk", &e))?;
-    let fds = SpawnFds {
-        netns: Some(netns),
-        disk: mount,
-        inherit: Vec::new(),
+    let fds = |image| -> Result<SpawnFds, SpawnError> {
+        let mount = handle.disk().map(|d| d.mount().try_clone_to_owned());
+        Ok(SpawnFds {
+            netns: Some(netns.try_clone().map_err(|e| failed("network", &e))?),
+            disk: mount.transpose().map_err(|e| failed("disk", &e))?,
+            image,
+            inherit: Vec::new(),
+        })
     };
-    let process = shared.spawner.spawn(&spec, fds).await?;
+    // What an earlier start has written may have changed what was imported.
+    let image = shared.preloads.take(fixed).filter(|_| first);
+    let restored = image.is_some();
+    let process = match shared.spawner.spawn(&spec, fds(image)?).await {
+        Err(SpawnError::Refused { message, .. }) if restored => {
+            shared.preloads.broken(fixed, &message);
+            files::renew_work(fixed, &handle.writable())
+                .map_err(|e| failed("work directory", &e))?;
+            shared.spawner.spawn(&spec, fds(None)?).await?
+        }
+        other => other?,
+    };
+    if restored {
+        let outcome = process.not_restored.as_deref().map_or(Ok(()), Err);
+        shared.preloads.started(fixed, outcome);
+    }
     Ok(Started {
         process,
         network,

@@ -122,21 +122,33 @@ impl Spawner {
     /// Starts a process; returns when `execve` has succeeded or failed. When the caller gives up meanwhile, the process is ended.
     pub async fn spawn(&self, spec: &ProcessSpec, fds: SpawnFds) -> Result<Process, SpawnError> {
         let link = self.live().await?;
-        let netns = fds.netns.is_some();
+        let (netns, image) = (fds.netns.is_some(), fds.image.is_some());
         let (inherit, inherited): (Vec<i32>, Vec<OwnedFd>) = fds.inherit.into_iter().unzip();
         let descriptors = fds
             .netns
             .into_iter()
             .chain(fds.disk)
+            .chain(fds.image)
             .chain(inherited)
             .collect();
         let body = RequestBody::Spawn {
             spec: Box::new(spec.clone()),
             netns,
+            image,
             inherit,
         };
         match link.call(body, descriptors).await? {
-            (ReplyBody::Spawned { id, pid }, streams) => process(id, pid, streams),
+            (
+                ReplyBody::Spawned {
+                    id,
+                    pid,
+                    not_restored,
+                },
+                streams,
+            ) => Ok(Process {
+                not_restored,
+                ..process(id, pid, streams)?
+            }),
             (ReplyBody::Refused { message, exit_code }, _) => {
                 Err(SpawnError::Refused { message, exit_code })
             }
@@ -285,6 +297,7 @@ fn process(id: String, pid: i32, streams: Vec<OwnedFd>) -> Result<Process, Spawn
         stdout,
         stderr,
         stdin: streams.next(),
+        not_restored: None,
     })
 }
 

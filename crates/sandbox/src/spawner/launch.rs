@@ -1,7 +1,9 @@
 //! Starting one process: check the request, make pipes, take a cgroup and a user namespace, clone.
 
+use super::restorer;
 use crate::cgroup::{Cgroup, Manager};
-use crate::child::{self, Place, Plan, Program, gvisor};
+use crate::child::{self, Image, Place, Plan, Program, gvisor};
+use crate::process_image;
 use crate::spec::{Kernel, Limits, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Forked};
 use crate::userns::{Pool, UserNamespace};
@@ -43,6 +45,7 @@ pub(super) struct Filters {
 pub(super) struct Given {
     pub(super) netns: Option<OwnedFd>,
     pub(super) disk: Option<OwnedFd>,
+    pub(super) image: Option<OwnedFd>,
     pub(super) inherit: Vec<(i32, OwnedFd)>,
 }
 
@@ -60,13 +63,24 @@ pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
             "a disk's mount must be given exactly when the process is to use one".to_owned(),
         );
     }
-    if spec.kernel != Kernel::Host && (matches!(spec.root, Root::Bare) || !given.inherit.is_empty())
+    if spec.kernel != Kernel::Host
+        && (matches!(spec.root, Root::Bare) || !given.inherit.is_empty() || given.image.is_some())
     {
         return Err(
-            "on gVisor's kernel: containers only, without inherited descriptors".to_owned(),
+            "on gVisor's kernel: containers only, without inherited descriptors and process images"
+                .to_owned(),
         );
     }
-    let mut numbers: Vec<i32> = given.inherit.iter().map(|(number, _)| *number).collect();
+    if given.image.is_some() && !matches!(spec.root, Root::Overlay { .. }) {
+        return Err("a process image is for containers".to_owned());
+    }
+    let image = given.image.as_ref().map(|_| process_image::DESCRIPTOR);
+    let mut numbers: Vec<i32> = given
+        .inherit
+        .iter()
+        .map(|(number, _)| *number)
+        .chain(image)
+        .collect();
     numbers.sort_unstable();
     if numbers.first().is_some_and(|n| *n < 3) || numbers.windows(2).any(|w| w[0] == w[1]) {
         return Err("inherited descriptors need distinct numbers from 3 on".to_owned());
@@ -99,6 +113,8 @@ pub(super) fn launch(
     };
     let (report, child_report) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&report, true)?;
+    let gate = given.image.as_ref().map(|_| pipe_with(PipeFlags::CLOEXEC));
+    let gate = gate.transpose()?;
 
     let is_container = matches!(spec.root, Root::Overlay { .. });
     let mut users = walls.users.as_mut().filter(|_| is_container);
@@ -148,6 +164,15 @@ pub(super) fn launch(
             ],
             terminal: false,
             inherit: &given.inherit,
+            image: given
+                .image
+                .as_ref()
+                .zip(gate.as_ref())
+                .map(|(image, (gate, opener))| Image {
+                    image: image.as_fd(),
+                    gate: gate.as_fd(),
+                    opener: opener.as_fd(),
+                }),
             report: child_report.as_fd(),
             filter: if is_container {
                 &walls.filters.container
@@ -157,16 +182,21 @@ pub(super) fn launch(
             landlock: walls.landlock.as_ref().map(AsFd::as_fd),
             gvisor: on_gvisor.then_some(gvisor::Role::Main(spec)),
         }),
-        Ok(Forked::Parent { pid, pidfd }) => Ok(Launched {
-            pid,
-            pidfd,
-            stdout,
-            stderr,
-            stdin,
-            report,
-            cgroup,
-            users: taken,
-        }),
+        Ok(Forked::Parent { pid, pidfd }) => {
+            if let (Some(image), Some((_, opener))) = (&given.image, &gate) {
+                restorer::start(pid, image.as_fd(), opener.as_fd(), child_report.as_fd());
+            }
+            Ok(Launched {
+                pid,
+                pidfd,
+                stdout,
+                stderr,
+                stdin,
+                report,
+                cgroup,
+                users: taken,
+            })
+        }
         Err(error) => {
             if let (Some(pool), Some(taken)) = (users, taken) {
                 pool.give_back(taken);

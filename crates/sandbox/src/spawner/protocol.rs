@@ -38,10 +38,12 @@ pub(super) struct Request {
 pub(super) enum RequestBody {
     /// The first one: from now on this is the daemon. Answered by [`Message::Welcome`].
     Hello,
-    /// Descriptors: the network namespace if `netns`, the disk's mount if the request has a disk, then one per number in `inherit`.
+    /// Descriptors: the network namespace if `netns`, the disk's mount if the request has a disk, the process image if `image`, then one per
+    /// number in `inherit`.
     Spawn {
         spec: Box<ProcessSpec>,
         netns: bool,
+        image: bool,
         inherit: Vec<i32>,
     },
     /// A process inside a container.
@@ -116,6 +118,7 @@ pub(super) enum ReplyBody {
     Spawned {
         id: String,
         pid: i32,
+        not_restored: Option<String>,
     },
     /// Descriptors: none for no streams; standard output, error and, if it is a pipe, input; or the terminal.
     ExecStarted {

@@ -23,6 +23,7 @@ use crate::spec::Capabilities;
 use crate::userns::{Pool, UserNamespace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::WaitStatus;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -50,6 +51,8 @@ enum State {
         text: Vec<u8>,
         stdin: Option<OwnedFd>,
         requester: Requester,
+        /// It has ended already, but who restores its memory has not told yet.
+        reaped: Option<WaitStatus>,
     },
     Running,
     Refused {

@@ -84,6 +84,7 @@ impl Place {
                 netns: Some(netns()),
                 disk: None,
                 inherit: vec![],
+                image: None,
             },
         )
     }
@@ -141,6 +142,7 @@ impl Place {
         let fds = SpawnFds {
             netns: Some(netns()),
             disk: None,
+            image: None,
             inherit: vec![],
         };
         (spec, fds)

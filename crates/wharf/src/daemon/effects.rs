@@ -163,7 +163,7 @@ async fn roll(node: &Node, id: &str) -> anyhow::Result<()> {
             .for_each(|kept| node.standbys.application(kept));
         return Ok(());
     };
-    let image = unpacked(node, reference)
+    let image = unpacked(node, reference.clone())
         .await
         .with_context(|| format!("the image of application \"{}\"", application.name))?;
     kept.into_iter()
@@ -175,6 +175,15 @@ async fn roll(node: &Node, id: &str) -> anyhow::Result<()> {
     let class = node.engine.isolation_class(&image, asked)?;
     let rolled = node.engine.roll(id, image.id.as_str(), class).await;
     tracing::info!(application = application.name, rolled, "image set");
+    let size = application.limits();
+    let limits = wharf_engine::Limits {
+        memory_bytes: Some(size.memory_mib.saturating_mul(1 << 20)),
+        disk_bytes: Some(wharf_docker_api::script::disk_bytes(size.disk_mb)),
+        ..wharf_engine::Limits::default()
+    };
+    node.engine
+        .expect_image(id, &reference, image, limits)
+        .await?;
     Ok(())
 }
 

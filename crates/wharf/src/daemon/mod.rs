@@ -220,6 +220,7 @@ async fn serve(
             adopt_idle_ms: config.containers.orphan_grace_ms,
             bandwidth_per_cpu: config.network.bytes_per_vcpu(),
             isolation: config.containers.isolation,
+            preloads: config.containers.preloads,
         },
         spawner.clone(),
         instances,

@@ -43,6 +43,7 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
         "snapshots": node.snapshots.usage(),
         "standbys": node.standbys.status(),
         "refusals": node.engine.refusals(),
+        "preloads": node.engine.preloads(),
     }))
 }
 

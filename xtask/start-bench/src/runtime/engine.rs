@@ -55,6 +55,7 @@ impl World {
             adopt_idle_ms: 60_000,
             bandwidth_per_cpu: None,
             isolation: Default::default(),
+            preloads: 0,
         };
         let engine = Engine::start(config, spawner.clone(), survivors, images, networks.clone());
         match engine.await {

@@ -5,6 +5,7 @@ use super::{DRAIN_TICK, Entry, Outcome, Requester, Server, State};
 use crate::spawner::Exit;
 use crate::spawner::launch::{self, Given};
 use crate::spawner::protocol::{Message, ReplyBody};
+use crate::spawner::restorer::ORDINARY_START;
 use crate::spec::{Kernel, Root};
 use crate::sys;
 use rustix::io::Errno;
@@ -46,6 +47,7 @@ impl Server {
             text: Vec::new(),
             stdin: launched.stdin,
             requester,
+            reaped: None,
         };
         let entry = Entry {
             label: spec.label.clone(),
@@ -200,7 +202,7 @@ impl Server {
         let alive = |e: &Entry| {
             matches!(
                 e.state,
-                State::Starting { .. } | State::Running | State::Refused { .. }
+                State::Starting { reaped: None, .. } | State::Running | State::Refused { .. }
             )
         };
         if self.exec_reaped(pid, status) || self.kill_reaped(pid, status) {
@@ -215,8 +217,22 @@ impl Server {
         else {
             return;
         };
-        self.read_report(&id); // Before its end, the requester must learn of its start.
-        let Some(entry) = self.entries.get_mut(&id) else {
+        if let Some(Entry {
+            state: State::Starting { reaped, .. },
+            ..
+        }) = self.entries.get_mut(&id)
+        {
+            // Before its end, the requester must learn of its start.
+            *reaped = Some(status);
+            self.read_report(&id);
+            return;
+        }
+        self.ended(&id, status);
+    }
+
+    /// Its main process has been reaped, and its requester knows of its start or will learn of its refusal.
+    fn ended(&mut self, id: &str, status: WaitStatus) {
+        let Some(entry) = self.entries.get_mut(id) else {
             return;
         };
         let outcome = match std::mem::replace(&mut entry.state, State::Running) {
@@ -318,32 +334,43 @@ impl Server {
 
     /// Reads what a starting process reports. At the end of it, exec has succeeded or failed.
     pub(super) fn read_report(&mut self, id: &str) {
-        let Some(entry) = self.entries.get_mut(id) else {
-            return;
-        };
+        if let Some(Some(status)) = self.report(id) {
+            self.ended(id, status);
+        }
+    }
+
+    /// `None`: there is more to come. Else whether it has been reaped already.
+    fn report(&mut self, id: &str) -> Option<Option<WaitStatus>> {
+        let entry = self.entries.get_mut(id)?;
         let State::Starting { report, text, .. } = &mut entry.state else {
-            return;
+            return None;
         };
         if !read_to_end(report, text, id) {
-            return;
+            return None;
         }
         let State::Starting {
             text,
             stdin,
             requester,
+            reaped,
             ..
         } = std::mem::replace(&mut entry.state, State::Running)
         else {
-            return;
+            return None;
         };
+        let mut not_restored = None;
         if let Some((exit_code, message)) = text.split_first() {
             let message = String::from_utf8_lossy(message).into_owned();
-            entry.state = State::Refused {
-                requester,
-                message,
-                exit_code: i32::from(*exit_code),
-            };
-            return;
+            if *exit_code == ORDINARY_START {
+                not_restored = Some(message);
+            } else {
+                entry.state = State::Refused {
+                    requester,
+                    message,
+                    exit_code: i32::from(*exit_code),
+                };
+                return Some(reaped);
+            }
         }
         let limited = match entry.cpu_millis.take() {
             Some(millis) => entry.cgroup.limit_cpu(millis),
@@ -358,6 +385,7 @@ impl Server {
                 let body = ReplyBody::Spawned {
                     id: id.to_owned(),
                     pid: entry.pid,
+                    not_restored,
                 };
                 self.reply(requester, body, streams);
             }
@@ -375,6 +403,7 @@ impl Server {
                 self.kill(id);
             }
         }
+        Some(reaped)
     }
 }
 

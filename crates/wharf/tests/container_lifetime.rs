@@ -166,7 +166,7 @@ fn holdings(node: &Node) -> Holdings {
         processes: processes.len(),
         namespaces: namespaces.len(),
         cgroups: entries(std::path::Path::new(&root)),
-        directories: entries(&node.data_dir().join("instances")),
+        directories: node.instance_directories(),
         mounts: std::fs::read_to_string(format!("/proc/{}/mountinfo", node.pid()))
             .unwrap()
             .lines()

@@ -132,7 +132,7 @@ impl Machine {
                 .filter(|line| line.contains(node.data_dir().to_str().unwrap()))
                 .count(),
             cgroups,
-            instances: entries(node.data_dir().join("instances")),
+            instances: node.instance_directories(),
             disk_blocks: disk_bytes(&node.data_dir()) >> 16,
         }
     }

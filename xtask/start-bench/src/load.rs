@@ -200,7 +200,14 @@ fn size(world: &World, place: &Place) -> Size {
         kernel: look::kernel_memory(),
         descriptors: look::descriptors(own) + look::descriptors(spawner),
         cgroups: place.engine_cgroups(),
-        files: instances.map_or(0, Iterator::count),
+        files: instances.map_or(0, |all| {
+            // Directories that wait for another instance are of a fixed number.
+            let own = |e: &std::io::Result<std::fs::DirEntry>| {
+                e.as_ref()
+                    .is_ok_and(|e| !e.file_name().to_string_lossy().starts_with('.'))
+            };
+            all.filter(own).count()
+        }),
     }
 }
 

@@ -88,6 +88,17 @@ impl Node {
         self.dir.path().join("data")
     }
 
+    /// Directories of instances, those that are being removed included. Some wait for another instance (`.gone-spare-*`): a fixed number at most.
+    pub fn instance_directories(&self) -> usize {
+        let all = std::fs::read_dir(self.data_dir().join("instances"));
+        let is_spare = |name: &str| name.starts_with(".gone-spare-");
+        all.map_or(0, |all| {
+            all.flatten()
+                .filter(|e| !is_spare(&e.file_name().to_string_lossy()))
+                .count()
+        })
+    }
+
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wharf"));
         command
@@ -490,17 +501,6 @@ impl Project {
 pub fn kill(pid: i32) {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-}
-
-/// Directories of instances, those that are being removed included. Some wait for another instance (`.gone-spare-*`): a fixed number at most.
-pub(crate) fn instance_directories(&self) -> usize {
-    let all = std::fs::read_dir(self.data_dir().join("instances"));
-    let is_spare = |name: &str| name.starts_with(".gone-spare-");
-    all.map_or(0, |all| {
-        all.flatten()
-            .filter(|e| !is_spare(&e.file_name().to_string_lossy()))
-            .count()
-    })
 }
 
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {

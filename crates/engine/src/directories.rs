@@ -25,7 +25,7 @@ pub(crate) const GONE_PREFIX: &str = ".gone-";
 /// Directory in an instance's own where its disk is mounted, for its process alone.
 pub(crate) const DISK: &str = "disk";
 /// Most that are kept.
-const SPARE: usize = 16;
+const SPARE: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Directories {

@@ -19,9 +19,9 @@ use wharf_sandbox::Disk;
 use wharf_sandbox::disk::Template;
 
 /// Ready ones of each size.
-const READY: usize = 4;
+const READY: usize = 32;
 /// Most of each size that are kept when they come back.
-const KEPT: usize = 16;
+const KEPT: usize = 64;
 /// How long a start is left alone with the machine.
 const REFILL_DELAY: Duration = Duration::from_millis(30);
 /// Of the disk that is made to see whether it can be done.

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 pub use usage::Usage;
 
 /// Kept ready.
-const SPARE: usize = 8;
+const SPARE: usize = 32;
 
 /// A kind of limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub(crate) const IDS: u32 = 65_536;
 
 /// Kept ready, while ranges are left.
-const READY: usize = 8;
+const READY: usize = 32;
 
 /// The host's ids that containers may have, in ranges of 65536.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -177,7 +177,7 @@ impl Default for Snapshots {
 impl Default for Network {
     fn default() -> Self {
         Network {
-            pool_size: 8,
+            pool_size: 32,
             hold_ms: 2_000,
             dns_servers: Vec::new(),
             allow_private: false,
@@ -267,7 +267,7 @@ script_mib = 51200
 
 [network]
 # Network namespaces kept ready.
-pool_size = 8
+pool_size = 32
 # For how long after the start of a container connections wait for a port to listen, milliseconds. Within the first minute, later ones wait for
 # 0.7 s each: with @cloudflare/containers' 67 tries a slow container has that minute. Keep it below the 5000 after which the package gives up a try.
 hold_ms = 2000

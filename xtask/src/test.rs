@@ -13,7 +13,7 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
     hello::prepare()?;
     setup::example("python")?;
     setup::published_packages()?;
-    for kind in [Kind::Busybox, Kind::Python] {
+    for kind in [Kind::Busybox, Kind::Python, Kind::NumPy] {
         base_image(kind)?;
     }
     if filter.is_empty() {

@@ -105,7 +105,14 @@ async fn a_hundred_at_once() {
     let (world, daemon, socket) = idle().await;
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     assert_eq!(socket.run("true").await.2, 0);
-    let before = open();
+    // What is made ahead has been made.
+    let mut before = open();
+    eventually("pools are full", async || {
+        let last = std::mem::replace(&mut before, open());
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        (open() == last && last == before).then_some(())
+    })
+    .await;
     let mut tasks = tokio::task::JoinSet::new();
     let socket = std::sync::Arc::new(socket);
     for n in 0..100 {

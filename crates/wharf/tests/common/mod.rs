@@ -382,7 +382,15 @@ impl Drop for Node {
             }
             self.stop();
         }
-        let left = self.processes();
+        let mut left = self.processes();
+        // The spawner says that all is gone, and then ends itself.
+        for _ in 0..40 {
+            if left.is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            left = self.processes();
+        }
         for pid in &left {
             if let Some(pid) = rustix::process::Pid::from_raw(*pid as i32) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

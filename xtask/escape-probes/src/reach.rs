@@ -89,11 +89,15 @@ pub(crate) const PROBES: &[(&str, Probe)] = &[
             let port = columns.get(1)?.rsplit(':').next()?;
             (columns.get(3) == Some(&"0A")).then(|| u16::from_str_radix(port, 16).ok())?
         });
-        let mut others = ports.filter(|port| !args.contains(&port.to_string()));
-        match others.next() {
-            Some(port) if TcpStream::connect(("127.0.0.1", port)).is_ok() => "some".to_owned(),
-            Some(_) => "some, not reached".to_owned(),
-            None => "none".to_owned(),
+        let others: Vec<u16> = ports
+            .filter(|port| !args.contains(&port.to_string()))
+            .collect();
+        // Some are at another address, or end meanwhile.
+        let reached = |port: &u16| TcpStream::connect(("127.0.0.1", *port)).is_ok();
+        match (others.is_empty(), others.iter().any(reached)) {
+            (true, _) => "none".to_owned(),
+            (false, true) => "some".to_owned(),
+            (false, false) => "some, not reached".to_owned(),
         }
     }),
 ];

@@ -448,7 +448,9 @@ impl Machine {
     fn ended(&mut self, exit: Exit, had_process: bool, out: &mut Vec<Effect>) {
         self.state = State::Exited(exit);
         self.stop_after_start = None;
-        out.push(Effect::Persist);
+        if !self.removing {
+            out.push(Effect::Persist);
+        }
         if had_process {
             out.push(Effect::Forget {
                 generation: self.generation,

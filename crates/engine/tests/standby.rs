@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use wharf_engine::lifecycle::{State, Until};
-use wharf_engine::{Application, Create, EngineError, Owner, StandbyEvent};
+use wharf_engine::{Application, Create, EngineError, Isolation, Owner, StandbyEvent};
 use wharf_net::{Network, Policy};
 use wharf_testkit::engine::{Daemon, World, script_owner, shell};
 
@@ -147,6 +147,56 @@ async fn each_is_handed_once_and_stands_still_until_then() {
     let again = engine.inspect(&owner, name).await.unwrap();
     assert_eq!((again.state, again.generation), (State::Running, 2));
     world.end(Arc::into_inner(daemon).unwrap()).await;
+    assert_eq!(world.directories(), 0);
+}
+
+#[tokio::test]
+async fn one_on_gvisors_kernel_stands_still_and_is_handed_to_who_asks_for_that_class() {
+    wharf_testkit::runsc();
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let (engine, owner) = (&daemon.engine, script_owner());
+    let on_gvisor = |name: &str, network| Create {
+        isolation: Some(Isolation::Gvisor),
+        ..request(name, APP, network)
+    };
+    let standby = engine.prepare_standby(on_gvisor("x", None)).await.unwrap();
+    let said = || async {
+        engine
+            .logs(&Owner::Operator, &standby.id)
+            .await
+            .unwrap()
+            .len()
+    };
+    // What it had written already may still be on its way.
+    let mut before = None;
+    let mut stands_still = async || {
+        for _ in 0..20 {
+            let now = Some(said().await);
+            if std::mem::replace(&mut before, now) == now {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        false
+    };
+    assert!(stands_still().await, "it ticks on");
+
+    assert_ne!(started(&daemon, "n").await, standby.id);
+    assert!(!handed(&daemon, "n").await);
+    let network = network(&daemon).await;
+    let asked = on_gvisor("g", Some(network.clone()));
+    assert_eq!(engine.create(asked).await.unwrap(), standby.id);
+    engine.start_instance(&owner, "g").await.unwrap();
+    let it = engine.inspect(&owner, "g").await.unwrap();
+    assert!(it.handed && it.isolation == Isolation::Gvisor);
+    assert_eq!(fetch(network.ingress()).await, standby.id[..12]);
+    let lines = daemon.output(&owner, "g", false).await.lines().count();
+    daemon
+        .says(&owner, "g", &format!("tick {}\n", lines + 5))
+        .await;
+    drop(network);
+    world.end(daemon).await;
     assert_eq!(world.directories(), 0);
 }
 

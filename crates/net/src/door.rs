@@ -8,7 +8,7 @@
 //! closed --open--> on the host, or in a workerd's network --open elsewhere--> there       closed again when that network ends
 //! ```
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -78,18 +78,40 @@ impl Door {
     /// It does not, or is gone.
     pub(crate) async fn dial(&self, port: u16) -> io::Result<TcpStream> {
         let worker = match &*self.state() {
-            State::Closed => return Err(io::ErrorKind::NotConnected.into()),
+            State::Closed => return Err(ErrorKind::NotConnected.into()),
             State::Open { worker: None, .. } => None,
             State::Open {
                 worker: Some(worker),
                 ..
-            } => Some(worker.upgrade().ok_or(io::ErrorKind::NotConnected)?),
+            } => Some(worker.upgrade().ok_or(ErrorKind::NotConnected)?),
         };
         match worker {
             Some(worker) => worker.inside.dial(port).await,
             None => TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await,
         }
     }
+}
+
+async fn listen(worker: Option<&Arc<Shared>>, address: SocketAddr) -> io::Result<TcpListener> {
+    match worker {
+        Some(worker) => worker.inside.listen(address).await,
+        None => TcpListener::bind(address).await,
+    }
+}
+
+/// At a port that is free.
+async fn listen_somewhere(
+    shared: &Shared,
+    worker: Option<&Arc<Shared>>,
+) -> io::Result<TcpListener> {
+    for port in shared.config.ports.next() {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        match listen(worker, address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && port != 0 => {}
+            other => return other,
+        }
+    }
+    Err(ErrorKind::AddrInUse.into())
 }
 
 /// Opens the door of a network there, at that address or at any port, unless it is open there already.
@@ -103,16 +125,13 @@ pub(crate) async fn open(
     if shared.door.is_open_for(worker) {
         return Ok(());
     }
-    let address = address.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     let failed = |e| {
-        NetError::io(
-            format!("listening on {address} for a container's ingress"),
-            e,
-        )
+        let place = address.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        NetError::io(format!("listening on {place} for a container's ingress"), e)
     };
-    let listener = match worker {
-        Some(worker) => worker.inside.listen(address).await,
-        None => TcpListener::bind(address).await,
+    let listener = match address {
+        Some(address) => listen(worker, address).await,
+        None => listen_somewhere(shared, worker).await,
     }
     .map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;

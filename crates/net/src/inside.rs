@@ -68,6 +68,8 @@ impl Inside {
         let socket = self.take(Family::V4).await?;
         // It does not come back, and the next one shall not wait.
         self.refill();
+        // A port that only connections that have ended still hold is free.
+        rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
         rustix::net::bind(&socket, &address)?;
         rustix::net::listen(&socket, BACKLOG)?;
         TcpListener::from_std(socket.into())

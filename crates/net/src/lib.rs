@@ -26,6 +26,7 @@ mod inside;
 mod outbound;
 mod peer;
 mod pool;
+mod ports;
 mod publish;
 pub mod ranges;
 mod relay;
@@ -136,6 +137,7 @@ struct Config {
     upstreams: dns::Upstreams,
     dialer: Arc<dyn Dial>,
     ipv6: bool,
+    ports: ports::Ports,
 }
 
 /// What a network's tasks share.
@@ -197,6 +199,7 @@ impl Networks {
                 upstreams: dns::Upstreams::new(config.dns_servers),
                 dialer,
                 ipv6,
+                ports: ports::Ports::new(),
             }),
             pool: Arc::new(Pool::new(config.pool_size, ipv6)),
             worker: None,

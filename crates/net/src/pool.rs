@@ -52,9 +52,9 @@ pub(crate) struct Prepared {
 impl Prepared {
     /// Makes a namespace. Blocks for about a millisecond.
     pub(crate) fn create(ipv6: bool) -> Result<Self, NetError> {
-        let namespace = netns::create(Redirect { ipv6, ..REDIRECT })
+        let (namespace, sockets) = netns::create_and(Redirect { ipv6, ..REDIRECT }, Sockets::here)
             .map_err(|e| NetError::io("making a container's network", e))?;
-        Self::within(namespace, None)
+        Ok(Self::of(namespace, sockets?, Ca::generate()?))
     }
 
     /// Opens everything anew in a namespace that exists, with an authority that has this key, or a new one.
@@ -62,14 +62,19 @@ impl Prepared {
         let making = |e| NetError::io("making sockets inside a container's network", e);
         // One thread that enters the namespace for all of it.
         let sockets = netns::run_inside(namespace.as_fd(), Sockets::here).map_err(making)??;
-        Ok(Self {
+        let ca = ca.map_or_else(Ca::generate, Ca::restore)?;
+        Ok(Self::of(namespace, sockets, ca))
+    }
+
+    fn of(namespace: OwnedFd, sockets: Sockets, ca: Ca) -> Self {
+        Self {
             inside: Inside::with_stock(namespace, sockets.stock),
-            ca: ca.map_or_else(Ca::generate, Ca::restore)?,
+            ca,
             tcp: sockets.tcp,
             dns_tcp: sockets.dns_tcp,
             dns_udp: sockets.dns_udp,
             listeners: sockets.listeners,
-        })
+        }
     }
 }
 

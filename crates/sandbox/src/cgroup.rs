@@ -18,6 +18,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use usage::Counts;
 pub use usage::Usage;
 
 /// Kept ready.
@@ -305,6 +306,7 @@ impl Manager {
             Ok(Joined {
                 dir,
                 mount_point: base.mount_point.clone(),
+                counts: Counts::of(|controller| base.holds(controller)),
             })
         };
         if let Some(base) = &self.v2 {
@@ -363,6 +365,7 @@ pub(crate) struct Cgroup {
 struct Joined {
     dir: PathBuf,
     mount_point: PathBuf,
+    counts: Counts,
 }
 
 impl Cgroup {
@@ -469,8 +472,11 @@ impl Cgroup {
         })
     }
 
-    /// Whether no process is left in it.
+    /// Whether no process is left in it. Whatever is in one of v1 is in that of v2, where there is one: it was born there.
     pub(crate) fn is_empty(&self) -> io::Result<bool> {
+        if let Some(joined) = &self.v2 {
+            return files::is_empty(&joined.dir);
+        }
         for dir in self.dirs() {
             if !files::is_empty(dir)? {
                 return Ok(false);
@@ -483,10 +489,10 @@ impl Cgroup {
     pub(crate) fn usage(&self) -> io::Result<Usage> {
         let mut usage = Usage::default();
         for joined in &self.v1 {
-            usage.add_v1(&joined.dir)?;
+            usage.add_v1(&joined.dir, joined.counts)?;
         }
         if let Some(joined) = &self.v2 {
-            usage.add_v2(&joined.dir)?;
+            usage.add_v2(&joined.dir, joined.counts)?;
         }
         Ok(usage)
     }

@@ -19,6 +19,7 @@ pub(crate) mod gvisor;
 pub(crate) mod mapped;
 pub(crate) mod mounts;
 mod rooted;
+mod scratch;
 mod user;
 
 use crate::cgroup::Cgroup;

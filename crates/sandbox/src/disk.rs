@@ -8,7 +8,8 @@
 //! of no use after a crash of the machine: no journal, no barriers.
 
 use crate::sys;
-use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::fs::{FileType, IFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen,
@@ -31,7 +32,10 @@ const FEW_FILES: u64 = 20_000;
 /// What an emptied disk may hold more than a new one, bytes: the kernel rounds.
 const EMPTY_ENOUGH: u64 = 64 << 10;
 /// Directories of a new disk. Nobody but the owner of the disk makes others beside them.
-const DIRECTORIES: [&str; 2] = ["upper", "work"];
+const DIRECTORIES: [&str; 2] = [UPPER, "work"];
+const UPPER: &str = "upper";
+/// With its end.
+const OVERLAY_UUID: &[u8] = b"trusted.overlay.uuid\0";
 /// ext4's own.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
 
@@ -53,8 +57,28 @@ pub struct Template {
 pub struct Disk {
     mount: OwnedFd,
     device: PathBuf,
-    /// How full a new one is, bytes; `None` for one that was found mounted.
-    new: Option<u64>,
+    /// `None` for one that was found mounted.
+    new: Option<New>,
+}
+
+/// What is to be known of a new disk to tell one that was emptied from it.
+#[derive(Debug, Clone, Copy)]
+struct New {
+    /// Bytes.
+    used: u64,
+    upper: Look,
+}
+
+/// Whatever of a directory's own (not of what is in it) its users can change, times aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    mode: u32,
+    owner: (u32, u32),
+    /// Bytes: it does not shrink.
+    size: i64,
+    /// Of chattr(1).
+    flags: IFlags,
+    has_attributes: bool,
 }
 
 /// How full a disk is.
@@ -118,13 +142,18 @@ impl Template {
         }
         let mount = mount(&fs)?;
         drop(loop_device); // The mount holds the device from here on, and the device goes with it.
-        make_directories(mount.as_fd())?;
+        for name in DIRECTORIES {
+            make_directory(mount.as_fd(), name)?;
+        }
         let mut disk = Disk {
             mount,
             device,
             new: None,
         };
-        disk.new = Some(disk.usage()?.used);
+        disk.new = Some(New {
+            used: disk.usage()?.used,
+            upper: look(disk.open(UPPER)?.as_fd())?,
+        });
         Ok(disk)
     }
 }
@@ -180,6 +209,7 @@ impl Disk {
     pub fn empty(&self) -> io::Result<bool> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(&self.mount, ".", flags, Mode::empty())?;
+        let mut made = Vec::new();
         let found = rustix::fs::fstatvfs(&self.mount)?;
         if found.f_files - found.f_ffree > FEW_FILES {
             sys::shut_down_ext4(root.as_fd())?;
@@ -191,27 +221,91 @@ impl Disk {
             if matches!(name, b"." | b".." | LOST_AND_FOUND) {
                 continue;
             }
+            if let Some(own) = DIRECTORIES.iter().find(|own| own.as_bytes() == name)
+                && self.clear(own)?
+            {
+                made.push(*own);
+                continue;
+            }
             // Never through a link: the content is a container's.
             std::fs::remove_dir_all(self.path().join(OsStr::from_bytes(name)))?;
         }
-        make_directories(self.mount.as_fd())?;
+        for name in DIRECTORIES.iter().filter(|name| !made.contains(name)) {
+            make_directory(self.mount.as_fd(), name)?;
+        }
         let used = self.usage()?.used;
-        Ok(self.new.is_some_and(|new| used <= new + EMPTY_ENOUGH))
+        Ok(self.new.is_some_and(|new| used <= new.used + EMPTY_ENOUGH))
+    }
+
+    /// Removes what is in one of [`DIRECTORIES`]; whether it is as in a new disk then. It mostly is, and making it anew costs much more.
+    fn clear(&self, name: &str) -> io::Result<bool> {
+        let (Some(new), Ok(directory)) = (self.new, self.open(name)) else {
+            return Ok(false);
+        };
+        for entry in rustix::fs::Dir::read_from(&directory)? {
+            let entry = entry?;
+            let inside = entry.file_name().to_bytes();
+            if matches!(inside, b"." | b"..") {
+                continue;
+            }
+            let path = self.path().join(name).join(OsStr::from_bytes(inside));
+            match entry.file_type() {
+                FileType::Directory => std::fs::remove_dir_all(path)?,
+                _ => std::fs::remove_file(path)?,
+            }
+        }
+        if look(directory.as_fd())? != new.upper {
+            return Ok(false);
+        }
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        };
+        let times = Timestamps {
+            last_access: now,
+            last_modification: now,
+        };
+        rustix::fs::futimens(&directory, &times)?;
+        Ok(true)
+    }
+
+    /// One of [`DIRECTORIES`].
+    fn open(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.mount, name, flags, Mode::empty())?)
     }
 }
 
-fn make_directories(root: BorrowedFd<'_>) -> io::Result<()> {
-    for name in DIRECTORIES {
-        rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755))?;
-        // Whatever the daemon's umask is: `upper` is the container's `/`, also for its unprivileged users.
-        rustix::fs::chmodat(
-            root,
-            name,
-            Mode::from_raw_mode(0o755),
-            rustix::fs::AtFlags::empty(),
-        )?;
-    }
-    Ok(())
+fn look(directory: BorrowedFd<'_>) -> io::Result<Look> {
+    let stat = rustix::fs::fstat(directory)?;
+    let mut names = [0; 256];
+    let has_attributes = match rustix::fs::flistxattr(directory, &mut names[..]) {
+        // overlayfs may have named the file system that it made of it: of no meaning to another one.
+        Ok(size) => names[..size]
+            .split_inclusive(|byte| *byte == 0)
+            .any(|name| name != OVERLAY_UUID),
+        Err(Errno::RANGE) => true,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Look {
+        mode: stat.st_mode,
+        owner: (stat.st_uid, stat.st_gid),
+        size: stat.st_size,
+        flags: rustix::fs::ioctl_getflags(directory)?,
+        has_attributes,
+    })
+}
+
+fn make_directory(root: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let mode = Mode::from_raw_mode(0o755);
+    rustix::fs::mkdirat(root, name, mode)?;
+    // Whatever the daemon's umask is: `upper` is the container's `/`, also for its unprivileged users.
+    Ok(rustix::fs::chmodat(
+        root,
+        name,
+        mode,
+        rustix::fs::AtFlags::empty(),
+    )?)
 }
 
 /// The mount of a device's file system, attached nowhere. All mounts of one device are of one file system.
@@ -249,7 +343,7 @@ fn copy_data(from: &File, to: &File) -> io::Result<()> {
     while at < length {
         let begin = match rustix::fs::seek(from, SeekFrom::Data(at)) {
             Ok(begin) => begin,
-            Err(rustix::io::Errno::NXIO) => return Ok(()), // Only a hole is left.
+            Err(Errno::NXIO) => return Ok(()), // Only a hole is left.
             Err(error) => return Err(error.into()),
         };
         at = rustix::fs::seek(from, SeekFrom::Hole(begin))?;
@@ -294,6 +388,7 @@ fn attach_loop(file: &File) -> io::Result<(PathBuf, File)> {
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     #[test]
     fn many_are_made_at_once() {
@@ -349,6 +444,47 @@ mod tests {
         let held = File::create(disk.path().join("upper/held")).unwrap();
         (&held).write_all(&vec![1; 1 << 20]).unwrap();
         assert!(!disk.empty().unwrap());
+    }
+
+    #[test]
+    fn what_a_container_did_to_its_root_directory_is_gone_from_an_emptied_disk() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let template = Template::make(dir.path(), SMALLEST).unwrap();
+        let disk = template.disk().unwrap();
+        let upper = disk.path().join("upper");
+        let look_now = || look(disk.open(UPPER).unwrap().as_fd()).unwrap();
+        let (new, inode) = (look_now(), || std::fs::metadata(&upper).unwrap().ino());
+        let first = inode();
+        assert!(disk.empty().unwrap());
+        assert_eq!((inode(), look_now()), (first, new), "it is kept as it is");
+        type Change = fn(&Path);
+        let changes: [(&str, Change); 5] = [
+            ("mode", |upper| {
+                std::fs::set_permissions(upper, std::fs::Permissions::from_mode(0o700)).unwrap();
+            }),
+            ("owner", |upper| {
+                std::os::unix::fs::chown(upper, Some(1000), None).unwrap();
+            }),
+            ("attribute", |upper| {
+                let flags = rustix::fs::XattrFlags::empty();
+                rustix::fs::setxattr(upper, "user.mine", b"x", flags).unwrap();
+            }),
+            ("flag", |upper| {
+                let opened = File::open(upper).unwrap();
+                let flags = rustix::fs::ioctl_getflags(&opened).unwrap();
+                rustix::fs::ioctl_setflags(&opened, flags | IFlags::NODUMP).unwrap();
+            }),
+            ("size", |upper| {
+                (0..300).for_each(|n| {
+                    std::fs::write(upper.join(format!("a long name of a file, {n}")), "").unwrap();
+                });
+            }),
+        ];
+        for (what, change) in changes {
+            change(&upper);
+            assert!(disk.empty().unwrap(), "{what}");
+            assert_eq!(look_now(), new, "{what}");
+        }
     }
 
     #[test]

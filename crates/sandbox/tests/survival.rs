@@ -227,16 +227,35 @@ async fn interrupt_does_not_reach_the_spawner_and_it_stays_small() {
             .unwrap()
     };
     assert_ne!(session(&spawner.pid().to_string()), session("self"));
-    for n in 0..20 {
-        assert_eq!(
-            place
-                .run(&spawner, &format!("c{n}"), "exit 2")
-                .await
-                .exit
-                .code,
-            2
-        );
-    }
+    let descriptors = || {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", spawner.pid()));
+        open.unwrap().count()
+    };
+    // Its own ones, and the user namespaces that it keeps ready: as many as ever when it has had the time.
+    let settled = async || {
+        let mut before = 0;
+        while before != descriptors() {
+            before = descriptors();
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        }
+        before
+    };
+    let run = async |round: u32| {
+        for n in 0..20 {
+            let ran = place
+                .run(&spawner, &format!("c{round}-{n}"), "exit 2")
+                .await;
+            assert_eq!(ran.exit.code, 2);
+        }
+    };
+    run(1).await;
+    let before = settled().await;
+    run(2).await;
+    let after = settled().await;
+    assert!(
+        after < before + 10,
+        "{after} descriptors, {before} before twenty processes that were forgotten"
+    );
     let status = std::fs::read_to_string(format!("/proc/{}/status", spawner.pid())).unwrap();
     let anonymous: u64 = status
         .lines()
@@ -249,14 +268,6 @@ async fn interrupt_does_not_reach_the_spawner_and_it_stays_small() {
         })
         .unwrap();
     assert!(anonymous < 2048, "{status}");
-    let fds = std::fs::read_dir(format!("/proc/{}/fd", spawner.pid()))
-        .unwrap()
-        .count();
-    // Its own ones, and the user namespaces that it keeps ready.
-    assert!(
-        fds <= 20,
-        "{fds} descriptors after all processes were forgotten"
-    );
     place.finish(spawner).await;
 }
 

@@ -153,3 +153,29 @@ async fn one_that_does_not_run_is_not_one_that_loops() {
     );
     close(world).await;
 }
+
+#[tokio::test]
+async fn one_that_computes_has_no_more_of_the_cpu_than_its_limit() {
+    let world = world(|config| config.cpu_millis = Some(100)).await;
+    // The processes of both Workers.
+    let used = || async {
+        let mut us = 0;
+        for number in 1..=4 {
+            let usage = world.spawner.usage(&format!("workerd-{number}")).await;
+            us += usage.map_or(0, |usage| usage.cpu_us.unwrap());
+        }
+        std::time::Duration::from_micros(us)
+    };
+    let (begin, before) = (std::time::Instant::now(), used().await);
+    let computed = loop {
+        world.get("greedy", "/compute?rounds=3000000").await;
+        let computed = used().await - before;
+        if computed.as_millis() >= 200 {
+            break computed;
+        }
+    };
+    // A period's share more at the beginning, and what the kernel rounds.
+    let most = begin.elapsed().mul_f64(2.0 * 0.1) + std::time::Duration::from_millis(60);
+    assert!(computed <= most, "{computed:?} in {:?}", begin.elapsed());
+    close(world).await;
+}

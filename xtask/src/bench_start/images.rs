@@ -63,6 +63,15 @@ impl Class {
         }
     }
 
+    /// Python modules that can be imported ahead.
+    pub(super) fn modules(self) -> Option<&'static str> {
+        match self {
+            Class::Static | Class::Busybox | Class::Node => None,
+            Class::Python => Some("http.server, socketserver"),
+            Class::Numpy => Some("numpy, fastapi, uvicorn"),
+        }
+    }
+
     fn base(self) -> Option<Kind> {
         match self {
             Class::Static => None,

@@ -31,10 +31,10 @@ pub(crate) struct Options {
     /// Starts to measure, of each kind
     #[arg(long, default_value_t = FULL)]
     n: usize,
-    /// Only these image classes; the first is also the one of the figures beyond single starts
+    /// Only these image classes; the figures beyond single starts are of the static one
     #[arg(long, value_delimiter = ',', value_enum)]
     class: Vec<Class>,
-    /// Put the table into BENCHMARKS.md
+    /// Put the table into BENCHMARKS.md, where other classes keep the figures that they have
     #[arg(long)]
     write: bool,
 }
@@ -107,9 +107,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     add("--n", amount.n.to_string());
     add("--n-slow", amount.n_slow.to_string());
     add("--rounds", amount.rounds.to_string());
-    add("--burst", "100".to_owned());
-    add("--idle", amount.idle.to_string());
-    add("--sustained", amount.sustained_seconds.to_string());
+    if classes.contains(&Class::Static) {
+        add("--burst", "100".to_owned());
+        add("--idle", amount.idle.to_string());
+        add("--sustained", amount.sustained_seconds.to_string());
+    }
     if options.write {
         let path = setup::root().join("BENCHMARKS.md");
         add("--write", path.display().to_string());
@@ -157,6 +159,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let deploy = dir.path().join("deploy-ahead");
     node.write_deploy(&ahead, &deploy)?;
     add("--deploy-ahead", deploy.display().to_string());
+    let mut with_imports = classes.clone();
+    with_imports.retain(|class| class.modules().is_some());
+    if !with_imports.is_empty() {
+        let project = project::write(dir.path(), project::PRELOAD, &with_imports, &modules)?;
+        let deploy = dir.path().join("deploy-preload");
+        node.write_deploy(&project, &deploy)?;
+        add("--deploy-preload", deploy.display().to_string());
+        add(
+            "--preload-host",
+            format!("{}.localhost:{}", project::PRELOAD, gateway.port()),
+        );
+        for class in &with_imports {
+            add("--preload-class", class.name().to_owned());
+        }
+    }
     add("--data-dir", node.data_dir().display().to_string());
     let measured = measure(&bench, &arguments);
     interrupt::check()?;

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 pub(super) const NAME: &str = "start-bench";
 /// The same with instances started ahead.
 pub(super) const AHEAD: &str = "start-bench-ahead";
+/// The same with imports done ahead.
+pub(super) const PRELOAD: &str = "start-bench-preload";
 
 /// Writes it into `dir`, under this name. `modules` is a node_modules that has @cloudflare/containers.
 pub(super) fn write(dir: &Path, name: &str, classes: &[Class], modules: &Path) -> Result<PathBuf> {
@@ -24,10 +26,14 @@ pub(super) fn write(dir: &Path, name: &str, classes: &[Class], modules: &Path) -
         let context = project.join(class.name());
         fs::create_dir(&context)?;
         let argv = serde_json::to_string(class.argv())?;
+        let label = match class.modules().filter(|_| name == PRELOAD) {
+            Some(modules) => format!("LABEL wharf.preload=\"{modules}\"\n"),
+            None => String::new(),
+        };
         fs::write(
             context.join("Dockerfile"),
             format!(
-                "FROM wharf-bench/{}:1\nENV PORT=8080 OPENBLAS_NUM_THREADS=1\nEXPOSE 8080\nENTRYPOINT {argv}\n",
+                "FROM wharf-bench/{}:1\nENV PORT=8080 OPENBLAS_NUM_THREADS=1\nEXPOSE 8080\n{label}ENTRYPOINT {argv}\n",
                 class.name()
             ),
         )?;

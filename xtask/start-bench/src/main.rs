@@ -14,8 +14,9 @@ mod measure;
 mod place;
 mod report;
 mod runtime;
+mod table;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
 use class::Class;
 use daemons::{Docker, Podman};
@@ -27,6 +28,7 @@ use runtime::api::ApiRuntime;
 use runtime::engine::{EngineRuntime, SPAWNER_VERB, World};
 use runtime::floor::Floor;
 use runtime::oci::{self, AGENT_VERB, Oci};
+use runtime::preload::Preloaded;
 use runtime::whole::{Node, Whole};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -35,7 +37,7 @@ use std::sync::Arc;
 
 #[derive(Debug, Parser)]
 struct Args {
-    /// name=rootfs.tar=["program",...]; the first is the static class
+    /// name=rootfs.tar=["program",...]
     #[arg(long = "class", required = true)]
     classes: Vec<Class>,
     /// The node's gateway; without a node, the engine is measured alone, beside the floor
@@ -57,13 +59,13 @@ struct Args {
     #[arg(long)]
     rounds: usize,
     /// Cold starts at once
-    #[arg(long)]
+    #[arg(long, default_value_t)]
     burst: usize,
     /// Idle containers
-    #[arg(long)]
+    #[arg(long, default_value_t)]
     idle: usize,
     /// Seconds of starts at a rate
-    #[arg(long)]
+    #[arg(long, default_value_t)]
     sustained: u64,
     /// A program that deploys the same Worker with instances started ahead
     #[arg(long)]
@@ -71,10 +73,19 @@ struct Args {
     /// That Worker's host name
     #[arg(long, default_value_t)]
     ahead_host: String,
+    /// A program that deploys a Worker whose images have `LABEL wharf.preload`
+    #[arg(long)]
+    deploy_preload: Option<PathBuf>,
+    /// That Worker's host name
+    #[arg(long, default_value_t)]
+    preload_host: String,
+    /// Its classes
+    #[arg(long = "preload-class")]
+    preload_classes: Vec<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// The file whose table is replaced
+    /// The file in whose table its classes are replaced
     #[arg(long)]
     write: Option<PathBuf>,
 }
@@ -143,14 +154,16 @@ fn run(args: &Args) -> Result<()> {
     drop(subjects);
     drop(others);
 
-    let first = args.classes.first().context("no class")?;
-    let with_node = |n: usize| node.as_ref().filter(|_| n > 0);
-    let burst = with_node(args.burst).map(|node| load::burst(node, first, args.burst).into());
+    let of_static = args.classes.iter().find(|class| class.name == "static");
+    let with_node = |n: usize| node.as_ref().filter(|_| n > 0).zip(of_static);
+    let burst =
+        with_node(args.burst).map(|(node, class)| load::burst(node, class, args.burst).into());
     interrupt::check()?;
-    let density = with_node(args.idle).map(|node| load::density(node, first, args.idle).into());
+    let density =
+        with_node(args.idle).map(|(node, class)| load::density(node, class, args.idle).into());
     interrupt::check()?;
-    let sustained = (args.sustained > 0).then(|| {
-        let sustained = load::sustained(&world.1, &place, first, 500, args.sustained);
+    let sustained = of_static.filter(|_| args.sustained > 0).map(|class| {
+        let sustained = load::sustained(&world.1, &place, class, 500, args.sustained);
         runtime.block_on(sustained).into()
     });
     interrupt::check()?;
@@ -162,6 +175,9 @@ fn run(args: &Args) -> Result<()> {
         }
         None => Vec::new(),
     };
+    if let Some((node, deploy)) = node.as_ref().zip(args.deploy_preload.as_ref()) {
+        rows.extend(preloaded(args, node, deploy)?);
+    }
     machine.load_after = report::load();
     let report = Report {
         machine,
@@ -175,10 +191,10 @@ fn run(args: &Args) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
-        println!("{}", report.table());
+        println!("{}", table::table(std::slice::from_ref(&report)));
     }
     if let Some(path) = &args.write {
-        report.write(path)?;
+        table::write(report, path)?;
         eprintln!("written to {}", path.display());
     }
     Ok(())
@@ -230,14 +246,7 @@ fn ahead(
     deploy: &Path,
 ) -> Result<(Vec<report::Row>, Vec<report::Ahead>)> {
     eprintln!("instances started ahead");
-    let deployed = std::process::Command::new(deploy).output()?;
-    if !deployed.status.success() {
-        anyhow::bail!(
-            "the deploy with instances started ahead: {}{}",
-            String::from_utf8_lossy(&deployed.stdout),
-            String::from_utf8_lossy(&deployed.stderr)
-        );
-    }
+    run_deploy(deploy)?;
     let node = Node {
         host: args.ahead_host.clone(),
         ..node.clone()
@@ -263,6 +272,41 @@ fn ahead(
         )?);
     }
     Ok((rows, memory))
+}
+
+/// Starts of interpreters whose imports were done ahead, last: these images are held in memory, too.
+fn preloaded(args: &Args, node: &Node, deploy: &Path) -> Result<Vec<report::Row>> {
+    eprintln!("imports done ahead");
+    run_deploy(deploy)?;
+    let node = Node {
+        host: args.preload_host.clone(),
+        ..node.clone()
+    };
+    let mut rows = Vec::new();
+    let has = |class: &&Class| args.preload_classes.contains(&class.name);
+    for class in args.classes.iter().filter(has) {
+        let mut subjects = [Subject::new(Preloaded::new(node.clone()), args.n)];
+        rows.extend(measure::class(
+            class,
+            &mut subjects,
+            args.rounds,
+            &[measure::Mode::Isolated],
+        )?);
+    }
+    Ok(rows)
+}
+
+fn run_deploy(program: &Path) -> Result<()> {
+    let deployed = std::process::Command::new(program).output()?;
+    if !deployed.status.success() {
+        anyhow::bail!(
+            "{}: {}{}",
+            program.display(),
+            String::from_utf8_lossy(&deployed.stdout),
+            String::from_utf8_lossy(&deployed.stderr)
+        );
+    }
+    Ok(())
 }
 
 /// Ends the engine, whatever happened.

@@ -139,9 +139,9 @@ pub(crate) fn class(
             series.teardowns.sort();
             rows.push(Row {
                 class: class.name.clone(),
-                level: subject.level,
-                mode: mode.name(),
-                runtime: subject.name,
+                level: subject.level.to_owned(),
+                mode: mode.name().to_owned(),
+                runtime: subject.name.to_owned(),
                 n: subject.n,
                 p50_ms: percentile(&series.times, 0.5),
                 p99_ms: percentile(&series.times, 0.99),

@@ -27,6 +27,24 @@ pub struct Usage {
     pub pids_limit_hits: Option<u64>,
 }
 
+/// Which controllers one cgroup has: it has no files of others, and looking for them is not free.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counts {
+    memory: bool,
+    cpu: bool,
+    pids: bool,
+}
+
+impl Counts {
+    pub(super) fn of(has: impl Fn(&str) -> bool) -> Counts {
+        Counts {
+            memory: has("memory"),
+            cpu: has("cpu"),
+            pids: has("pids"),
+        }
+    }
+}
+
 /// The number after `key` in a file of lines with a key and a number.
 fn keyed(text: &str, key: &str) -> Option<u64> {
     let line = text
@@ -50,37 +68,45 @@ fn number(dir: &Path, name: &str) -> io::Result<Option<u64>> {
 
 impl Usage {
     /// Adds what a v2 cgroup tells (kernel: admin-guide/cgroup-v2.rst). Without controllers that is CPU time.
-    pub(super) fn add_v2(&mut self, dir: &Path) -> io::Result<()> {
+    pub(super) fn add_v2(&mut self, dir: &Path, counts: Counts) -> io::Result<()> {
         if let Some(text) = read(dir, "cpu.stat")? {
             self.cpu_us = keyed(&text, "usage_usec");
             self.throttled_periods = keyed(&text, "nr_throttled").or(self.throttled_periods);
             self.throttled_us = keyed(&text, "throttled_usec").or(self.throttled_us);
         }
-        if let Some(text) = read(dir, "memory.events")? {
+        if counts.memory
+            && let Some(text) = read(dir, "memory.events")?
+        {
             self.memory_bytes = number(dir, "memory.current")?;
             self.memory_peak_bytes = number(dir, "memory.peak")?;
             self.memory_limit_hits = keyed(&text, "max");
             self.oom_kills = keyed(&text, "oom_kill");
         }
-        self.add_pids(dir)
+        self.add_pids(dir, counts)
     }
 
     /// Adds what the v1 cgroup of some controllers tells (kernel: admin-guide/cgroup-v1/).
-    pub(super) fn add_v1(&mut self, dir: &Path) -> io::Result<()> {
-        if let Some(text) = read(dir, "cpu.stat")? {
+    pub(super) fn add_v1(&mut self, dir: &Path, counts: Counts) -> io::Result<()> {
+        if counts.cpu
+            && let Some(text) = read(dir, "cpu.stat")?
+        {
             self.throttled_periods = keyed(&text, "nr_throttled");
             self.throttled_us = keyed(&text, "throttled_time").map(|ns| ns / 1000);
         }
-        if let Some(text) = read(dir, "memory.oom_control")? {
+        if counts.memory
+            && let Some(text) = read(dir, "memory.oom_control")?
+        {
             self.memory_bytes = number(dir, "memory.usage_in_bytes")?;
             self.memory_peak_bytes = number(dir, "memory.max_usage_in_bytes")?;
             self.oom_kills = keyed(&text, "oom_kill");
         }
-        self.add_pids(dir)
+        self.add_pids(dir, counts)
     }
 
-    fn add_pids(&mut self, dir: &Path) -> io::Result<()> {
-        if let Some(text) = read(dir, "pids.events")? {
+    fn add_pids(&mut self, dir: &Path, counts: Counts) -> io::Result<()> {
+        if counts.pids
+            && let Some(text) = read(dir, "pids.events")?
+        {
             self.pids = number(dir, "pids.current")?;
             self.pids_limit_hits = keyed(&text, "max");
         }
@@ -130,15 +156,16 @@ mod tests {
             ("pids.current", "2\n"),
         ]);
         let (mut first, mut second) = (Usage::default(), Usage::default());
-        second.add_v2(v2.path()).unwrap();
-        first.add_v1(v1.path()).unwrap();
+        let (all, none) = (Counts::of(|_| true), Counts::of(|_| false));
+        second.add_v2(v2.path(), all).unwrap();
+        first.add_v1(v1.path(), all).unwrap();
         (first.cpu_us, first.memory_limit_hits) = (Some(11), Some(7));
         assert_eq!(first, second);
         assert_eq!(second.throttled_us, Some(5000));
         assert!(!format!("{second:?}").contains("None"), "{second:?}");
         // A unified hierarchy without controllers beside v1: CPU time comes from there, and nothing is lost.
         let bare = write(&[("cpu.stat", "usage_usec 12\nuser_usec 6\n")]);
-        first.add_v2(bare.path()).unwrap();
+        first.add_v2(bare.path(), none).unwrap();
         assert_eq!(
             (first.cpu_us, first.throttled_periods, first.pids),
             (Some(12), Some(4), Some(2))

@@ -2,8 +2,8 @@
 
 use rustix::io::{Errno, Result};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
-    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities,
 };
 
 /// No capability.
@@ -13,9 +13,11 @@ pub(super) const NONE: CapabilitySet = CapabilitySet::empty();
 pub(super) fn bound(keep: CapabilitySet) -> Result<()> {
     for bit in 0..u64::BITS {
         let one = CapabilitySet::from_bits_retain(1 << bit);
-        match capability_is_in_bounding_set(one) {
-            Ok(true) if !keep.contains(one) => remove_capability_from_bounding_set(one)?,
-            Ok(_) => {}
+        if keep.contains(one) {
+            continue;
+        }
+        match remove_capability_from_bounding_set(one) {
+            Ok(()) => {}
             Err(Errno::INVAL) => break, // Beyond the kernel's last one.
             Err(error) => return Err(error),
         }

@@ -4,6 +4,7 @@
 
 use super::mapped::{self, Covers};
 use super::rooted::{self, Kind};
+use super::scratch::Scratch;
 use super::{Failure, Step};
 use crate::cgroup::Cgroup;
 use crate::disk;
@@ -96,6 +97,7 @@ pub(super) fn enter_root(
 ) -> Result<(), Failure> {
     let (root, sources) = open_files(parts, users)?;
     let root = root.as_fd();
+    let scratch = scratch(parts)?;
 
     let proc = system_directory(root, "proc")?;
     let proc = attach_new("proc", &[], NOSUID | NODEV | NOEXEC, proc.as_fd())
@@ -106,17 +108,25 @@ pub(super) fn enter_root(
     let dev = system_directory(root, "dev")?;
     let dev = devices(dev.as_fd(), users.map_or(0, |users| users.root))
         .step(|| "mounting /dev".to_owned())?;
-    show_cgroups(sys.as_fd(), cgroup).step(|| "mounting /sys/fs/cgroup".to_owned())?;
+    show_cgroups(sys.as_fd(), cgroup, &scratch).step(|| "mounting /sys/fs/cgroup".to_owned())?;
+    let empty = scratch
+        .directory("empty", [])
+        .step(|| "making an empty directory".to_owned())?;
     for path in MASKED {
-        mask(top(path, proc.as_fd(), sys.as_fd()), path, dev.as_fd())
-            .step(|| format!("masking /{path}"))?;
+        let mount = top(path, proc.as_fd(), sys.as_fd());
+        mask(mount, path, dev.as_fd(), empty.as_fd()).step(|| format!("masking /{path}"))?;
     }
     for path in READ_ONLY {
         make_read_only(top(path, proc.as_fd(), sys.as_fd()), path)
             .step(|| format!("making /{path} read-only"))?;
     }
-    extra_mounts(root, parts.work, parts.extra, sources)?;
+    extra_mounts(root, &scratch, parts.extra, sources)?;
     become_root(root)
+}
+
+/// Over a directory that surely exists, and that nobody looks into any more once the root is mounted.
+pub(super) fn scratch(parts: &Parts<'_>) -> Result<Scratch, Failure> {
+    Scratch::make(parts.work, parts.extra).step(|| "mounting a file system in memory".to_owned())
 }
 
 /// Makes a mount `/`, and leaves the host's file system.
@@ -381,21 +391,20 @@ pub(super) fn terminals(target: BorrowedFd<'_>, root: u32) -> io::Result<()> {
 }
 
 /// Language runtimes read their limits from here. Only the container's own cgroup is shown, read-only.
-fn show_cgroups(sys: BorrowedFd<'_>, cgroup: &Cgroup) -> io::Result<()> {
+fn show_cgroups(sys: BorrowedFd<'_>, cgroup: &Cgroup, scratch: &Scratch) -> io::Result<()> {
     let Ok(place) = open_directory(sys, Path::new("fs/cgroup")) else {
         return Ok(());
     }; // A kernel without cgroups in sysfs.
     let views = cgroup.views();
     let many = views.iter().any(|(_, name)| !name.as_os_str().is_empty());
-    let base = if many {
-        Some(attach_new(
-            "tmpfs",
-            &[("mode", "755"), ("size", "64k")],
-            NOSUID | NODEV | NOEXEC,
-            place.as_fd(),
-        )?)
-    } else {
-        None
+    let base = match many {
+        true => {
+            let names = views.iter().map(|(_, name)| name.as_path());
+            let base = scratch.directory("cgroup", names)?;
+            attach(base.as_fd(), place.as_fd())?;
+            Some(base)
+        }
+        false => None,
     };
     for (host, name) in views {
         let view = clone_of(CWD, host, false)?;
@@ -403,15 +412,9 @@ fn show_cgroups(sys: BorrowedFd<'_>, cgroup: &Cgroup) -> io::Result<()> {
             sys::set_mount_attributes(view.as_fd(), INERT, false)?;
         }
         match &base {
-            Some(base) => {
-                rustix::fs::mkdirat(base, &name, Mode::from_raw_mode(0o755))?;
-                attach(view.as_fd(), open_directory(base.as_fd(), &name)?.as_fd())?;
-            }
+            Some(base) => attach(view.as_fd(), open_directory(base.as_fd(), &name)?.as_fd())?,
             None => attach(view.as_fd(), place.as_fd())?,
         }
-    }
-    if let Some(base) = base {
-        sys::set_mount_attributes(base.as_fd(), libc::MOUNT_ATTR_RDONLY, false)?;
     }
     Ok(())
 }
@@ -433,7 +436,12 @@ fn open_system(mount: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>>
     }
 }
 
-fn mask(mount: BorrowedFd<'_>, path: &str, dev: BorrowedFd<'_>) -> io::Result<()> {
+fn mask(
+    mount: BorrowedFd<'_>,
+    path: &str,
+    dev: BorrowedFd<'_>,
+    empty: BorrowedFd<'_>,
+) -> io::Result<()> {
     if weak::is_down(Wall::Masks) {
         return Ok(());
     }
@@ -441,17 +449,11 @@ fn mask(mount: BorrowedFd<'_>, path: &str, dev: BorrowedFd<'_>) -> io::Result<()
         return Ok(());
     };
     let stat = rustix::fs::fstat(&target)?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        attach_new(
-            "tmpfs",
-            &[("mode", "755"), ("size", "4k")],
-            NOSUID | NODEV | NOEXEC | RDONLY,
-            target.as_fd(),
-        )?;
-    } else {
-        attach(clone_of(dev, "null", false)?.as_fd(), target.as_fd())?;
-    }
-    Ok(())
+    let cover = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => clone_of(empty, "", false)?,
+        _ => clone_of(dev, "null", false)?,
+    };
+    attach(cover.as_fd(), target.as_fd())
 }
 
 fn make_read_only(mount: BorrowedFd<'_>, path: &str) -> io::Result<()> {
@@ -498,11 +500,10 @@ pub(super) fn open_sources(
 /// The request's own mounts, in order.
 pub(super) fn extra_mounts(
     root: BorrowedFd<'_>,
-    work: &Path,
+    scratch: &Scratch,
     mounts: &[Mount],
     sources: Vec<Option<OwnedFd>>,
 ) -> Result<(), Failure> {
-    let mut scratch = None;
     for (index, (mount, source)) in mounts.iter().zip(sources).enumerate() {
         match mount {
             Mount::Bind { target, .. } => {
@@ -523,45 +524,12 @@ pub(super) fn extra_mounts(
             }
             Mount::File { target, content } => {
                 let name = || format!("mounting a file at {}", target.display());
-                // A tmpfs for all files, attached where only this namespace sees it, and only until the pivot.
-                let scratch = match &scratch {
-                    Some(scratch) => scratch,
-                    None => scratch.insert(make_scratch(work, mounts).step(name)?),
-                };
-                let file = write_file(scratch.as_fd(), &index.to_string(), content).step(name)?;
+                let file = scratch.file(&index.to_string(), content).step(name)?;
                 put(root, file.as_fd(), target).step(name)?;
             }
         }
     }
     Ok(())
-}
-
-fn make_scratch(work: &Path, mounts: &[Mount]) -> io::Result<OwnedFd> {
-    let bytes: usize = mounts
-        .iter()
-        .map(|m| {
-            if let Mount::File { content, .. } = m {
-                content.len()
-            } else {
-                0
-            }
-        })
-        .sum();
-    let size = (bytes + 1024 * 1024).to_string(); // Room for the container to edit them.
-    let place = open_directory(CWD, work)?;
-    attach_new(
-        "tmpfs",
-        &[("mode", "755"), ("size", &size)],
-        NOSUID | NODEV | NOEXEC,
-        place.as_fd(),
-    )
-}
-
-fn write_file(scratch: BorrowedFd<'_>, name: &str, content: &str) -> io::Result<OwnedFd> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(scratch, name, flags, Mode::from_raw_mode(0o644))?;
-    io::Write::write_all(&mut std::fs::File::from(file), content.as_bytes())?;
-    Ok(clone_of(scratch, name, false)?)
 }
 
 /// Attaches `mount` at `target` inside the root; the target is made as a file or a directory, like the source.

@@ -51,6 +51,17 @@ pub struct Redirect {
 /// # Errors
 /// What the kernel refused, with the step that it refused: no CAP_SYS_ADMIN, or a kernel without nf_tables.
 pub fn create(redirect: Redirect) -> io::Result<OwnedFd> {
+    create_and(redirect, || ()).map(|(namespace, ())| namespace)
+}
+
+/// The same, and runs a function inside, on the thread that has made the namespace. What it opens stays inside.
+///
+/// # Errors
+/// As [`create`]; or the function panicked.
+pub fn create_and<T: Send>(
+    redirect: Redirect,
+    function: impl FnOnce() -> T + Send,
+) -> io::Result<(OwnedFd, T)> {
     let v6 = redirect.ipv6.then_some(ADDRESS_V6);
     on_own_thread(move || {
         unshare()?;
@@ -65,7 +76,7 @@ pub fn create(redirect: Redirect) -> io::Result<OwnedFd> {
         ] {
             std::fs::write(file, value).map_err(|e| named(&format!("writing {file}"), e))?;
         }
-        Ok(namespace.into())
+        Ok((namespace.into(), function()))
     })
 }
 

@@ -43,7 +43,7 @@ impl World {
         };
         let (spawner, survivors) = Spawner::start(config).await?;
         let networks = Networks::new(NetConfig {
-            pool_size: 8,
+            pool_size: 32,
             hold_ms: 20_000,
             dns_servers: Vec::new(),
             allow_private: false,

@@ -5,6 +5,7 @@ pub(crate) mod api;
 pub(crate) mod engine;
 pub(crate) mod floor;
 pub(crate) mod oci;
+pub(crate) mod preload;
 pub(crate) mod whole;
 
 use crate::class::Class;

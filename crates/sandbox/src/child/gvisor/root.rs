@@ -6,7 +6,7 @@
 
 use super::super::mounts::{
     Parts, attach, attach_new, become_root, clone_of, extra_mounts, open_directory, open_files,
-    system_directory, terminals,
+    scratch, system_directory, terminals,
 };
 use super::{BUNDLE, Failure, ROOTFS, STATE, Step};
 use crate::spec::Kernel;
@@ -47,7 +47,7 @@ pub(in crate::child) fn enter(
     }
     make_tmp(files.as_fd(), users.map_or(0, |users| users.root))
         .step(|| "making /tmp".to_owned())?;
-    extra_mounts(files.as_fd(), parts.work, parts.extra, sources)?;
+    extra_mounts(files.as_fd(), &scratch(parts)?, parts.extra, sources)?;
 
     let name = || "making runsc's root file system".to_owned();
     let (nosuid, nodev) = (

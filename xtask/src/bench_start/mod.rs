@@ -104,6 +104,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         tars.push((class, rootfs));
     }
     let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    add("--commit", commit());
     add("--n", amount.n.to_string());
     add("--n-slow", amount.n_slow.to_string());
     add("--rounds", amount.rounds.to_string());
@@ -203,6 +204,24 @@ fn install_others() -> Result<()> {
         std::fs::remove_file(policy)?;
     }
     installed
+}
+
+/// Git's short name of what is built, with `+` for changed files; `?` where there is no Git.
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git")
+            .args(arguments)
+            .current_dir(setup::root())
+            .output();
+        let output = output.ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let changed = || git(&["status", "--porcelain", "--untracked-files=no"]);
+    match git(&["rev-parse", "--short", "HEAD"]) {
+        Some(name) if changed().is_some_and(|files| files.is_empty()) => name,
+        Some(name) => format!("{name}+"),
+        None => "?".to_owned(),
+    }
 }
 
 fn build_bench() -> Result<PathBuf> {

@@ -82,6 +82,9 @@ struct Args {
     /// Its classes
     #[arg(long = "preload-class")]
     preload_classes: Vec<String>,
+    /// What is measured
+    #[arg(long)]
+    commit: String,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -111,7 +114,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     interrupt::install()?;
-    let mut machine = Machine::look()?;
+    let mut machine = Machine::look(&args.commit)?;
     let place = Arc::new(Place::new()?);
     for class in &args.classes {
         interrupt::check()?;

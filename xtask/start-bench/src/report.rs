@@ -51,6 +51,8 @@ pub(crate) struct Machine {
     pub(crate) kernel: String,
     pub(crate) cgroup: String,
     pub(crate) date: String,
+    /// What was measured: Git's short name of the commit, with `+` if files had changed since.
+    pub(crate) commit: String,
     pub(crate) load_before: String,
     pub(crate) load_after: String,
     pub(crate) versions: BTreeMap<String, String>,
@@ -154,7 +156,7 @@ pub(crate) fn load() -> String {
 
 impl Machine {
     /// This machine, now.
-    pub(crate) fn look() -> Result<Machine> {
+    pub(crate) fn look(commit: &str) -> Result<Machine> {
         let meminfo = fs::read_to_string("/proc/meminfo")?;
         let kib = meminfo
             .split_whitespace()
@@ -196,6 +198,7 @@ impl Machine {
             date: jiff::Timestamp::now()
                 .strftime("%Y-%m-%d %H:%M UTC")
                 .to_string(),
+            commit: commit.to_owned(),
             load_before: load(),
             load_after: String::new(),
             versions,

@@ -93,8 +93,16 @@ fn conditions(run: &Report, name: bool) -> String {
     }
     let _ = writeln!(
         out,
-        "{}. {} CPUs ({}), {} MiB, Linux {}, cgroup {}. Load {} before, {} after.",
-        m.date, m.cpus, m.cpu, m.memory_mib, m.kernel, m.cgroup, m.load_before, m.load_after
+        "{}, commit {}. {} CPUs ({}), {} MiB, Linux {}, cgroup {}. Load {} before, {} after.",
+        m.date,
+        m.commit,
+        m.cpus,
+        m.cpu,
+        m.memory_mib,
+        m.kernel,
+        m.cgroup,
+        m.load_before,
+        m.load_after
     );
     out
 }
@@ -343,7 +351,7 @@ mod tests {
             .collect();
         let burst = burst.then(|| json!({"n": 100, "served": 100, "total_ms": 900.0}));
         serde_json::from_value(json!({
-            "machine": {"cpu": "a CPU", "cpus": 2, "memory_mib": 1, "kernel": "6", "cgroup": "v1", "date": date,
+            "machine": {"cpu": "a CPU", "cpus": 2, "memory_mib": 1, "kernel": "6", "cgroup": "v1", "date": date, "commit": "abc",
                 "load_before": "0", "load_after": "0", "versions": {}},
             "rows": rows, "burst": burst, "ahead": [],
         }))

@@ -32,11 +32,18 @@ impl Preloaded {
     fn preload(&self, class: &Class) -> Result<Value> {
         let status = self.node.api.call("GET", "/wharf/status", None)?;
         let all = status["preloads"].as_array().context("no preloads")?;
-        let name = format!("-{}:", class.name);
-        let of_class = all
-            .iter()
-            .find(|it| it["image"].as_str().is_some_and(|it| it.contains(&name)));
-        of_class.context("no preload of the class").cloned()
+        // By tag or by digest.
+        let names = [":", "@"].map(|end| format!("-{}{end}", class.name));
+        let of_class = all.iter().find(|it| {
+            let image = it["image"].as_str().unwrap_or_default();
+            names.iter().any(|name| image.contains(name))
+        });
+        of_class.cloned().with_context(|| {
+            format!(
+                "no preload of the class {}: {}",
+                class.name, status["preloads"]
+            )
+        })
     }
 }
 
@@ -59,7 +66,10 @@ impl Runtime for Preloaded {
                     return Ok(());
                 }
                 Ok(it) if it["state"] == "failed" => bail!("the imports failed: {it}"),
-                _ if begun.elapsed() > PATIENCE => bail!("not ready in {PATIENCE:?}: {preload:?}"),
+                Ok(it) if begun.elapsed() > PATIENCE => bail!("not ready in {PATIENCE:?}: {it}"),
+                Err(error) if begun.elapsed() > PATIENCE => {
+                    bail!("not ready in {PATIENCE:?}: {error}")
+                }
                 _ => std::thread::sleep(Duration::from_millis(10)),
             }
         }

@@ -26,20 +26,8 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
             table.check_limit(application)?;
         }
     }
-    let images = shared.images.clone();
-    let reference = request.image.clone();
-    let (image, lower) = blocking(move || {
-        let image = images.resolve(&reference)?;
-        let mut lower = images.lower_dirs(&image.layers)?;
-        lower.push(images.mount_points());
-        Ok::<_, wharf_image::ImageError>((image, lower))
-    })
-    .await?
-    .map_err(|error| match error {
-        wharf_image::ImageError::NotFound(message) => EngineError::NotFound(message),
-        other => EngineError::Internal(other.to_string()),
-    })?;
-    let mut lower = lower;
+    let (image, mut lower) = image_of(shared, &request.image).await?;
+    lower.push(shared.images.mount_points());
     if let Some(snapshot) = &request.snapshot {
         check_snapshot(shared, &request, snapshot, image.id.as_str())?;
         lower.insert(0, snapshot.files.clone());
@@ -127,6 +115,26 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         return Err(error);
     }
     Ok(id)
+}
+
+/// The image, and its layers' directories.
+async fn image_of(
+    shared: &Shared,
+    reference: &str,
+) -> Result<(wharf_image::Image, Vec<PathBuf>), EngineError> {
+    if let Some(found) = shared.images.resolve_ready(reference) {
+        return Ok(found);
+    }
+    let (images, reference) = (shared.images.clone(), reference.to_owned());
+    let found = blocking(move || {
+        let image = images.resolve(&reference)?;
+        let lower = images.lower_dirs(&image.layers)?;
+        Ok::<_, wharf_image::ImageError>((image, lower))
+    });
+    found.await?.map_err(|error| match error {
+        wharf_image::ImageError::NotFound(message) => EngineError::NotFound(message),
+        other => EngineError::Internal(other.to_string()),
+    })
 }
 
 /// What the container writes, where it has no disk.

@@ -33,7 +33,7 @@ pub(crate) struct Unpacked {
 
 impl Unpacked {
     /// Whether it is there; counts as use.
-    fn is_ready(&self, diff_id: &Digest) -> bool {
+    pub(crate) fn is_ready(&self, diff_id: &Digest) -> bool {
         match held(self.ready.read()).get(diff_id) {
             Some(used) => {
                 used.store(now_ms(), Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! Local names, and what images there are.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use oci_spec::image::ImageConfiguration;
@@ -21,6 +22,24 @@ impl ImageStore {
         let catalog = self.catalog();
         let top = catalog.find(reference, &self.registry_hosts())?;
         self.image(&catalog, &top)
+    }
+
+    /// An image and its layers' directories ([`ImageStore::lower_dirs`]), if neither a file has to be read nor a layer to be unpacked for it: then
+    /// this does not block.
+    pub fn resolve_ready(&self, reference: &str) -> Option<(Image, Vec<PathBuf>)> {
+        let image = {
+            let catalog = self.catalog();
+            let top = catalog.find(reference, &self.registry_hosts()).ok()?;
+            let stored = image_manifest_of(&catalog, &top).ok()?;
+            stored.parsed.get()?;
+            self.image(&catalog, &top).ok()?
+        };
+        let mut layers = image.layers.iter();
+        if !layers.all(|layer| self.inner.layers.is_ready(&layer.diff_id)) {
+            return None;
+        }
+        let lower = self.lower_dirs(&image.layers).ok()?;
+        Some((image, lower))
     }
 
     pub(crate) fn image(&self, catalog: &Catalog, top: &Digest) -> Result<Image> {

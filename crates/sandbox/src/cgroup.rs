@@ -255,15 +255,20 @@ impl Manager {
 
     /// The cgroup of one process, limits set, nothing in it: one that was made ahead, or else a new one.
     pub(crate) fn create(&mut self, limits: &Limits) -> io::Result<Cgroup> {
-        let cgroup = match self.spare.pop() {
-            Some(cgroup) => cgroup,
-            None => self.make()?,
-        };
+        let cgroup = self.take()?;
         if let Err(error) = self.limit(&cgroup, limits) {
             let _ = cgroup.remove(); // The first error is the one to tell.
             return Err(error);
         }
         Ok(cgroup)
+    }
+
+    /// One without limits.
+    pub(crate) fn take(&mut self) -> io::Result<Cgroup> {
+        match self.spare.pop() {
+            Some(cgroup) => Ok(cgroup),
+            None => self.make(),
+        }
     }
 
     /// Whether fewer are ready than should be.
@@ -325,7 +330,8 @@ impl Manager {
         Ok(())
     }
 
-    fn limit(&self, cgroup: &Cgroup, limits: &Limits) -> io::Result<()> {
+    /// Sets the limits of one that has none.
+    pub(crate) fn limit(&self, cgroup: &Cgroup, limits: &Limits) -> io::Result<()> {
         if let (Some(base), Some(joined)) = (&self.v2, &cgroup.v2) {
             files::limit_v2(&joined.dir, &base.controllers, limits)?;
         }

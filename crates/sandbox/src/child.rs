@@ -9,17 +9,20 @@
 //!
 //! place, new:     netns -> cgroup namespace -> owner of new files -> mounts, pivot -> hostname
 //! place, joined:  not dumpable -> every namespace of the container but the user namespace
+//! ahead:          signals -> v1 cgroups -> session -> cgroup namespace -> owner of new files -> the mounts that all have -> (waits) -> as new
 //! ```
 //! Up to the user namespace the process is the host's root, and ids are the host's; from there on they are the container's, and it has no
 //! power over any namespace that it is in: the others belong to the host's root, so they are entered before it.
 
+pub(crate) mod ahead;
 mod bare;
 mod caps;
 pub(crate) mod gvisor;
 pub(crate) mod mapped;
 pub(crate) mod mounts;
 mod rooted;
-mod scratch;
+pub(crate) mod scratch;
+mod stage;
 mod user;
 
 use crate::cgroup::Cgroup;
@@ -32,6 +35,7 @@ use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, ThreadNameSpaceType};
+use stage::Stage;
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -134,6 +138,19 @@ pub(crate) struct Program<'a> {
     pub(crate) capabilities: Capabilities,
 }
 
+impl<'a> Program<'a> {
+    pub(crate) fn of(spec: &'a ProcessSpec) -> Program<'a> {
+        Program {
+            argv: &spec.argv,
+            env: &spec.env,
+            cwd: &spec.cwd,
+            user: &spec.user,
+            nofile: spec.limits.nofile,
+            capabilities: spec.capabilities,
+        }
+    }
+}
+
 /// What the program is to begin from.
 #[derive(Clone, Copy)]
 pub(crate) struct Image<'a> {
@@ -166,13 +183,22 @@ impl Place<'_> {
 
 /// Runs in the child. Never returns, not even by panic.
 pub(crate) fn run(plan: &Plan<'_>) -> ! {
+    end(plan.report, |report| {
+        begin();
+        set_up(plan, report)
+    })
+}
+
+/// Ends in exec, or tells of the step that failed.
+fn end<'a>(
+    report: BorrowedFd<'a>,
+    way: impl FnOnce(&Cell<BorrowedFd<'a>>) -> Result<Infallible, Failure>,
+) -> ! {
     // The pipe moves when descriptors are placed: its number may be wanted by the program.
-    let report = Cell::new(plan.report);
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        match set_up(plan, &report) {
-            Ok(never) => match never {},
-            Err(failure) => failure,
-        }
+    let report = Cell::new(report);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match way(&report) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
     }));
     let failure = match outcome {
         Ok(failure) => failure,
@@ -188,24 +214,36 @@ pub(crate) fn run(plan: &Plan<'_>) -> ! {
     sys::exit_now(i32::from(failure.exit_code))
 }
 
-/// Ends in exec, or with the step that failed.
-fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, Failure> {
-    let program = &plan.program;
+fn begin() {
     for signal in CHANGED_SIGNALS {
         sys::set_signal(signal, Disposition::Default);
     }
+}
+
+/// Into the v1 cgroups, and a session of its own.
+fn leave_spawner(cgroup: &Cgroup) -> Result<(), Failure> {
+    cgroup
+        .enter_v1()
+        .step(|| "entering the cgroup".to_owned())?;
+    rustix::process::umask(Mode::empty());
+    rustix::process::setsid().step(|| "setsid".to_owned())?;
+    Ok(())
+}
+
+/// Ends in exec, or with the step that failed.
+fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, Failure> {
     if matches!(plan.place, Place::Joined { .. }) && !weak::is_down(Wall::NotDumpable) {
         // The container's processes can see this one already, and it still holds what the spawner holds. Undone by exec.
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .step(|| "hiding from the container's processes".to_owned())?;
     }
-    plan.cgroup
-        .enter_v1()
-        .step(|| "entering the cgroup".to_owned())?;
-    rustix::process::umask(Mode::empty());
-    rustix::process::setsid().step(|| "setsid".to_owned())?;
+    leave_spawner(plan.cgroup)?;
     match plan.place {
-        Place::New { spec, netns } => enter_new(spec, netns, plan)?,
+        Place::New { spec, netns } => {
+            enter_network(netns)?;
+            leave_cgroups(plan.users)?;
+            enter_new(spec, plan, None)?;
+        }
         Place::Joined { container } => {
             rustix::thread::move_into_thread_name_spaces(container, JOINED)
                 .step(|| "entering the container's namespaces".to_owned())?;
@@ -215,6 +253,12 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     if let Some(step) = &plan.gvisor {
         return gvisor::set_up(plan, step, report);
     }
+    become_program(plan, report)
+}
+
+/// From inside the place on.
+fn become_program(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, Failure> {
+    let program = &plan.program;
     let is_container = plan.place.is_container();
     let refuse = |message| Failure {
         exit_code: 125,
@@ -292,25 +336,29 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     Err(execute(&program.argv[0], &candidates, &argv, &env))
 }
 
-/// The walls of a process's own.
-fn enter_new(
-    spec: &ProcessSpec,
-    netns: Option<BorrowedFd<'_>>,
-    plan: &Plan<'_>,
-) -> Result<(), Failure> {
-    let users = plan.users;
-    if let Some(netns) = netns {
-        rustix::thread::move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
-            .step(|| "entering the network namespace".to_owned())?;
-    }
+fn enter_network(netns: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+    let Some(netns) = netns else {
+        return Ok(());
+    };
+    rustix::thread::move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
+        .step(|| "entering the network namespace".to_owned())
+}
+
+/// The cgroup becomes the root of all that is seen; what is made from now on belongs to root inside, if `users` are given.
+fn leave_cgroups(users: Option<&UserNamespace>) -> Result<(), Failure> {
     sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
+    if let Some(users) = users {
+        // The host's root has no id in the container's file system: nothing there could belong to it.
+        sys::make_files_as(users.root).step(|| "becoming the owner of new files".to_owned())?;
+    }
+    Ok(())
+}
+
+/// The walls of a process's own: its file system, and its name.
+fn enter_new(spec: &ProcessSpec, plan: &Plan<'_>, ahead: Option<Stage>) -> Result<(), Failure> {
+    let users = plan.users;
     match &spec.root {
         Root::Overlay { lower, upper, work } => {
-            if let Some(users) = users {
-                // The host's root has no id in the container's file system: nothing there could belong to it.
-                sys::make_files_as(users.root)
-                    .step(|| "becoming the owner of new files".to_owned())?;
-            }
             let parts = mounts::Parts {
                 lower,
                 upper,
@@ -319,7 +367,7 @@ fn enter_new(
                 extra: &spec.mounts,
             };
             match plan.gvisor {
-                None => mounts::enter_root(&parts, plan.cgroup, users)?,
+                None => mounts::enter_root(&parts, plan.cgroup, users, ahead)?,
                 Some(_) => gvisor::root::enter(&parts, &spec.kernel, users)?,
             }
         }

@@ -3,11 +3,12 @@
 //! Owns: the protocol, the spawner's loop ([`run`]), starting and finding it ([`Spawner::start`]).
 //! Must not: know why a process is to run.
 
+mod ahead;
 mod client;
 mod exec;
 mod launch;
 mod process;
-mod protocol;
+pub(crate) mod protocol;
 mod restorer;
 mod server;
 

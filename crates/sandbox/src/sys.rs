@@ -277,6 +277,25 @@ pub(crate) unsafe fn close_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor from 3 on but these.
+///
+/// # Safety
+/// No other `OwnedFd` of this process may ever be used or dropped again.
+pub(crate) unsafe fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut numbers: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    numbers.sort_unstable();
+    let mut first = 3;
+    for number in numbers {
+        if number > first {
+            // SAFETY: the caller promises that nobody uses these any more.
+            check(unsafe { libc::syscall(libc::SYS_close_range, first, number - 1, 0) })?;
+        }
+        first = first.max(number + 1);
+    }
+    // SAFETY: likewise.
+    unsafe { close_from(first) }
+}
+
 /// What a signal does when it arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Disposition {

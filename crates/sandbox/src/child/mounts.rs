@@ -5,6 +5,7 @@
 use super::mapped::{self, Covers};
 use super::rooted::{self, Kind};
 use super::scratch::Scratch;
+use super::stage::Stage;
 use super::{Failure, Step};
 use crate::cgroup::Cgroup;
 use crate::disk;
@@ -29,7 +30,7 @@ pub(super) const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
 const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 
 /// For views of the kernel's own files.
-const INERT: u64 = libc::MOUNT_ATTR_RDONLY
+pub(super) const INERT: u64 = libc::MOUNT_ATTR_RDONLY
     | libc::MOUNT_ATTR_NOSUID
     | libc::MOUNT_ATTR_NODEV
     | libc::MOUNT_ATTR_NOEXEC;
@@ -89,44 +90,32 @@ pub(super) struct Parts<'a> {
     pub(super) extra: &'a [Mount],
 }
 
-/// Makes the root, fills it, and makes it `/`.
+/// Makes the root, fills it, and makes it `/`. `ahead`: what was made before the request was known, which then has no [`Mount::Bind`].
 pub(super) fn enter_root(
     parts: &Parts<'_>,
     cgroup: &Cgroup,
     users: Option<&UserNamespace>,
+    ahead: Option<Stage>,
 ) -> Result<(), Failure> {
-    let (root, sources) = open_files(parts, users)?;
-    let root = root.as_fd();
-    let scratch = scratch(parts)?;
-
-    let proc = system_directory(root, "proc")?;
-    let proc = attach_new("proc", &[], NOSUID | NODEV | NOEXEC, proc.as_fd())
-        .step(|| "mounting /proc".to_owned())?;
-    let sys = system_directory(root, "sys")?;
-    let sys = attach_new("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY, sys.as_fd())
-        .step(|| "mounting /sys".to_owned())?;
-    let dev = system_directory(root, "dev")?;
-    let dev = devices(dev.as_fd(), users.map_or(0, |users| users.root))
-        .step(|| "mounting /dev".to_owned())?;
-    show_cgroups(sys.as_fd(), cgroup, &scratch).step(|| "mounting /sys/fs/cgroup".to_owned())?;
-    let empty = scratch
-        .directory("empty", [])
-        .step(|| "making an empty directory".to_owned())?;
-    for path in MASKED {
-        let mount = top(path, proc.as_fd(), sys.as_fd());
-        mask(mount, path, dev.as_fd(), empty.as_fd()).step(|| format!("masking /{path}"))?;
-    }
-    for path in READ_ONLY {
-        make_read_only(top(path, proc.as_fd(), sys.as_fd()), path)
-            .step(|| format!("making /{path} read-only"))?;
-    }
-    extra_mounts(root, &scratch, parts.extra, sources)?;
-    become_root(root)
+    leave_propagation()?;
+    let sources = open_sources(parts.extra, users)?;
+    let stage = match ahead {
+        Some(stage) => stage,
+        None => Stage::make(cgroup, users.map_or(0, |users| users.root), parts.extra)?,
+    };
+    let root = open_root(parts, users)?;
+    stage.move_to(root.as_fd())?;
+    extra_mounts(root.as_fd(), &stage.scratch, parts.extra, sources)?;
+    become_root(root.as_fd())
 }
 
-/// Over a directory that surely exists, and that nobody looks into any more once the root is mounted.
-pub(super) fn scratch(parts: &Parts<'_>) -> Result<Scratch, Failure> {
-    Scratch::make(parts.work, parts.extra).step(|| "mounting a file system in memory".to_owned())
+/// What is mounted on the host from now on is seen here, too, and what is unmounted there is not held; nothing is seen there.
+pub(super) fn follow_propagation() -> Result<(), Failure> {
+    mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+    .step(|| "making mounts followers of the host's".to_owned())
 }
 
 /// Makes a mount `/`, and leaves the host's file system.
@@ -145,15 +134,20 @@ pub(super) fn open_files(
     parts: &Parts<'_>,
     users: Option<&UserNamespace>,
 ) -> Result<(OwnedFd, Vec<Option<OwnedFd>>), Failure> {
+    leave_propagation()?;
+    let sources = open_sources(parts.extra, users)?;
+    Ok((open_root(parts, users)?, sources))
+}
+
+/// The root file system alone.
+fn open_root(parts: &Parts<'_>, users: Option<&UserNamespace>) -> Result<OwnedFd, Failure> {
     let Parts {
         lower,
         upper,
         work,
         disk,
-        extra,
+        ..
     } = *parts;
-    leave_propagation()?;
-    let sources = open_sources(extra, users)?;
     if let Some(users) = users {
         let paths = directories(parts)
             .into_iter()
@@ -165,9 +159,7 @@ pub(super) fn open_files(
     if let Some(disk) = disk {
         mount_disk(disk, users).step(|| format!("mounting the disk {}", disk.device.display()))?;
     }
-    let root =
-        mount_root(lower, upper, work).step(|| "mounting the root file system".to_owned())?;
-    Ok((root, sources))
+    mount_root(lower, upper, work).step(|| "mounting the root file system".to_owned())
 }
 
 /// What is mounted from now on is seen by nobody else.
@@ -314,7 +306,7 @@ pub(super) fn system_directory(root: BorrowedFd<'_>, name: &str) -> Result<Owned
 }
 
 /// /dev: a tmpfs where new device nodes do not work. The six that do are mounts of their own. `root` is the host's id of root inside.
-fn devices(target: BorrowedFd<'_>, root: u32) -> io::Result<OwnedFd> {
+pub(super) fn devices(target: BorrowedFd<'_>, root: u32) -> io::Result<OwnedFd> {
     let dev = attach_new(
         "tmpfs",
         &[("mode", "755"), ("size", "65536k")],
@@ -390,38 +382,21 @@ pub(super) fn terminals(target: BorrowedFd<'_>, root: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Language runtimes read their limits from here. Only the container's own cgroup is shown, read-only.
-fn show_cgroups(sys: BorrowedFd<'_>, cgroup: &Cgroup, scratch: &Scratch) -> io::Result<()> {
-    let Ok(place) = open_directory(sys, Path::new("fs/cgroup")) else {
-        return Ok(());
-    }; // A kernel without cgroups in sysfs.
-    let views = cgroup.views();
-    let many = views.iter().any(|(_, name)| !name.as_os_str().is_empty());
-    let base = match many {
-        true => {
-            let names = views.iter().map(|(_, name)| name.as_path());
-            let base = scratch.directory("cgroup", names)?;
-            attach(base.as_fd(), place.as_fd())?;
-            Some(base)
-        }
-        false => None,
-    };
-    for (host, name) in views {
-        let view = clone_of(CWD, host, false)?;
-        if !weak::is_down(Wall::ReadOnlySys) {
-            sys::set_mount_attributes(view.as_fd(), INERT, false)?;
-        }
-        match &base {
-            Some(base) => attach(view.as_fd(), open_directory(base.as_fd(), &name)?.as_fd())?,
-            None => attach(view.as_fd(), place.as_fd())?,
-        }
-    }
-    Ok(())
+/// /sys of the network namespace that this process is in.
+pub(super) fn system_files(target: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    attach_new("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY, target)
 }
 
-/// The mount that `path` lies in, and nothing of the image on the way.
-fn top<'a>(path: &str, proc: BorrowedFd<'a>, sys: BorrowedFd<'a>) -> BorrowedFd<'a> {
-    if path.starts_with("proc/") { proc } else { sys }
+/// Masks and write-protects what lies in `mount`, the container's /proc or /sys (`below`: `proc/` or `sys/`): nothing of the image is on the way.
+pub(super) fn cover(mount: BorrowedFd<'_>, below: &str, stage: &Stage) -> Result<(), Failure> {
+    let here = |path: &&&str| path.starts_with(below);
+    for path in MASKED.iter().filter(here) {
+        mask(mount, path, stage).step(|| format!("masking /{path}"))?;
+    }
+    for path in READ_ONLY.iter().filter(here) {
+        make_read_only(mount, path).step(|| format!("making /{path} read-only"))?;
+    }
+    Ok(())
 }
 
 /// Opens `proc/x` or `sys/x` below the mount of /proc or /sys. `None`: this kernel has no such file.
@@ -436,12 +411,7 @@ fn open_system(mount: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>>
     }
 }
 
-fn mask(
-    mount: BorrowedFd<'_>,
-    path: &str,
-    dev: BorrowedFd<'_>,
-    empty: BorrowedFd<'_>,
-) -> io::Result<()> {
+fn mask(mount: BorrowedFd<'_>, path: &str, stage: &Stage) -> io::Result<()> {
     if weak::is_down(Wall::Masks) {
         return Ok(());
     }
@@ -449,11 +419,8 @@ fn mask(
         return Ok(());
     };
     let stat = rustix::fs::fstat(&target)?;
-    let cover = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => clone_of(empty, "", false)?,
-        _ => clone_of(dev, "null", false)?,
-    };
-    attach(cover.as_fd(), target.as_fd())
+    let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    attach(stage.mask(is_directory)?.as_fd(), target.as_fd())
 }
 
 fn make_read_only(mount: BorrowedFd<'_>, path: &str) -> io::Result<()> {

@@ -8,7 +8,7 @@ use crate::spec::Mount;
 use crate::sys;
 use rustix::fs::{CWD, Mode, OFlags};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Room for the container to edit the files, bytes.
@@ -16,14 +16,25 @@ const ROOM: usize = 1 << 20;
 
 pub(super) struct Scratch(OwnedFd);
 
+impl AsFd for Scratch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// How large the files are together, bytes.
+pub(crate) fn content(mounts: &[Mount]) -> usize {
+    let bytes = |mount: &Mount| match mount {
+        Mount::File { content, .. } => content.len(),
+        _ => 0,
+    };
+    mounts.iter().map(bytes).sum()
+}
+
 impl Scratch {
     /// Attached at `place` (a directory that surely exists), where only this mount namespace sees it, and only until the pivot.
     pub(super) fn make(place: &Path, mounts: &[Mount]) -> io::Result<Scratch> {
-        let bytes = |mount: &Mount| match mount {
-            Mount::File { content, .. } => content.len(),
-            _ => 0,
-        };
-        let size = (mounts.iter().map(bytes).sum::<usize>() + ROOM).to_string();
+        let size = (content(mounts) + ROOM).to_string();
         let place = open_directory(CWD, place)?;
         let options = [("mode", "755"), ("size", size.as_str())];
         let flags = NOSUID | NODEV | NOEXEC;

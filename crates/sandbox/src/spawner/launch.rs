@@ -1,6 +1,6 @@
 //! Starting one process: check the request, make pipes, take a cgroup and a user namespace, clone.
 
-use super::restorer;
+use super::{ahead, restorer};
 use crate::cgroup::{Cgroup, Manager};
 use crate::child::{self, Image, Place, Plan, Program, gvisor};
 use crate::process_image;
@@ -105,12 +105,7 @@ pub(super) fn launch(
 ) -> io::Result<Launched> {
     let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
     let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
-    let (child_stdin, stdin) = if spec.stdin_pipe {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-        (Some(read), Some(write))
-    } else {
-        (None, None)
-    };
+    let (child_stdin, stdin) = ahead::stdin(spec)?;
     let (report, child_report) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&report, true)?;
     let gate = given.image.as_ref().map(|_| pipe_with(PipeFlags::CLOEXEC));
@@ -127,30 +122,14 @@ pub(super) fn launch(
             return Err(error);
         }
     };
-    let mut namespaces = libc::CLONE_NEWNS;
-    for (wall, flag) in [
-        (Wall::PidNamespace, libc::CLONE_NEWPID),
-        (Wall::IpcNamespace, libc::CLONE_NEWIPC),
-    ] {
-        namespaces |= if weak::is_down(wall) { 0 } else { flag };
-    }
-    if spec.hostname.is_some() {
-        namespaces |= libc::CLONE_NEWUTS;
-    }
+    let namespaces = namespaces(spec.hostname.is_some());
     let forked = cgroup.open_v2().and_then(|v2| {
         // SAFETY: the spawner has one thread, and the child goes to `child::run`, which does not return.
-        unsafe { sys::fork_with(namespaces as u64, v2.as_ref().map(AsFd::as_fd)) }
+        unsafe { sys::fork_with(namespaces, v2.as_ref().map(AsFd::as_fd)) }
     });
     match forked {
         Ok(Forked::Child) => child::run(&Plan {
-            program: Program {
-                argv: &spec.argv,
-                env: &spec.env,
-                cwd: &spec.cwd,
-                user: &spec.user,
-                nofile: spec.limits.nofile,
-                capabilities: spec.capabilities,
-            },
+            program: Program::of(spec),
             place: Place::New {
                 spec,
                 netns: given.netns.as_ref().map(AsFd::as_fd),
@@ -207,9 +186,24 @@ pub(super) fn launch(
     }
 }
 
+/// What comes with the clone.
+pub(super) fn namespaces(own_name: bool) -> u64 {
+    let mut namespaces = libc::CLONE_NEWNS;
+    for (wall, flag) in [
+        (Wall::PidNamespace, libc::CLONE_NEWPID),
+        (Wall::IpcNamespace, libc::CLONE_NEWIPC),
+    ] {
+        namespaces |= if weak::is_down(wall) { 0 } else { flag };
+    }
+    if own_name {
+        namespaces |= libc::CLONE_NEWUTS;
+    }
+    namespaces as u64
+}
+
 /// What the cgroup is held to at first. gVisor's own threads are no processes of the container's, and what `runsc` does until the program
 /// starts is not the program's: at a sixteenth of a core it would take a second. The limit of CPU comes with the start.
-fn limits(spec: &ProcessSpec) -> Limits {
+pub(super) fn limits(spec: &ProcessSpec) -> Limits {
     let mut limits = spec.limits.clone();
     if spec.kernel != Kernel::Host {
         limits.pids = limits.pids.map(|pids| pids + gvisor::THREADS);

@@ -147,14 +147,14 @@ pub(super) enum ReplyBody {
 
 /// A frame to send.
 #[derive(Debug)]
-pub(super) struct Frame {
+pub(crate) struct Frame {
     bytes: Vec<u8>,
     descriptors: Vec<OwnedFd>,
     sent: usize,
 }
 
 impl Frame {
-    pub(super) fn new(message: &impl Serialize, descriptors: Vec<OwnedFd>) -> io::Result<Frame> {
+    pub(crate) fn new(message: &impl Serialize, descriptors: Vec<OwnedFd>) -> io::Result<Frame> {
         let mut bytes = vec![0; HEADER];
         serde_json::to_writer(&mut bytes, message)?;
         let length = bytes.len() - HEADER;
@@ -173,16 +173,21 @@ impl Frame {
             sent: 0,
         })
     }
+
+    /// Bytes, its head included.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
 }
 
 /// Frames on their way out.
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
+pub(crate) struct Outbox {
     frames: VecDeque<Frame>,
 }
 
 impl Outbox {
-    pub(super) fn push(&mut self, frame: Frame) {
+    pub(crate) fn push(&mut self, frame: Frame) {
         self.frames.push_back(frame);
     }
 
@@ -195,7 +200,7 @@ impl Outbox {
     }
 
     /// Sends as much as the socket takes. WouldBlock when something is left.
-    pub(super) fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         while let Some(frame) = self.frames.front_mut() {
             let rest = [IoSlice::new(&frame.bytes[frame.sent..])];
             let borrowed: Vec<BorrowedFd<'_>> = frame.descriptors.iter().map(AsFd::as_fd).collect();
@@ -227,14 +232,14 @@ impl Outbox {
 
 /// Bytes and descriptors on their way in.
 #[derive(Debug, Default)]
-pub(super) struct Inbox {
+pub(crate) struct Inbox {
     bytes: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
 }
 
 impl Inbox {
     /// Receives once. `Ok(false)` at the end of the stream; WouldBlock when nothing is there.
-    pub(super) fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+    pub(crate) fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
         let mut chunk = [0u8; 64 * 1024];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -260,7 +265,7 @@ impl Inbox {
     }
 
     /// The next whole frame: its payload and descriptors.
-    pub(super) fn next(&mut self) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+    pub(crate) fn next(&mut self) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
         let Some(header) = self.bytes.first_chunk::<HEADER>() else {
             return Ok(None);
         };
@@ -290,7 +295,7 @@ impl Inbox {
 }
 
 /// Reads a payload.
-pub(super) fn parse<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> io::Result<T> {
+pub(crate) fn parse<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> io::Result<T> {
     serde_json::from_slice(payload).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 

@@ -15,9 +15,9 @@ mod execs;
 mod gvisor;
 mod processes;
 
-use super::Exit;
 use super::launch::Walls;
 use super::protocol::{Inbox, Outbox, ReplyBody};
+use super::{Exit, ahead};
 use crate::cgroup::{Cgroup, Manager, Usage};
 use crate::spec::Capabilities;
 use crate::userns::{Pool, UserNamespace};
@@ -116,6 +116,10 @@ pub(super) struct Server {
     /// Inside containers; see [`execs`].
     execs: BTreeMap<String, execs::Exec>,
     kills: Vec<gvisor::Kill>,
+    /// What may become one of `entries`.
+    ahead: ahead::Pool,
+    /// A process was forgotten: there is time to replace what it was made from.
+    replace: bool,
     daemon: Option<Connection>,
     /// Connected, has not said Hello yet.
     newcomer: Option<Connection>,
@@ -158,6 +162,8 @@ impl Server {
             entries: BTreeMap::new(),
             execs: BTreeMap::new(),
             kills: Vec::new(),
+            ahead: ahead::Pool::default(),
+            replace: false,
             daemon: None,
             newcomer: None,
             connections: 0,
@@ -198,12 +204,12 @@ impl Server {
             if ready.quiet {
                 self.refill();
             }
+            if std::mem::take(&mut self.replace) && self.ending.is_none() && self.ahead.is_short() {
+                self.ahead.refill(&mut self.manager, &mut self.walls);
+            }
             if let Some(since) = self.ending {
-                if self
-                    .entries
-                    .values()
-                    .all(|e| matches!(e.state, State::Ended(_)))
-                {
+                let all_ended = |e: &Entry| matches!(e.state, State::Ended(_));
+                if self.entries.values().all(all_ended) && !self.ahead.is_ending() {
                     return Ok(());
                 }
                 if since.elapsed() > ENDING_LIMIT {
@@ -235,7 +241,7 @@ impl Server {
         let mut timeout = self
             .deadline
             .map(|d| d.saturating_duration_since(Instant::now()));
-        if draining || self.ending.is_some() {
+        if draining || self.ending.is_some() || self.ahead.is_ending() {
             timeout = Some(timeout.map_or(self.tick, |t| t.min(self.tick)));
         }
         if self.is_short() {
@@ -299,7 +305,10 @@ impl Server {
     /// Whether something that is made ahead is missing.
     fn is_short(&self) -> bool {
         let users = self.walls.users.as_ref();
-        self.ending.is_none() && (self.manager.is_short() || users.is_some_and(Pool::is_short))
+        self.ending.is_none()
+            && (self.manager.is_short()
+                || users.is_some_and(Pool::is_short)
+                || self.ahead.is_short())
     }
 
     /// Makes one thing ahead.
@@ -309,7 +318,8 @@ impl Server {
         }
         match self.walls.users.as_mut().filter(|pool| pool.is_short()) {
             Some(pool) => pool.refill(),
-            None => self.manager.refill(),
+            None if self.manager.is_short() => self.manager.refill(),
+            None => self.ahead.refill(&mut self.manager, &mut self.walls),
         }
     }
 
@@ -319,6 +329,7 @@ impl Server {
         }
         self.ending = Some(Instant::now());
         self.newcomer = None;
+        self.ahead.end();
         let ids: Vec<String> = self.entries.keys().cloned().collect();
         for id in ids {
             self.kill(&id);

@@ -6,8 +6,9 @@
 
 use super::super::mounts::{
     Parts, attach, attach_new, become_root, clone_of, extra_mounts, open_directory, open_files,
-    scratch, system_directory, terminals,
+    system_directory, terminals,
 };
+use super::super::scratch::Scratch;
 use super::{BUNDLE, Failure, ROOTFS, STATE, Step};
 use crate::spec::Kernel;
 use crate::sys;
@@ -47,7 +48,9 @@ pub(in crate::child) fn enter(
     }
     make_tmp(files.as_fd(), users.map_or(0, |users| users.root))
         .step(|| "making /tmp".to_owned())?;
-    extra_mounts(files.as_fd(), &scratch(parts)?, parts.extra, sources)?;
+    let scratch = Scratch::make(parts.work, parts.extra)
+        .step(|| "mounting a file system in memory".to_owned())?;
+    extra_mounts(files.as_fd(), &scratch, parts.extra, sources)?;
 
     let name = || "making runsc's root file system".to_owned();
     let (nosuid, nodev) = (

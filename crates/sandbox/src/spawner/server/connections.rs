@@ -246,6 +246,7 @@ impl Server {
                 None => no_such(&id),
                 Some(State::Ended(_)) => {
                     self.entries.remove(&id);
+                    self.replace = true;
                     ReplyBody::Done
                 }
                 Some(_) => ReplyBody::Failed {

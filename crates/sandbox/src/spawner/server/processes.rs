@@ -36,12 +36,18 @@ impl Server {
                 spec.id
             )));
         }
-        let launched =
-            launch::launch(&mut self.manager, &mut self.walls, spec, &given).map_err(|e| {
-                ReplyBody::Failed {
-                    message: format!("starting process {}: {e}", spec.id),
-                }
-            })?;
+        let is_container = matches!(spec.root, Root::Overlay { .. });
+        let launched = match self.ahead.start(&mut self.manager, spec, &given) {
+            Ok(Some(launched)) => Ok(launched),
+            Ok(None) => launch::launch(&mut self.manager, &mut self.walls, spec, &given),
+            Err(error) => Err(error),
+        };
+        let launched = launched.map_err(|e| ReplyBody::Failed {
+            message: format!("starting process {}: {e}", spec.id),
+        })?;
+        if is_container {
+            self.ahead.expect_more();
+        }
         let state = State::Starting {
             report: launched.report,
             text: Vec::new(),
@@ -59,7 +65,7 @@ impl Server {
             users: launched.users,
             disk: given.disk.take(),
             usage: None,
-            is_container: matches!(spec.root, Root::Overlay { .. }),
+            is_container,
             capabilities: spec.capabilities,
             on_gvisor: spec.kernel != Kernel::Host,
             cpu_millis: spec
@@ -205,7 +211,8 @@ impl Server {
                 State::Starting { reaped: None, .. } | State::Running | State::Refused { .. }
             )
         };
-        if self.exec_reaped(pid, status) || self.kill_reaped(pid, status) {
+        if self.exec_reaped(pid, status) || self.kill_reaped(pid, status) || self.ahead.reaped(pid)
+        {
             return;
         }
         // Others are orphans that a process of ours left (this is their subreaper).
@@ -253,6 +260,7 @@ impl Server {
 
     /// Moves every draining process on whose cgroup is empty.
     pub(super) fn drain(&mut self) {
+        self.ahead.settle(&mut self.walls);
         let draining: Vec<String> = self
             .entries
             .iter()

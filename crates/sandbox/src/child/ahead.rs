@@ -1,0 +1,156 @@
+//! A process that is made before it is known what it shall be: behind all walls that do not depend on it, waiting for one message.
+//!
+//! Owns: the message, and the way to it. Must not: look at anything of a container before, or hold anything of another one meanwhile.
+//!
+//! ```text
+//! made --message--> as every other process from there on          made --the other end is closed--> gone
+//! ```
+
+use super::stage::Stage;
+use super::{
+    Failure, Place, Plan, Program, Step, become_program, begin, end, enter_network, enter_new,
+    leave_cgroups, leave_spawner, mounts,
+};
+use crate::cgroup::Cgroup;
+use crate::spawner::protocol::{Frame, Inbox, Outbox, parse};
+use crate::spec::ProcessSpec;
+use crate::sys::{self, BpfInstruction};
+use crate::userns::UserNamespace;
+use crate::weak::{self, Wall};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Longer ones would not fit into the socket at once (net.core.wmem_default, 208 KiB), and the spawner does not wait.
+const MAX_MESSAGE: usize = 64 * 1024;
+
+/// What it has from the beginning.
+pub(crate) struct Ahead<'a> {
+    pub(crate) cgroup: &'a Cgroup,
+    pub(crate) users: Option<&'a UserNamespace>,
+    /// Where the message comes from.
+    pub(crate) orders: BorrowedFd<'a>,
+    /// Standard output and error.
+    pub(crate) streams: [BorrowedFd<'a>; 2],
+    /// As [`Plan::report`].
+    pub(crate) report: BorrowedFd<'a>,
+    pub(crate) filter: &'a [BpfInstruction],
+    pub(crate) landlock: Option<BorrowedFd<'a>>,
+}
+
+/// What it is to become.
+#[derive(Serialize, Deserialize)]
+struct Order<S> {
+    spec: S,
+    stdin: bool,
+}
+
+/// The message that tells a process what to become: with this network namespace and standard input. `None`: it would be too long.
+pub(crate) fn order(
+    spec: &ProcessSpec,
+    netns: OwnedFd,
+    stdin: Option<OwnedFd>,
+) -> io::Result<Option<Frame>> {
+    let order = Order {
+        spec,
+        stdin: stdin.is_some(),
+    };
+    let descriptors = std::iter::once(netns).chain(stdin).collect();
+    let frame = Frame::new(&order, descriptors)?;
+    Ok((frame.len() <= MAX_MESSAGE).then_some(frame))
+}
+
+/// Sends it. Does not block.
+///
+/// # Errors
+/// The process is gone.
+pub(crate) fn send(orders: BorrowedFd<'_>, order: Frame) -> io::Result<()> {
+    let mut outbox = Outbox::default();
+    outbox.push(order);
+    outbox.flush(orders)
+}
+
+/// Runs in the child. Never returns, not even by panic.
+pub(crate) fn run(ahead: &Ahead<'_>) -> ! {
+    end(ahead.report, |report| {
+        begin();
+        set_up(ahead, report)
+    })
+}
+
+fn set_up<'a>(ahead: &Ahead<'a>, report: &Cell<BorrowedFd<'a>>) -> Result<Infallible, Failure> {
+    let mut kept = vec![
+        ahead.orders,
+        ahead.streams[0],
+        ahead.streams[1],
+        ahead.report,
+    ];
+    kept.extend(ahead.users.map(AsFd::as_fd));
+    kept.extend(ahead.landlock);
+    if !weak::is_down(Wall::Descriptors) {
+        // SAFETY: whatever else the parent's memory image owns is never dropped here, as this process ends only by exec or _exit.
+        unsafe { sys::close_all_but(&kept) }.step(|| "closing descriptors".to_owned())?;
+    }
+    leave_spawner(ahead.cgroup)?;
+    leave_cgroups(ahead.users)?;
+    mounts::follow_propagation()?;
+    let root = ahead.users.map_or(0, |users| users.root);
+    let stage = Stage::make(ahead.cgroup, root, &[])?;
+    let Some((order, descriptors)) =
+        receive(ahead.orders).step(|| "waiting for the request".to_owned())?
+    else {
+        sys::exit_now(0)
+    };
+    let mut descriptors = descriptors.into_iter();
+    let netns = descriptors.next();
+    let stdin = descriptors.next().filter(|_| order.stdin);
+    let spec = &order.spec;
+    let plan = Plan {
+        program: Program::of(spec),
+        place: Place::New {
+            spec,
+            netns: netns.as_ref().map(AsFd::as_fd),
+        },
+        cgroup: ahead.cgroup,
+        users: ahead.users,
+        streams: [
+            stdin.as_ref().map(AsFd::as_fd),
+            Some(ahead.streams[0]),
+            Some(ahead.streams[1]),
+        ],
+        terminal: false,
+        inherit: &[],
+        image: None,
+        report: ahead.report,
+        filter: ahead.filter,
+        landlock: ahead.landlock,
+        gvisor: None,
+    };
+    enter_network(netns.as_ref().map(AsFd::as_fd))?;
+    enter_new(spec, &plan, Some(stage))?;
+    become_program(&plan, report)
+}
+
+/// `None`: the spawner has no use for it, or is gone.
+fn receive(orders: BorrowedFd<'_>) -> io::Result<Option<(Order<ProcessSpec>, Vec<OwnedFd>)>> {
+    let mut inbox = Inbox::default();
+    loop {
+        if let Some((payload, descriptors)) = inbox.next()? {
+            return Ok(Some((parse(&payload)?, descriptors)));
+        }
+        match poll(&mut [PollFd::new(&orders, PollFlags::IN)], None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match inbox.fill(orders) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

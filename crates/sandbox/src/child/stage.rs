@@ -1,0 +1,124 @@
+//! What a container's file system has beside its files, made before these are known: /proc with its masks, /dev, and the views of its cgroups.
+//!
+//! Owns: these mounts, attached where only their mount namespace sees them, until they move to their places in the root.
+//! Must not: look at the image, or at anything that differs between containers but the cgroup and the range of ids.
+
+use super::mounts::{self, NODEV, NOEXEC, NOSUID, attach, attach_new, clone_of, open_directory};
+use super::scratch::Scratch;
+use super::{Failure, Step};
+use crate::cgroup::Cgroup;
+use crate::spec::Mount;
+use crate::sys;
+use crate::weak::{self, Wall};
+use rustix::fs::{CWD, Mode};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// A directory of the host that surely exists, and that nobody looks into from here on. (/proc is needed for paths by descriptors.)
+const PLACE: &str = "/sys";
+
+pub(super) struct Stage {
+    pub(super) scratch: Scratch,
+    proc: OwnedFd,
+    dev: OwnedFd,
+    /// An empty directory, read-only.
+    empty: OwnedFd,
+    /// For /sys/fs/cgroup.
+    cgroups: Vec<OwnedFd>,
+}
+
+impl Stage {
+    /// In a mount namespace whose mounts nobody else sees. `root` is the host's id of root inside; what needs memory for `files` is given it.
+    pub(super) fn make(cgroup: &Cgroup, root: u32, files: &[Mount]) -> Result<Stage, Failure> {
+        // While the host's paths still lead there.
+        let views = views(cgroup).step(|| "opening the cgroup".to_owned())?;
+        let scratch = Scratch::make(Path::new(PLACE), files)
+            .step(|| "mounting a file system in memory".to_owned())?;
+        let place = |name: &str| scratch.place(name);
+        let proc = place("proc")
+            .and_then(|at| attach_new("proc", &[], NOSUID | NODEV | NOEXEC, at.as_fd()))
+            .step(|| "mounting /proc".to_owned())?;
+        let dev = place("dev")
+            .and_then(|at| mounts::devices(at.as_fd(), root))
+            .step(|| "mounting /dev".to_owned())?;
+        let cgroups = show(views, &scratch).step(|| "showing the cgroups".to_owned())?;
+        let empty = empty(&scratch).step(|| "making an empty directory".to_owned())?;
+        let stage = Stage {
+            scratch,
+            proc,
+            dev,
+            empty,
+            cgroups,
+        };
+        mounts::cover(stage.proc.as_fd(), "proc/", &stage)?;
+        Ok(stage)
+    }
+
+    /// What files become that are masked: the container's /dev/null. It is inert, and so is an empty directory.
+    pub(super) fn mask(&self, is_directory: bool) -> rustix::io::Result<OwnedFd> {
+        match is_directory {
+            true => clone_of(self.empty.as_fd(), "", false),
+            false => clone_of(self.dev.as_fd(), "null", false),
+        }
+    }
+
+    /// Moves all to their places in the root.
+    pub(super) fn move_to(&self, root: BorrowedFd<'_>) -> Result<(), Failure> {
+        for (name, mount) in [("proc", &self.proc), ("dev", &self.dev)] {
+            let place = mounts::system_directory(root, name)?;
+            attach(mount.as_fd(), place.as_fd()).step(|| format!("mounting /{name}"))?;
+        }
+        let place = mounts::system_directory(root, "sys")?;
+        let sys = mounts::system_files(place.as_fd()).step(|| "mounting /sys".to_owned())?;
+        // Else a kernel without cgroups in sysfs.
+        if let Ok(place) = open_directory(sys.as_fd(), Path::new("fs/cgroup")) {
+            for mount in &self.cgroups {
+                attach(mount.as_fd(), place.as_fd())
+                    .step(|| "mounting /sys/fs/cgroup".to_owned())?;
+            }
+        }
+        mounts::cover(sys.as_fd(), "sys/", self)
+    }
+}
+
+/// Attached somewhere: the end of a mount that never was is waited for (an RCU grace period).
+fn empty(scratch: &Scratch) -> io::Result<OwnedFd> {
+    let empty = scratch.directory("empty", [])?;
+    attach(empty.as_fd(), scratch.place("nothing")?.as_fd())?;
+    Ok(empty)
+}
+
+/// Views of the cgroup in each hierarchy with their names, attached nowhere. Read-only: language runtimes read their limits there.
+fn views(cgroup: &Cgroup) -> io::Result<Vec<(OwnedFd, std::path::PathBuf)>> {
+    let open = |(host, name): (&Path, std::path::PathBuf)| {
+        let view = clone_of(CWD, host, false)?;
+        if !weak::is_down(Wall::ReadOnlySys) {
+            sys::set_mount_attributes(view.as_fd(), mounts::INERT, false)?;
+        }
+        Ok((view, name))
+    };
+    cgroup.views().into_iter().map(open).collect()
+}
+
+/// One hierarchy alone is /sys/fs/cgroup itself; several are directories in it.
+fn show(views: Vec<(OwnedFd, std::path::PathBuf)>, scratch: &Scratch) -> io::Result<Vec<OwnedFd>> {
+    if views.iter().all(|(_, name)| name.as_os_str().is_empty()) {
+        return Ok(views.into_iter().map(|(view, _)| view).collect());
+    }
+    let names = views.iter().map(|(_, name)| name.as_path());
+    let all = scratch.directory("cgroup", names)?;
+    attach(all.as_fd(), scratch.place("cgroups")?.as_fd())?;
+    for (view, name) in &views {
+        attach(view.as_fd(), open_directory(all.as_fd(), name)?.as_fd())?;
+    }
+    Ok(vec![all])
+}
+
+impl Scratch {
+    /// A new directory to attach something to.
+    fn place(&self, name: &str) -> io::Result<OwnedFd> {
+        rustix::fs::mkdirat(self.as_fd(), name, Mode::from_raw_mode(0o755))?;
+        open_directory(self.as_fd(), Path::new(name))
+    }
+}

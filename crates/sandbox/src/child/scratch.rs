@@ -11,6 +11,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+/// There is room for so much at least, bytes, before the files are known.
+pub(crate) const FILES: usize = 64 * 1024;
 /// Room for the container to edit the files, bytes.
 const ROOM: usize = 1 << 20;
 
@@ -34,7 +36,7 @@ pub(crate) fn content(mounts: &[Mount]) -> usize {
 impl Scratch {
     /// Attached at `place` (a directory that surely exists), where only this mount namespace sees it, and only until the pivot.
     pub(super) fn make(place: &Path, mounts: &[Mount]) -> io::Result<Scratch> {
-        let size = (content(mounts) + ROOM).to_string();
+        let size = (content(mounts).max(FILES) + ROOM).to_string();
         let place = open_directory(CWD, place)?;
         let options = [("mode", "755"), ("size", size.as_str())];
         let flags = NOSUID | NODEV | NOEXEC;

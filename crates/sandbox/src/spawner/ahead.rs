@@ -14,6 +14,7 @@ use crate::child::{self, ahead::Ahead, scratch};
 use crate::spec::{Kernel, Mount, ProcessSpec, Root};
 use crate::sys::{self, Forked};
 use crate::userns::UserNamespace;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::collections::VecDeque;
 use std::io;
@@ -22,8 +23,6 @@ use std::os::unix::net::UnixStream;
 
 /// Kept ready. Each takes a few hundred KiB of the kernel's memory, and five descriptors.
 const READY: usize = 8;
-/// Files that are larger together have no place in what was made ahead, bytes.
-const MAX_FILES: usize = 64 * 1024;
 
 /// Made ahead, waiting.
 #[derive(Debug)]
@@ -92,12 +91,15 @@ impl Pool {
         spec: &ProcessSpec,
         given: &Given,
     ) -> io::Result<Option<Launched>> {
-        let Some(netns) = given.netns.as_ref().filter(|_| can_become(spec, given)) else {
+        let useful = !self.ready.is_empty() && can_become(spec, given);
+        let Some(netns) = given.netns.as_ref().filter(|_| useful) else {
             return Ok(None);
         };
         let (child_stdin, stdin) = stdin(spec)?;
-        let order = child::ahead::order(spec, netns.try_clone()?, child_stdin)?;
-        let (Some(order), Some(waiting)) = (order, self.ready.pop_front()) else {
+        let Some(order) = child::ahead::order(spec, netns.try_clone()?, child_stdin)? else {
+            return Ok(None);
+        };
+        let Some(waiting) = self.take() else {
             return Ok(None);
         };
         let begun = manager
@@ -118,6 +120,19 @@ impl Pool {
             cgroup: waiting.cgroup,
             users: waiting.users,
         }))
+    }
+
+    /// One that lives.
+    fn take(&mut self) -> Option<Waiting> {
+        loop {
+            let waiting = self.ready.pop_front()?;
+            let mut fd = [PollFd::new(&waiting.pidfd, PollFlags::IN)];
+            // Readable at its end (pidfd_open(2)), which may not have been told yet.
+            match rustix::event::poll(&mut fd, Some(&Timespec::default())) {
+                Ok(0) => return Some(waiting),
+                _ => self.end_one(waiting),
+            }
+        }
     }
 
     /// Ends all that wait.
@@ -204,7 +219,7 @@ fn can_become(spec: &ProcessSpec, given: &Given) -> bool {
         && given.image.is_none()
         && given.inherit.is_empty()
         && !spec.mounts.iter().any(shows_host)
-        && scratch::content(&spec.mounts) <= MAX_FILES
+        && scratch::content(&spec.mounts) <= scratch::FILES
 }
 
 /// The pipe of standard input, if it is to be one: the process's end, and the other.

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::ops::Deref;
@@ -186,6 +187,29 @@ pub(crate) async fn run(
     };
     spawner.forget(&spec.id).await?;
     Ok(ran)
+}
+
+/// As many processes are made ahead, once a container was started.
+pub(crate) const AHEAD: usize = 8;
+
+/// The spawner's children.
+pub(crate) fn children(spawner: u32) -> BTreeSet<i32> {
+    let text = fs::read_to_string(format!("/proc/{spawner}/task/{spawner}/children"));
+    let text = text.unwrap_or_default();
+    let pids = text.split_whitespace().map(str::parse);
+    pids.collect::<Result<_, _>>().unwrap()
+}
+
+/// Until the spawner has made ahead all that it makes, and has so many containers besides.
+pub(crate) async fn all_is_made_ahead(spawner: &Spawner, containers: usize) {
+    let pid = spawner.pid();
+    wharf_testkit::eventually("processes made ahead", async || {
+        let found = children(pid);
+        // Others are there for a moment only: one makes a user namespace.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        (found.len() == AHEAD + containers && children(pid) == found).then_some(())
+    })
+    .await;
 }
 
 pub(crate) fn read_all(fd: OwnedFd) -> tokio::task::JoinHandle<String> {

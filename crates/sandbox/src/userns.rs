@@ -159,6 +159,11 @@ impl Pool {
         self.ready.push_back(namespace);
     }
 
+    /// How many more containers there is a range for.
+    pub(crate) fn left(&self) -> usize {
+        self.ready.len() + (self.ranges.count - self.made) as usize
+    }
+
     /// Whether [`Pool::refill`] has something to do.
     pub(crate) fn is_short(&self) -> bool {
         !self.broken && self.ready.len() < READY && self.made < self.ranges.count

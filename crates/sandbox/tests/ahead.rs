@@ -4,7 +4,7 @@
 mod support;
 
 use support::{Place, Ran, all_is_made_ahead, children};
-use wharf_sandbox::{Limits, Spawner};
+use wharf_sandbox::{IdRanges, Limits, Spawner, SpawnerConfig};
 use wharf_testkit::{is_alive, kill, until};
 
 /// A spawner that has had a container, and has made others ahead since.
@@ -216,5 +216,36 @@ async fn requests_that_they_cannot_become_are_carried_out_all_the_same() {
         .await;
     assert_eq!(ran.out.trim(), (3 << 20).to_string());
     assert_eq!(children(spawner.pid()), before, "none was used");
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
+async fn they_keep_no_range_of_ids_from_who_asks_for_one() {
+    let place = Place::new();
+    let config = SpawnerConfig {
+        ids: Some(IdRanges {
+            first: 0x7000_0000,
+            count: 20,
+        }),
+        ..place.config(20_000)
+    };
+    let (spawner, _) = Spawner::start(config).await.unwrap();
+    let ran = place.run(&spawner, "first", "exit 0").await;
+    assert_eq!(ran.exit.code, 0);
+    until("some made ahead", || children(spawner.pid()).len() >= 4).await;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert_eq!(children(spawner.pid()).len(), 4, "not all that could be");
+    let shared = place.path("shared");
+    for n in 0..20 {
+        let (mut spec, fds) = place.container(&format!("c{n}"), "sleep 1000");
+        if n < 16 {
+            // Nothing that was made ahead can become these.
+            spec.mounts = vec![support::bind(&shared, "/shared", true)];
+        }
+        spawner.spawn(&spec, fds).await.unwrap();
+    }
+    let (spec, fds) = place.container("more", "true");
+    let refused = spawner.spawn(&spec, fds).await.unwrap_err().to_string();
+    assert!(refused.contains("all 20 id ranges"), "{refused}");
     place.finish(spawner).await;
 }

@@ -57,9 +57,10 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Whether [`Pool::refill`] has something to do.
-    pub(super) fn is_short(&self) -> bool {
-        self.wanted && self.ready.len() < READY
+    /// Whether [`Pool::refill`] has something to do. The last ranges of ids are for those who ask for one.
+    pub(super) fn is_short(&self, walls: &Walls) -> bool {
+        let ids = walls.users.as_ref();
+        self.wanted && self.ready.len() < READY && ids.is_none_or(|ids| ids.left() > 2 * READY)
     }
 
     /// Whether [`Pool::settle`] has something to do, or will.

@@ -204,7 +204,10 @@ impl Server {
             if ready.quiet {
                 self.refill();
             }
-            if std::mem::take(&mut self.replace) && self.ending.is_none() && self.ahead.is_short() {
+            if std::mem::take(&mut self.replace)
+                && self.ending.is_none()
+                && self.ahead.is_short(&self.walls)
+            {
                 self.ahead.refill(&mut self.manager, &mut self.walls);
             }
             if let Some(since) = self.ending {
@@ -308,7 +311,7 @@ impl Server {
         self.ending.is_none()
             && (self.manager.is_short()
                 || users.is_some_and(Pool::is_short)
-                || self.ahead.is_short())
+                || self.ahead.is_short(&self.walls))
     }
 
     /// Makes one thing ahead.

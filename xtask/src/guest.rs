@@ -58,8 +58,8 @@ echo \"guest: ended $failed\"
 poweroff -f
 ";
 
-/// Runs the sandbox's tests in the guest.
-pub(crate) fn run_tests() -> Result<()> {
+/// Runs the sandbox's tests in the guest; if programs of tests are named, only those.
+pub(crate) fn run_tests(only: &[String]) -> Result<()> {
     debian::install(&[
         debian::QEMU,
         debian::CPIO,
@@ -72,7 +72,7 @@ pub(crate) fn run_tests() -> Result<()> {
     let kernel = kernel(&dir)?;
     let root = tempfile::tempdir_in(&dir)?;
     step("the guest's file system", || {
-        file_system(root.path(), &kernel)
+        file_system(root.path(), &kernel, only)
     })?;
     let archive = dir.join("initrd");
     let packed = fs::File::create(&archive)?;
@@ -172,7 +172,7 @@ fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-fn file_system(root: &Path, kernel: &Kernel) -> Result<()> {
+fn file_system(root: &Path, kernel: &Kernel, only: &[String]) -> Result<()> {
     for dir in ["bin", "usr/bin", "tests", "lib/modules"] {
         fs::create_dir_all(root.join(dir))?;
     }
@@ -223,6 +223,7 @@ fn file_system(root: &Path, kernel: &Kernel) -> Result<()> {
             "--message-format=json",
         ])
         .current_dir(setup::root());
+    let mut tests = BTreeSet::new();
     for line in run(&mut build)?.lines() {
         let message: serde_json::Value = serde_json::from_str(line)?;
         let Some(executable) = message["executable"].as_str().map(Path::new) else {
@@ -230,7 +231,14 @@ fn file_system(root: &Path, kernel: &Kernel) -> Result<()> {
         };
         let name = message["target"]["name"].as_str().unwrap_or("test");
         // A program that tests run is looked for where it was built.
-        let inside = if message["profile"]["test"] == true {
+        let is_test = message["profile"]["test"] == true;
+        if is_test {
+            tests.insert(name.to_owned());
+        }
+        if is_test && !only.is_empty() && !only.iter().any(|it| it == name) {
+            continue;
+        }
+        let inside = if is_test {
             root.join("tests").join(name)
         } else {
             root.join(executable.strip_prefix("/")?)
@@ -238,6 +246,9 @@ fn file_system(root: &Path, kernel: &Kernel) -> Result<()> {
         fs::create_dir_all(inside.parent().context("a program without a folder")?)?;
         run(Command::new("strip").arg("-o").arg(&inside).arg(executable))?;
         libraries.extend(libraries_of(executable)?);
+    }
+    if let Some(missing) = only.iter().find(|name| !tests.contains(*name)) {
+        bail!("there is no program of tests {missing:?}; there are {tests:?}");
     }
     for library in libraries {
         let inside = root.join(library.strip_prefix("/")?);

@@ -41,7 +41,10 @@ enum Verb {
         filter: Vec<String>,
     },
     /// Run the sandbox's tests on Debian's own kernel with cgroup v2 alone, in an emulated machine
-    Guest,
+    Guest {
+        /// Only these programs of tests: files of crates/sandbox/tests without `.rs`, or `wharf_sandbox` for what is beside the code
+        only: Vec<String>,
+    },
     /// Run a suite that others wrote, from a folder outside the repository
     #[command(subcommand)]
     Conformance(conformance::Suite),
@@ -64,7 +67,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().verb {
         Verb::Demo(options) => demo::run(&options),
         Verb::Test { filter } => test::run(&filter),
-        Verb::Guest => guest::run_tests(),
+        Verb::Guest { only } => guest::run_tests(&only),
         Verb::Conformance(suite) => conformance::run(&suite),
         Verb::Bench(options) => bench::run(&options),
         Verb::Escape(options) => escape::run(&options),

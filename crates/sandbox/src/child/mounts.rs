@@ -387,16 +387,39 @@ pub(super) fn system_files(target: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     attach_new("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY, target)
 }
 
-/// Masks and write-protects what lies in `mount`, the container's /proc or /sys (`below`: `proc/` or `sys/`): nothing of the image is on the way.
-pub(super) fn cover(mount: BorrowedFd<'_>, below: &str, stage: &Stage) -> Result<(), Failure> {
-    let here = |path: &&&str| path.starts_with(below);
-    for path in MASKED.iter().filter(here) {
-        mask(mount, path, stage).step(|| format!("masking /{path}"))?;
+/// What is to be covered below /proc or /sys: masked, or made read-only.
+#[derive(Clone, Copy)]
+pub(super) enum Cover {
+    Masked(&'static str),
+    ReadOnly(&'static str),
+}
+
+/// Everything below `proc/` or `sys/`.
+pub(super) fn covers(below: &'static str) -> impl Iterator<Item = Cover> {
+    let here = move |path: &&str| path.starts_with(below);
+    let masked = MASKED.into_iter().filter(here).map(Cover::Masked);
+    masked.chain(READ_ONLY.into_iter().filter(here).map(Cover::ReadOnly))
+}
+
+/// Covers what lies in `mount`, the container's /proc or /sys: nothing of the image is on the way. Returns what this kernel does not have (now).
+pub(super) fn cover(
+    mount: BorrowedFd<'_>,
+    covers: impl IntoIterator<Item = Cover>,
+    stage: &Stage,
+) -> Result<Vec<Cover>, Failure> {
+    let mut absent = Vec::new();
+    for cover in covers {
+        let is_there = match cover {
+            Cover::Masked(path) => mask(mount, path, stage).step(|| format!("masking /{path}"))?,
+            Cover::ReadOnly(path) => {
+                make_read_only(mount, path).step(|| format!("making /{path} read-only"))?
+            }
+        };
+        if !is_there {
+            absent.push(cover);
+        }
     }
-    for path in READ_ONLY.iter().filter(here) {
-        make_read_only(mount, path).step(|| format!("making /{path} read-only"))?;
-    }
-    Ok(())
+    Ok(absent)
 }
 
 /// Opens `proc/x` or `sys/x` below the mount of /proc or /sys. `None`: this kernel has no such file.
@@ -411,28 +434,30 @@ fn open_system(mount: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>>
     }
 }
 
-fn mask(mount: BorrowedFd<'_>, path: &str, stage: &Stage) -> io::Result<()> {
+/// `false`: there is nothing to mask.
+fn mask(mount: BorrowedFd<'_>, path: &str, stage: &Stage) -> io::Result<bool> {
     if weak::is_down(Wall::Masks) {
-        return Ok(());
+        return Ok(true);
     }
     let Some(target) = open_system(mount, path)? else {
-        return Ok(());
+        return Ok(false);
     };
     let stat = rustix::fs::fstat(&target)?;
     let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-    attach(stage.mask(is_directory)?.as_fd(), target.as_fd())
+    attach(stage.mask(is_directory)?.as_fd(), target.as_fd()).map(|()| true)
 }
 
-fn make_read_only(mount: BorrowedFd<'_>, path: &str) -> io::Result<()> {
+/// `false`: there is nothing to protect.
+fn make_read_only(mount: BorrowedFd<'_>, path: &str) -> io::Result<bool> {
     if weak::is_down(Wall::Masks) {
-        return Ok(());
+        return Ok(true);
     }
     let Some(target) = open_system(mount, path)? else {
-        return Ok(());
+        return Ok(false);
     };
     let copy = clone_of(target.as_fd(), "", true)?;
     sys::set_mount_attributes(copy.as_fd(), INERT, true)?;
-    attach(copy.as_fd(), target.as_fd())
+    attach(copy.as_fd(), target.as_fd()).map(|()| true)
 }
 
 /// What the request's own mounts show of the host, by position; opened while the host's paths still lead there.

@@ -3,7 +3,9 @@
 //! Owns: these mounts, attached where only their mount namespace sees them, until they move to their places in the root.
 //! Must not: look at the image, or at anything that differs between containers but the cgroup and the range of ids.
 
-use super::mounts::{self, NODEV, NOEXEC, NOSUID, attach, attach_new, clone_of, open_directory};
+use super::mounts::{
+    self, Cover, NODEV, NOEXEC, NOSUID, attach, attach_new, clone_of, open_directory,
+};
 use super::scratch::Scratch;
 use super::{Failure, Step};
 use crate::cgroup::Cgroup;
@@ -26,6 +28,8 @@ pub(super) struct Stage {
     empty: OwnedFd,
     /// For /sys/fs/cgroup.
     cgroups: Vec<OwnedFd>,
+    /// Of /proc: the kernel had no such files, but may have them by the time that somebody sees it.
+    absent: Vec<Cover>,
 }
 
 impl Stage {
@@ -44,14 +48,15 @@ impl Stage {
             .step(|| "mounting /dev".to_owned())?;
         let cgroups = show(views, &scratch).step(|| "showing the cgroups".to_owned())?;
         let empty = empty(&scratch).step(|| "making an empty directory".to_owned())?;
-        let stage = Stage {
+        let mut stage = Stage {
             scratch,
             proc,
             dev,
             empty,
             cgroups,
+            absent: Vec::new(),
         };
-        mounts::cover(stage.proc.as_fd(), "proc/", &stage)?;
+        stage.absent = mounts::cover(stage.proc.as_fd(), mounts::covers("proc/"), &stage)?;
         Ok(stage)
     }
 
@@ -78,7 +83,9 @@ impl Stage {
                     .step(|| "mounting /sys/fs/cgroup".to_owned())?;
             }
         }
-        mounts::cover(sys.as_fd(), "sys/", self)
+        mounts::cover(sys.as_fd(), mounts::covers("sys/"), self)?;
+        mounts::cover(self.proc.as_fd(), self.absent.iter().copied(), self)?;
+        Ok(())
     }
 }
 

@@ -202,12 +202,17 @@ pub(crate) fn children(spawner: u32) -> BTreeSet<i32> {
 
 /// Until the spawner has made ahead all that it makes, and has so many containers besides.
 pub(crate) async fn all_is_made_ahead(spawner: &Spawner, containers: usize) {
+    has_children(spawner, AHEAD + containers).await;
+}
+
+/// Until the spawner has so many children, and keeps them.
+pub(crate) async fn has_children(spawner: &Spawner, count: usize) {
     let pid = spawner.pid();
     wharf_testkit::eventually("processes made ahead", async || {
         let found = children(pid);
         // Others are there for a moment only: one makes a user namespace.
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        (found.len() == AHEAD + containers && children(pid) == found).then_some(())
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        (found.len() == count && children(pid) == found).then_some(())
     })
     .await;
 }

@@ -266,13 +266,7 @@ fn ahead(
             class: class.name.clone(),
             memory: figures.into(),
         });
-        let mut subjects = [Subject::new(Ahead::new(node.clone()), args.n)];
-        rows.extend(measure::class(
-            class,
-            &mut subjects,
-            args.rounds,
-            &[measure::Mode::Isolated],
-        )?);
+        rows.extend(isolated(args, class, Ahead::new(node.clone()))?);
     }
     Ok((rows, memory))
 }
@@ -288,15 +282,20 @@ fn preloaded(args: &Args, node: &Node, deploy: &Path) -> Result<Vec<report::Row>
     let mut rows = Vec::new();
     let has = |class: &&Class| args.preload_classes.contains(&class.name);
     for class in args.classes.iter().filter(has) {
-        let mut subjects = [Subject::new(Preloaded::new(node.clone()), args.n)];
-        rows.extend(measure::class(
-            class,
-            &mut subjects,
-            args.rounds,
-            &[measure::Mode::Isolated],
-        )?);
+        rows.extend(isolated(args, class, Preloaded::new(node.clone()))?);
     }
     Ok(rows)
+}
+
+/// Isolated starts of one runtime alone.
+fn isolated(
+    args: &Args,
+    class: &Class,
+    runtime: impl runtime::Runtime + 'static,
+) -> Result<Vec<report::Row>> {
+    let mut subjects = [Subject::new(runtime, args.n)];
+    let modes = [measure::Mode::Isolated];
+    measure::class(class, &mut subjects, args.rounds, &modes)
 }
 
 fn run_deploy(program: &Path) -> Result<()> {

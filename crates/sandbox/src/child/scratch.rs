@@ -1,6 +1,6 @@
 //! What a container is shown out of memory, beside /dev: the daemon's files, empty directories over masked ones, and places for views.
 //!
-//! Owns: one tmpfs for all of it, since each costs a start as much as ten other mounts. Must not: be reachable as a whole; only single files and
+//! Owns: one tmpfs for all of it, since each further one is a super block to make and to end. Must not: be reachable as a whole; only single files and
 //! read-only directories of it are attached inside.
 
 use super::mounts::{NODEV, NOEXEC, NOSUID, attach_new, clone_of, open_directory};

@@ -21,7 +21,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-/// Kept ready. Each takes a few hundred KiB of the kernel's memory, and five descriptors.
+/// Kept ready. What each takes is in BENCHMARKS.md, "Beyond single starts".
 const READY: usize = 8;
 
 /// Made ahead, waiting.

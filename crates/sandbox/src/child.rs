@@ -19,7 +19,9 @@ mod bare;
 mod caps;
 pub(crate) mod gvisor;
 pub(crate) mod mapped;
+pub(crate) mod microvm;
 pub(crate) mod mounts;
+pub(crate) mod outer;
 mod rooted;
 pub(crate) mod scratch;
 mod stage;
@@ -27,7 +29,7 @@ mod user;
 
 use crate::cgroup::Cgroup;
 use crate::process_image;
-use crate::spec::{Capabilities, ProcessSpec, Root};
+use crate::spec::{Capabilities, Kernel, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Disposition};
 use crate::userns::{IDS, UserNamespace};
 use crate::weak::{self, Wall};
@@ -124,8 +126,15 @@ pub(crate) struct Plan<'a> {
     pub(crate) filter: &'a [BpfInstruction],
     /// Where the kernel has them. Not for a joined process, which would be in a domain beside the container's: neither could reach the other.
     pub(crate) landlock: Option<BorrowedFd<'a>>,
-    /// The process, or its container, runs on gVisor's kernel.
-    pub(crate) gvisor: Option<gvisor::Role<'a>>,
+    /// There is another kernel between the process, or its container, and this one.
+    pub(crate) between: Option<Between<'a>>,
+}
+
+/// What the process has to do with the other kernel.
+#[derive(Clone, Copy)]
+pub(crate) enum Between<'a> {
+    Gvisor(gvisor::Role<'a>),
+    Microvm(microvm::Role<'a>),
 }
 
 /// What to become.
@@ -175,7 +184,7 @@ pub(crate) enum Place<'a> {
 impl Place<'_> {
     fn is_container(&self) -> bool {
         match self {
-            Place::New { spec, .. } => matches!(spec.root, Root::Overlay { .. }),
+            Place::New { spec, .. } => spec.root.is_container(),
             Place::Joined { .. } => true,
         }
     }
@@ -250,10 +259,11 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
         }
     }
 
-    if let Some(step) = &plan.gvisor {
-        return gvisor::set_up(plan, step, report);
+    match &plan.between {
+        None => become_program(plan, report),
+        Some(Between::Gvisor(role)) => gvisor::set_up(plan, role, report),
+        Some(Between::Microvm(role)) => microvm::set_up(plan, role, report),
     }
-    become_program(plan, report)
 }
 
 /// From inside the place on.
@@ -366,11 +376,13 @@ fn enter_new(spec: &ProcessSpec, plan: &Plan<'_>, ahead: Option<Stage>) -> Resul
                 disk: spec.disk.as_ref(),
                 extra: &spec.mounts,
             };
-            match plan.gvisor {
-                None => mounts::enter_root(&parts, plan.cgroup, users, ahead)?,
-                Some(_) => gvisor::root::enter(&parts, &spec.kernel, users)?,
+            match &spec.kernel {
+                Kernel::Host => mounts::enter_root(&parts, plan.cgroup, users, ahead)?,
+                Kernel::Gvisor { runsc } => gvisor::root::enter(&parts, runsc, users)?,
+                Kernel::Microvm(machine) => microvm::root::enter(&parts, machine, users)?,
             }
         }
+        Root::Directory(path) => mounts::enter_directory(path, &spec.mounts, plan.cgroup, users)?,
         Root::Bare => bare::enter_root(&spec.mounts)?,
     }
     if let Some(name) = &spec.hostname {

@@ -10,6 +10,7 @@
 
 pub mod cgroup;
 pub mod disk;
+pub mod microvm;
 pub mod netns;
 pub mod overlay;
 pub mod spawner;
@@ -36,7 +37,7 @@ pub use spawner::{
     ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
 };
 pub use spec::{
-    Capabilities, DiskMount, ExecSpec, ExecStreams, Kernel, Limits, Mount, ProcessSpec, Root,
-    SpawnFds, TerminalSize,
+    Capabilities, DiskMount, ExecSpec, ExecStreams, Kernel, Limits, Machine, Mount, ProcessSpec,
+    Root, SpawnFds, TerminalSize,
 };
 pub use userns::{IdRanges, files_as, root_of_process};

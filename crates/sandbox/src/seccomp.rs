@@ -23,6 +23,8 @@ pub(crate) enum Profile {
     Container,
     /// A program of one process that runs foreign code without foreign programs.
     Runtime,
+    /// What runs a virtual machine: a container's, and threads that have a working directory of their own (virtiofsd).
+    Machine,
 }
 
 /// Not named by the libc crate.
@@ -191,6 +193,17 @@ const CORE_LIMIT: &[u32] = &[libc::RLIMIT_CORE];
 /// Typing into somebody's terminal.
 const REFUSED_IOCTLS: &[u32] = &[0x5412 /* TIOCSTI */, 0x541c /* TIOCLINUX */];
 
+/// Of [`Profile::Machine`].
+fn machine(number: i64) -> Verdict {
+    match number {
+        libc::SYS_unshare => Verdict::Argument {
+            index: 0,
+            test: Test::Listed(&[libc::CLONE_FS as u32], REFUSE),
+        },
+        _ => verdict(number),
+    }
+}
+
 fn verdict(number: i64) -> Verdict {
     match number {
         libc::SYS_clone => Verdict::Argument {
@@ -271,6 +284,7 @@ pub(crate) fn program(profile: Profile) -> Vec<BpfInstruction> {
     let verdict = match profile {
         Profile::Container => verdict,
         Profile::Runtime => runtime::verdict,
+        Profile::Machine => machine,
     };
     let mut ranges: Vec<(u32, Verdict)> = Vec::new();
     for number in 0..=NEWEST + 1 {

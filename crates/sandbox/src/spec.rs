@@ -50,16 +50,52 @@ pub enum Kernel {
         /// `runsc`: an executable of the host that needs no shared libraries.
         runsc: PathBuf,
     },
+    /// One of its own, in a virtual machine. The machine has the container's cgroup, network and ids, and its files by virtiofs; the container's
+    /// processes have the machine.
+    Microvm(Machine),
+}
+
+/// What a virtual machine is made of; paths of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// `qemu-system-x86_64`.
+    pub qemu: PathBuf,
+    /// The server of files.
+    pub virtiofsd: PathBuf,
+    /// The guest's kernel (bzImage).
+    pub kernel: PathBuf,
+    /// Its initial RAM disk, with the agent.
+    pub initrd: PathBuf,
+    /// The executable that runs the machine: called with [`crate::microvm::VERB`].
+    pub agent: PathBuf,
+    /// By /dev/kvm; else emulated.
+    pub kvm: bool,
+}
+
+/// A kernel between a container and the machine's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Between {
+    Gvisor,
+    Microvm,
 }
 
 impl Kernel {
-    /// Where a running container's root is, given by its main process: with its mounts, without gVisor's own.
+    /// Without what it is made of.
+    pub(crate) fn between(&self) -> Option<Between> {
+        match self {
+            Kernel::Host => None,
+            Kernel::Gvisor { .. } => Some(Between::Gvisor),
+            Kernel::Microvm(_) => Some(Between::Microvm),
+        }
+    }
+
+    /// Where a running container's root is, given by its main process: with its mounts, without those of another kernel.
     pub fn root_of(&self, pid: i32) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{pid}/root"));
         match self {
             Kernel::Host => root,
-            Kernel::Gvisor { .. } => {
-                root.join(crate::child::gvisor::ROOTFS.trim_start_matches('/'))
+            Kernel::Gvisor { .. } | Kernel::Microvm(_) => {
+                root.join(crate::child::outer::ROOTFS.trim_start_matches('/'))
             }
         }
     }
@@ -152,6 +188,15 @@ pub enum Root {
         /// overlayfs's work directory, exists, empty, same file system as `upper`.
         work: PathBuf,
     },
+    /// A directory as it is; otherwise a container as of [`Root::Overlay`]. Inside a virtual machine, where the overlay is outside.
+    Directory(PathBuf),
+}
+
+impl Root {
+    /// Whether it is a container's.
+    pub(crate) fn is_container(&self) -> bool {
+        !matches!(self, Root::Bare)
+    }
 }
 
 /// A mount inside the root. A target that is missing is made in the upper directory (as are /proc, /sys and /dev) and stays there,

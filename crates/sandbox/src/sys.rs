@@ -612,3 +612,14 @@ pub(crate) unsafe fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
     // SAFETY: the caller promises that it is open.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
+
+/// A descriptor that this process was executed with.
+///
+/// # Safety
+/// Nobody else may own it.
+pub(crate) unsafe fn take(fd: RawFd) -> io::Result<std::os::fd::OwnedFd> {
+    // SAFETY: any number may be asked about.
+    check(unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_GETFD) })?;
+    // SAFETY: it is open, and the caller promises that nobody owns it.
+    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
+}

@@ -77,3 +77,17 @@ pub async fn ask(
     let text = String::from_utf8_lossy(&body).into_owned();
     Ok(Response::from_parts(parts, text))
 }
+
+/// The root directory below which a guest's kernel and its modules are.
+///
+/// # Panics
+/// There is none.
+pub fn guest_kernel() -> std::path::PathBuf {
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/guest/kernel");
+    assert!(
+        path.join("boot").is_dir(),
+        "these tests need a kernel for virtual machines: cargo xtask setup --tests"
+    );
+    path
+}

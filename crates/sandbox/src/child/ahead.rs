@@ -128,7 +128,7 @@ fn set_up<'a>(ahead: &Ahead<'a>, report: &Cell<BorrowedFd<'a>>) -> Result<Infall
         report: ahead.report,
         filter: ahead.filter,
         landlock: ahead.landlock,
-        gvisor: None,
+        between: None,
     };
     enter_network(netns.as_ref().map(AsFd::as_fd))?;
     enter_new(spec, &plan, Some(stage))?;

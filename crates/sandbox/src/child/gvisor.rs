@@ -17,13 +17,12 @@ mod config;
 mod keeper;
 pub(super) mod root;
 
+use super::outer::{ROOTFS, become_root_inside, set_of};
 use super::{Failure, Place, Plan, Program, Step, caps, user};
 use crate::spec::{Capabilities, ProcessSpec};
 use crate::sys;
 use crate::userns::IDS;
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
-use rustix::thread::{CapabilitySet, LinkNameSpaceType};
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -43,7 +42,6 @@ pub(crate) enum Role<'a> {
 }
 
 /// Where things are below the root that `runsc` has.
-pub(crate) const ROOTFS: &str = "/rootfs";
 const BUNDLE: &str = "/bundle";
 const STATE: &str = "/state";
 const LOG: &str = "/state/log";
@@ -157,7 +155,11 @@ pub(super) fn set_up(
         "argument",
     )?;
 
-    become_root_inside(kept.users, matches!(role, Role::Main(_)))?;
+    let builds = matches!(role, Role::Main(_));
+    become_root_inside(
+        kept.users,
+        if builds { set_of(&NEEDED) } else { caps::NONE },
+    )?;
     if let Role::Main(spec) = role {
         if let Some(rules) = kept.landlock {
             sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
@@ -176,38 +178,6 @@ fn execute(argv: &[CString]) -> Failure {
         exit_code: 125,
         message: format!("isolation class gvisor: executing runsc: {error}"),
     }
-}
-
-/// Root of the user namespace, with what `runsc` needs to make a container (`builds`), or without any capability.
-fn become_root_inside(users: Option<BorrowedFd<'_>>, builds: bool) -> Result<(), Failure> {
-    let no_core = Rlimit {
-        current: Some(1),
-        maximum: Some(1),
-    };
-    rustix::process::setrlimit(Resource::Core, no_core)
-        .step(|| "limit on core dumps".to_owned())?;
-    if let Some(users) = users {
-        rustix::thread::move_into_link_name_space(users, Some(LinkNameSpaceType::User))
-            .step(|| "entering the user namespace".to_owned())?;
-    }
-    sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
-    let keep = if builds {
-        let bits = NEEDED.iter().fold(0, |set, bit| set | 1u64 << bit);
-        CapabilitySet::from_bits_retain(bits)
-    } else {
-        caps::NONE
-    };
-    caps::bound(keep).step(|| "dropping capabilities from the bounding set".to_owned())?;
-    rustix::thread::set_thread_groups(&[]).step(|| "setgroups".to_owned())?;
-    let (uid, gid) = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
-    rustix::thread::set_thread_res_gid(gid, gid, gid).step(|| "setgid 0".to_owned())?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).step(|| "setuid 0".to_owned())?;
-    caps::limit(keep).step(|| "setting capabilities".to_owned())?;
-    rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
-    // A change of ids may have undone it; the program that is executed is dumpable again.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .step(|| "hiding from the container's processes".to_owned())?;
-    sys::block_signals(&[]).step(|| "unblocking signals".to_owned())
 }
 
 /// Looks up what is asked for, with the container's root as `/` meanwhile.

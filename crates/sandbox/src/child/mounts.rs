@@ -109,6 +109,24 @@ pub(super) fn enter_root(
     become_root(root.as_fd())
 }
 
+/// The same, of a directory that is the root as it is.
+pub(super) fn enter_directory(
+    path: &Path,
+    extra: &[Mount],
+    cgroup: &Cgroup,
+    users: Option<&UserNamespace>,
+) -> Result<(), Failure> {
+    let name = || format!("taking {} as the root file system", path.display());
+    leave_propagation()?;
+    let sources = open_sources(extra, users)?;
+    let stage = Stage::make(cgroup, users.map_or(0, |users| users.root), extra)?;
+    let root = clone_of(CWD, path, false).step(name)?;
+    attach(root.as_fd(), open_directory(CWD, path).step(name)?.as_fd()).step(name)?;
+    stage.move_to(root.as_fd())?;
+    extra_mounts(root.as_fd(), &stage.scratch, extra, sources)?;
+    become_root(root.as_fd())
+}
+
 /// What is mounted on the host from now on is seen here, too, and what is unmounted there is not held; nothing is seen there.
 pub(super) fn follow_propagation() -> Result<(), Failure> {
     mount_change(

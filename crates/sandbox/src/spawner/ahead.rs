@@ -118,6 +118,7 @@ impl Pool {
             stderr: waiting.stderr,
             stdin,
             report: waiting.report,
+            last_words: None,
             cgroup: waiting.cgroup,
             users: waiting.users,
         }))

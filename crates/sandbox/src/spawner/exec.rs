@@ -2,8 +2,8 @@
 
 use super::launch::check_id;
 use crate::cgroup::Cgroup;
-use crate::child::{self, Place, Plan, Program, gvisor};
-use crate::spec::{Capabilities, ExecSpec, ExecStreams, TerminalSize};
+use crate::child::{self, Place, Plan, Program, gvisor, microvm};
+use crate::spec::{Between, Capabilities, ExecSpec, ExecStreams, TerminalSize};
 use crate::sys::{self, BpfInstruction, Forked};
 use crate::userns::UserNamespace;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -23,7 +23,7 @@ pub(super) struct Container<'a> {
     pub(super) cgroup: &'a Cgroup,
     pub(super) users: Option<&'a UserNamespace>,
     pub(super) capabilities: Capabilities,
-    pub(super) on_gvisor: bool,
+    pub(super) between: Option<Between>,
 }
 
 /// A process between clone and exec.
@@ -92,7 +92,10 @@ pub(super) fn launch(
             report: child_report.as_fd(),
             filter,
             landlock: None,
-            gvisor: container.on_gvisor.then_some(gvisor::Role::Exec),
+            between: container.between.map(|kernel| match kernel {
+                Between::Gvisor => child::Between::Gvisor(gvisor::Role::Exec),
+                Between::Microvm => child::Between::Microvm(microvm::Role::Exec),
+            }),
         }),
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
@@ -145,7 +148,7 @@ pub(super) fn launch_kill(
             report: child_report.as_fd(),
             filter,
             landlock: None,
-            gvisor: Some(gvisor::Role::Tool),
+            between: Some(child::Between::Gvisor(gvisor::Role::Tool)),
         }),
         Forked::Parent { pid, .. } => Ok(pid),
     }

@@ -2,9 +2,9 @@
 
 use super::{ahead, restorer};
 use crate::cgroup::{Cgroup, Manager};
-use crate::child::{self, Image, Place, Plan, Program, gvisor};
+use crate::child::{self, Image, Place, Plan, Program, gvisor, microvm};
 use crate::process_image;
-use crate::spec::{Kernel, Limits, ProcessSpec, Root};
+use crate::spec::{Between, Kernel, Limits, ProcessSpec};
 use crate::sys::{self, BpfInstruction, Forked};
 use crate::userns::{Pool, UserNamespace};
 use crate::weak::{self, Wall};
@@ -21,6 +21,8 @@ pub(super) struct Launched {
     pub(super) stdin: Option<OwnedFd>,
     /// End of file: exec succeeded (or the process was killed before). Else a [`child::Failure`].
     pub(super) report: OwnedFd,
+    /// Of a virtual machine: a [`crate::microvm::LastWords`], if it comes to that.
+    pub(super) last_words: Option<OwnedFd>,
     pub(super) cgroup: Cgroup,
     pub(super) users: Option<UserNamespace>,
 }
@@ -39,6 +41,8 @@ pub(super) struct Filters {
     pub(super) container: Vec<BpfInstruction>,
     /// For [`Root::Bare`].
     pub(super) runtime: Vec<BpfInstruction>,
+    /// For what runs a virtual machine.
+    pub(super) machine: Vec<BpfInstruction>,
 }
 
 /// Descriptors that came with the request.
@@ -64,14 +68,14 @@ pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
         );
     }
     if spec.kernel != Kernel::Host
-        && (matches!(spec.root, Root::Bare) || !given.inherit.is_empty() || given.image.is_some())
+        && (!spec.root.is_container() || !given.inherit.is_empty() || given.image.is_some())
     {
         return Err(
-            "on gVisor's kernel: containers only, without inherited descriptors and process images"
+            "on another kernel: containers only, without inherited descriptors and process images"
                 .to_owned(),
         );
     }
-    if given.image.is_some() && !matches!(spec.root, Root::Overlay { .. }) {
+    if given.image.is_some() && !spec.root.is_container() {
         return Err("a process image is for containers".to_owned());
     }
     let image = given.image.as_ref().map(|_| process_image::DESCRIPTOR);
@@ -111,9 +115,14 @@ pub(super) fn launch(
     let gate = given.image.as_ref().map(|_| pipe_with(PipeFlags::CLOEXEC));
     let gate = gate.transpose()?;
 
-    let is_container = matches!(spec.root, Root::Overlay { .. });
+    let is_container = spec.root.is_container();
     let mut users = walls.users.as_mut().filter(|_| is_container);
-    let on_gvisor = spec.kernel != Kernel::Host;
+    let between = spec.kernel.between();
+    let last_words = (between == Some(Between::Microvm)).then(|| pipe_with(PipeFlags::CLOEXEC));
+    let (last_words, child_last_words) = last_words.transpose()?.unzip();
+    if let Some(words) = &last_words {
+        rustix::io::ioctl_fionbio(words, true)?;
+    }
     let cgroup = manager.create(&limits(spec))?;
     let taken = match users.as_mut().map(|pool| pool.take()).transpose() {
         Ok(taken) => taken,
@@ -153,13 +162,19 @@ pub(super) fn launch(
                     opener: opener.as_fd(),
                 }),
             report: child_report.as_fd(),
-            filter: if is_container {
-                &walls.filters.container
-            } else {
-                &walls.filters.runtime
+            filter: match between {
+                Some(Between::Microvm) => &walls.filters.machine,
+                _ if is_container => &walls.filters.container,
+                _ => &walls.filters.runtime,
             },
             landlock: walls.landlock.as_ref().map(AsFd::as_fd),
-            gvisor: on_gvisor.then_some(gvisor::Role::Main(spec)),
+            between: between.map(|kernel| match kernel {
+                Between::Gvisor => child::Between::Gvisor(gvisor::Role::Main(spec)),
+                Between::Microvm => child::Between::Microvm(microvm::Role::Main {
+                    spec,
+                    last_words: child_last_words.as_ref().map(AsFd::as_fd),
+                }),
+            }),
         }),
         Ok(Forked::Parent { pid, pidfd }) => {
             if let (Some(image), Some((_, opener))) = (&given.image, &gate) {
@@ -172,6 +187,7 @@ pub(super) fn launch(
                 stderr,
                 stdin,
                 report,
+                last_words,
                 cgroup,
                 users: taken,
             })
@@ -201,13 +217,21 @@ pub(super) fn namespaces(own_name: bool) -> u64 {
     namespaces as u64
 }
 
-/// What the cgroup is held to at first. gVisor's own threads are no processes of the container's, and what `runsc` does until the program
+/// What the cgroup is held to at first. Another kernel's own threads are no processes of the container's, and what is done until the program
 /// starts is not the program's: at a sixteenth of a core it would take a second. The limit of CPU comes with the start.
 pub(super) fn limits(spec: &ProcessSpec) -> Limits {
     let mut limits = spec.limits.clone();
-    if spec.kernel != Kernel::Host {
-        limits.pids = limits.pids.map(|pids| pids + gvisor::THREADS);
-        limits.cpu_millis = None;
+    match &spec.kernel {
+        Kernel::Host => return limits,
+        Kernel::Gvisor { .. } => limits.pids = limits.pids.map(|pids| pids + gvisor::THREADS),
+        Kernel::Microvm(machine) => {
+            // Within the machine, its kernel holds the processes to their number and their memory.
+            limits.pids = Some(microvm::THREADS);
+            limits.memory_bytes = limits
+                .memory_bytes
+                .map(|bytes| bytes + crate::microvm::overhead(machine.kvm));
+        }
     }
+    limits.cpu_millis = None;
     limits
 }

@@ -147,6 +147,7 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
         filters: Filters {
             container: seccomp::program(Profile::Container),
             runtime: seccomp::program(Profile::Runtime),
+            machine: seccomp::program(Profile::Machine),
         },
         landlock: sys::landlock_scopes()?,
         users,

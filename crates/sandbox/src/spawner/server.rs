@@ -19,7 +19,7 @@ use super::launch::Walls;
 use super::protocol::{Inbox, Outbox, ReplyBody};
 use super::{Exit, ahead};
 use crate::cgroup::{Cgroup, Manager, Usage};
-use crate::spec::Capabilities;
+use crate::spec::{Between, Capabilities};
 use crate::userns::{Pool, UserNamespace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -90,7 +90,9 @@ struct Entry {
     is_container: bool,
     /// Of what joins it, too.
     capabilities: Capabilities,
-    on_gvisor: bool,
+    between: Option<Between>,
+    /// What a virtual machine says of its end.
+    last_words: Option<OwnedFd>,
     /// The limit of CPU that it gets when its program has started.
     cpu_millis: Option<u64>,
     state: State,

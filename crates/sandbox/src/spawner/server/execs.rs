@@ -13,7 +13,7 @@ use super::gvisor::{self, Report};
 use super::{Requester, Server, State};
 use crate::spawner::exec::{self, Container};
 use crate::spawner::protocol::{Message, ReplyBody};
-use crate::spec::ExecSpec;
+use crate::spec::{Between, ExecSpec};
 use crate::sys;
 use rustix::process::WaitStatus;
 use std::os::fd::{AsFd, OwnedFd};
@@ -82,7 +82,7 @@ impl Server {
             cgroup: &entry.cgroup,
             users: entry.users.as_ref(),
             capabilities: entry.capabilities,
-            on_gvisor: entry.on_gvisor,
+            between: entry.between,
         };
         let launched = match exec::launch(&container, &self.walls.filters.container, spec) {
             Ok(launched) => launched,
@@ -100,7 +100,7 @@ impl Server {
             pid: launched.pid,
             inside_pid: launched.inside_pid,
             pidfd: launched.pidfd,
-            on_gvisor: entry.on_gvisor.then(|| spec.container.clone()),
+            on_gvisor: (entry.between == Some(Between::Gvisor)).then(|| spec.container.clone()),
             requester,
             state: ExecState::Starting {
                 report: launched.report,

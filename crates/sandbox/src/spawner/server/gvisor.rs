@@ -46,7 +46,7 @@ impl Server {
             cgroup: &entry.cgroup,
             users: entry.users.as_ref(),
             capabilities: entry.capabilities,
-            on_gvisor: true,
+            between: entry.between,
         };
         if !(1..=MAX_SIGNAL).contains(&signal) {
             return ReplyBody::Failed {

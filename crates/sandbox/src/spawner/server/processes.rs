@@ -2,11 +2,13 @@
 
 use super::connections::is_connected;
 use super::{DRAIN_TICK, Entry, Outcome, Requester, Server, State};
+use crate::child::MAX_REPORT;
+use crate::microvm::LastWords;
 use crate::spawner::Exit;
 use crate::spawner::launch::{self, Given};
 use crate::spawner::protocol::{Message, ReplyBody};
 use crate::spawner::restorer::ORDINARY_START;
-use crate::spec::{Kernel, Root};
+use crate::spec::{Between, Kernel};
 use crate::sys;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
@@ -36,7 +38,7 @@ impl Server {
                 spec.id
             )));
         }
-        let is_container = matches!(spec.root, Root::Overlay { .. });
+        let is_container = spec.root.is_container();
         let launched = match self.ahead.start(&mut self.manager, spec, &given) {
             Ok(Some(launched)) => Ok(launched),
             Ok(None) => launch::launch(&mut self.manager, &mut self.walls, spec, &given),
@@ -67,7 +69,8 @@ impl Server {
             usage: None,
             is_container,
             capabilities: spec.capabilities,
-            on_gvisor: spec.kernel != Kernel::Host,
+            between: spec.kernel.between(),
+            last_words: launched.last_words,
             cpu_millis: spec
                 .limits
                 .cpu_millis
@@ -87,7 +90,7 @@ impl Server {
         if matches!(entry.state, State::Draining(_) | State::Ended(_)) {
             return ReplyBody::Signalled(false);
         }
-        if entry.on_gvisor && signal != libc::SIGKILL && signal != 0 {
+        if entry.between == Some(Between::Gvisor) && signal != libc::SIGKILL && signal != 0 {
             return self.signal_on_gvisor(id, None, signal);
         }
         match sys::signal_process(entry.pidfd.as_fd(), signal) {
@@ -298,7 +301,11 @@ impl Server {
             match entry.cgroup.oom_kills() {
                 Ok(kills) => {
                     exit.oom_killed |= kills > 0;
-                    entry.usage = Some(entry.cgroup.usage()?);
+                    let mut usage = entry.cgroup.usage()?;
+                    if let Some(words) = entry.last_words.take().and_then(|it| last_words(&it)) {
+                        words.apply(exit, &mut usage);
+                    }
+                    entry.usage = Some(usage);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {} // Read in an earlier round, removed since.
                 Err(error) => return Err(error),
@@ -429,6 +436,15 @@ pub(super) fn read_to_end(report: &OwnedFd, text: &mut Vec<u8>, id: &str) -> boo
                 return true;
             }
         }
+    }
+}
+
+/// What a virtual machine has said of its end. Nothing, if it was killed.
+fn last_words(from: &OwnedFd) -> Option<LastWords> {
+    let mut text = [0; MAX_REPORT];
+    match rustix::io::read(from, &mut text) {
+        Ok(length @ 1..) => serde_json::from_slice(&text[..length]).ok(),
+        _ => None,
     }
 }
 

@@ -1,0 +1,157 @@
+//! What outside and inside say to each other.
+//!
+//! Owns: the first message of each stream, and the frames in streams of processes. Must not: do anything.
+//!
+//! ```text
+//! stream:   message [ frames: process | bytes: a connection | messages: the ports | one datagram each way: a name's resolution ]
+//! message:  length (4 bytes, little-endian), JSON
+//! frame:    kind (1 byte), length (4 bytes, little-endian), content
+//! ```
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::net::SocketAddr;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use wharf_sandbox::TerminalSize;
+use wharf_sandbox::microvm::{ExecRequest, LastWords, Request};
+
+/// Both sides are of the same version, or do not speak.
+pub(crate) const VERSION: u32 = 1;
+
+/// Of messages: arguments and environment are megabytes at most (execve(2)).
+const LONGEST: usize = 16 << 20;
+/// Of frames.
+pub(crate) const CHUNK: usize = 32 << 10;
+
+/// The first message of a stream that the outside opens.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToGuest {
+    /// The container; once, and first.
+    Main {
+        version: u32,
+        request: Request,
+        /// There is a way out by IPv6.
+        ipv6: bool,
+    },
+    /// A process in it.
+    Exec {
+        request: ExecRequest,
+        stdin: bool,
+        terminal: Option<TerminalSize>,
+    },
+    /// A connection to a port on which it listens.
+    Port(u16),
+}
+
+/// The first message of a stream that the guest opens.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromGuest {
+    /// A connection to the outside.
+    Connect(SocketAddr),
+    /// A question about a name, as a message after this one; the answer is one, too.
+    Resolve,
+    /// The ports on which the container listens, as messages: all of them, whenever they have changed.
+    Ports,
+}
+
+/// Of a process. What is written to it, and what it writes, is in frames of their own.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Word {
+    /// To it: the end of its standard input.
+    InputEnds,
+    /// To it.
+    Signal(i32),
+    /// To it: its terminal has another size.
+    Resize(TerminalSize),
+    /// From it: it runs.
+    Started,
+    /// From it: it does not.
+    Refused { exit_code: i32, message: String },
+    /// From it, last.
+    Ended(LastWords),
+}
+
+/// What travels in a stream of a process.
+#[derive(Debug)]
+pub(crate) enum Frame {
+    Word(Word),
+    Input(Vec<u8>),
+    Output(Vec<u8>),
+    Error(Vec<u8>),
+}
+
+/// Sends a message.
+pub(crate) async fn send(
+    to: &mut (impl AsyncWrite + Unpin),
+    message: &impl Serialize,
+) -> io::Result<()> {
+    let text = serde_json::to_vec(message)?;
+    let length = u32::try_from(text.len()).map_err(io::Error::other)?;
+    to.write_all(&length.to_le_bytes()).await?;
+    to.write_all(&text).await?;
+    to.flush().await
+}
+
+/// Receives a message.
+pub(crate) async fn receive<T: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+) -> io::Result<T> {
+    let text = content(from, LONGEST).await?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// Sends a frame.
+pub(crate) async fn send_frame(
+    to: &mut (impl AsyncWrite + Unpin),
+    frame: &Frame,
+) -> io::Result<()> {
+    let word;
+    let (kind, content) = match frame {
+        Frame::Word(it) => {
+            word = serde_json::to_vec(it)?;
+            (0, &word)
+        }
+        Frame::Input(bytes) => (1, bytes),
+        Frame::Output(bytes) => (2, bytes),
+        Frame::Error(bytes) => (3, bytes),
+    };
+    let length = u32::try_from(content.len()).map_err(io::Error::other)?;
+    let mut head = [kind; 5];
+    head[1..].copy_from_slice(&length.to_le_bytes());
+    to.write_all(&head).await?;
+    to.write_all(content).await?;
+    to.flush().await
+}
+
+/// Receives a frame. `None`: there is none any more.
+pub(crate) async fn receive_frame(
+    from: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Option<Frame>> {
+    let kind = match from.read_u8().await {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        kind => kind?,
+    };
+    let bytes = content(from, LONGEST).await?;
+    Ok(Some(match kind {
+        0 => Frame::Word(serde_json::from_slice(&bytes)?),
+        1 => Frame::Input(bytes),
+        2 => Frame::Output(bytes),
+        3 => Frame::Error(bytes),
+        other => return Err(io::Error::other(format!("a frame of kind {other}"))),
+    }))
+}
+
+async fn content(from: &mut (impl AsyncRead + Unpin), longest: usize) -> io::Result<Vec<u8>> {
+    let length = from.read_u32_le().await? as usize;
+    if length > longest {
+        return Err(io::Error::other(format!("a message of {length} bytes")));
+    }
+    let mut bytes = Vec::new();
+    // Grows as it comes: the other side may be hostile.
+    from.take(length as u64).read_to_end(&mut bytes).await?;
+    match bytes.len() == length {
+        true => Ok(bytes),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}

@@ -78,6 +78,8 @@ fn prepare() -> Result<network::Sockets> {
         none,
     )
     .context("mounting the container's files")?;
+    // The cgroup's limit decides, not a guess of how much there will be.
+    fs::write("/proc/sys/vm/overcommit_memory", "1").context("vm.overcommit_memory")?;
     network::enter().context("making the container's network")
 }
 

@@ -89,7 +89,7 @@ async fn run_machine(report: &mut Option<OwnedFd>, request: Request) -> Result<E
             Ok(end) => Ok(end),
             Err(error) => Err(machine.reason(error).await),
         },
-        status = machine.ended() => Err(machine.reason(anyhow!("it has ended: {status}")).await),
+        end = machine.ended() => Err(machine.reason(anyhow!("{end} has ended")).await),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::spec::{Capabilities, Limits};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// First argument under which an executable is the agent.
 pub const VERB: &str = "__microvm";
@@ -133,4 +134,18 @@ pub fn inherited() -> std::io::Result<(OwnedFd, OwnedFd)> {
     crate::sys::close_on_exec_from(REPORT_FD as u32)?;
     // SAFETY: who executes the agent puts both there and tells nobody else; they are taken once.
     unsafe { Ok((crate::sys::take(REPORT_FD)?, crate::sys::take(MORE_FD)?)) }
+}
+
+/// How fast this processor's time stamp counter runs, kHz. Takes some milliseconds.
+#[cfg(target_arch = "x86_64")]
+pub fn tsc_khz() -> u64 {
+    // SAFETY: every x86-64 processor has the instruction, and it only reads.
+    let now = || (unsafe { std::arch::x86_64::_rdtsc() }, Instant::now());
+    let (first, start) = now();
+    std::thread::sleep(Duration::from_millis(5));
+    let (second, end) = now();
+    let nanoseconds = u64::try_from((end - start).as_nanos())
+        .unwrap_or(u64::MAX)
+        .max(1);
+    second.wrapping_sub(first).saturating_mul(1_000_000) / nanoseconds
 }

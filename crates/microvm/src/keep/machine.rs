@@ -3,7 +3,7 @@
 //! Owns: their arguments, starting them, and finding out why they ended. Must not: know what is said with the guest.
 
 use crate::{DROP, GUEST};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities,
 };
@@ -15,6 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use wharf_sandbox::microvm::{
     GUEST_MEMORY, INITRD, KERNEL, QEMU, REQUEST, ROOTFS, Request, TRANSLATION, VERB, VIRTIOFSD,
+    tsc_khz,
 };
 
 const FILES_SOCKET: &str = "/state/files";
@@ -78,17 +79,18 @@ impl Machine {
             Err(error) => error.to_string(),
         };
         tokio::select! {
-            status = self.qemu.wait() => format!("QEMU, {}", told(status)),
-            status = self.files.wait() => format!("virtiofsd, {}", told(status)),
+            status = self.qemu.wait() => format!("QEMU ({})", told(status)),
+            status = self.files.wait() => format!("virtiofsd ({})", told(status)),
         }
     }
 
-    /// The error, with what the programs and the guest's kernel have said before.
+    /// Why it failed: by what its programs and the guest's kernel have said, if one of them has ended.
     pub(super) async fn reason(&mut self, error: anyhow::Error) -> anyhow::Error {
-        // Whoever broke the connection may be about to say why.
-        let _ = tokio::time::timeout(Duration::from_millis(200), self.qemu.wait()).await;
+        // Whoever broke the connection may be about to end.
+        let ended = tokio::time::timeout(Duration::from_millis(200), self.ended()).await;
+        let error = ended.map_or(error, |end| anyhow!("{end} has ended"));
         let said = [MACHINE_LOG, FILES_LOG, CONSOLE].map(said).concat();
-        error.context(format!("it failed{said}"))
+        anyhow!("{error:#}{said}")
     }
 }
 
@@ -114,7 +116,7 @@ fn start(program: &str, arguments: &[String], log: &str) -> Result<Child> {
 }
 
 fn files_arguments() -> Vec<String> {
-    let options = format!("source={ROOTFS},sandbox=chroot,cache=auto,xattr");
+    let options = format!("source={ROOTFS},sandbox=chroot,cache=auto,xattr,log_level=err");
     let socket = format!("--socket-path={FILES_SOCKET}");
     [socket.as_str(), "-o", &options]
         .map(str::to_owned)
@@ -133,8 +135,13 @@ fn machine_arguments(request: &Request) -> Vec<String> {
         true => ("kvm".to_owned(), "host"),
         false => (format!("tcg,tb-size={}", TRANSLATION / MIB), "max"),
     };
+    // How fast the clock runs cannot be found out by an emulated processor that does not get all the time it wants: it would not come up.
+    let clock = match request.kvm {
+        true => String::new(),
+        false => format!("tsc_early_khz={} tsc=reliable no_timer_check", tsc_khz()),
+    };
     let command_line = format!(
-        "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t pci=off random.trust_cpu=on -- {VERB} {GUEST}"
+        "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t pci=off random.trust_cpu=on {clock} -- {VERB} {GUEST}"
     );
     let mut all = Vec::new();
     let mut add = |option: &str, value: &str| {

@@ -19,7 +19,7 @@ pub(crate) struct Ran {
 }
 
 /// A place with what runs in it.
-pub(crate) struct Place(wharf_testkit::Place);
+pub(crate) struct Place(pub(crate) wharf_testkit::Place);
 
 impl Deref for Place {
     type Target = wharf_testkit::Place;

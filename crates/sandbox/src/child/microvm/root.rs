@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! /agent /qemu /virtiofsd /kernel /initrd  /lib /lib64 /usr/lib /usr/share/{qemu,seabios}: the host's, read-only
-//! /state  /proc  /dev/{null,kvm}                                      /rootfs: the container's root with its mounts
+//! /state  /proc  /dev/{null,pts,kvm}                                  /rootfs: the container's root with its mounts
 //! ```
 
-use super::super::mounts::{NOSUID, Parts, attach, attach_new};
+use super::super::mounts::{NOSUID, Parts, attach, attach_new, clone_of, terminals};
 use super::super::outer::{Outer, of_host};
 use super::{AGENT, Failure, Step};
 use crate::microvm::{INITRD, KERNEL, QEMU, STATE, VIRTIOFSD};
@@ -59,14 +59,16 @@ pub(in crate::child) fn enter(
             of_host(Path::new(path)).step(|| format!("opening {path}"))?,
         ));
     }
-    let mut directories = vec!["/usr", "/usr/share"];
+    let mut directories = vec!["/dev/pts", "/usr", "/usr/share"];
     directories.extend(system.iter().map(|(path, _)| *path));
     let outer = Outer::make(parts, users, &directories)?;
     fill(&outer, &files, &system)
         .step(|| "making the virtual machine's root file system".to_owned())?;
+    let owner = users.map_or(0, |users| users.root);
+    let pts = || -> io::Result<()> { terminals(outer.open("/dev/pts")?.as_fd(), owner) };
+    pts().step(|| "mounting /dev/pts".to_owned())?;
     if machine.kvm {
-        give_kvm(&outer, users.map_or(0, |users| users.root))
-            .step(|| "making /dev/kvm".to_owned())?;
+        give_kvm(&outer, owner).step(|| "making /dev/kvm".to_owned())?;
     }
     outer.enter()
 }
@@ -107,7 +109,7 @@ fn give_kvm(outer: &Outer, owner: u32) -> io::Result<()> {
         Some(gid),
         AtFlags::SYMLINK_NOFOLLOW,
     )?;
-    let node = super::super::mounts::clone_of(devices.as_fd(), "kvm", false)?;
+    let node = clone_of(devices.as_fd(), "kvm", false)?;
     outer.put("/dev/kvm", node.as_fd())?;
     sys::set_mount_attributes(devices.as_fd(), libc::MOUNT_ATTR_NODEV, false)
 }

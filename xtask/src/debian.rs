@@ -42,7 +42,7 @@ pub(crate) const MMDEBSTRAP: Package = Package {
     file: "mmdebstrap",
 };
 
-/// Runs the guest of `cargo xtask guest`.
+/// Runs virtual machines: of isolation class microvm, and of `cargo xtask guest`. Brings virtiofsd on Debian 12.
 pub(crate) const QEMU: Package = Package {
     name: "qemu-system-x86",
     file: "qemu-system-x86_64",

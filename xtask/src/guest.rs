@@ -3,6 +3,7 @@
 //! What a developer's machine has (a new kernel, cgroup v1) is not what users have. The guest's file system is its initial ramdisk: busybox,
 //! the test programs with their libraries, and the kernel modules that the sandbox needs.
 
+use crate::guest_kernel::Kernel;
 use crate::progress::{run, step};
 use crate::{debian, setup};
 use anyhow::{Context, Result, bail};
@@ -12,8 +13,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Depends on the current kernel package.
-const KERNEL: &str = "linux-image-cloud-amd64";
 /// What the sandbox uses that Debian builds as modules.
 const MODULES: [&str; 8] = [
     "overlay",
@@ -60,16 +59,10 @@ poweroff -f
 
 /// Runs the sandbox's tests in the guest; if programs of tests are named, only those.
 pub(crate) fn run_tests(only: &[String]) -> Result<()> {
-    debian::install(&[
-        debian::QEMU,
-        debian::CPIO,
-        debian::KMOD,
-        debian::BUSYBOX,
-        debian::RUNSC,
-    ])?;
+    debian::install(&[debian::QEMU, debian::CPIO, debian::BUSYBOX, debian::RUNSC])?;
     let dir = setup::tools_dir().join("guest");
     fs::create_dir_all(&dir)?;
-    let kernel = kernel(&dir)?;
+    let kernel = Kernel::get()?;
     let root = tempfile::tempdir_in(&dir)?;
     step("the guest's file system", || {
         file_system(root.path(), &kernel, only)
@@ -116,50 +109,6 @@ pub(crate) fn run_tests(only: &[String]) -> Result<()> {
         bail!("the tests failed in the guest");
     }
     Ok(())
-}
-
-struct Kernel {
-    /// The unpacked package.
-    dir: PathBuf,
-    image: PathBuf,
-    version: String,
-}
-
-/// The kernel package that Debian's meta package names, unpacked.
-fn kernel(dir: &Path) -> Result<Kernel> {
-    let depends = run(Command::new("apt-cache").args(["depends", KERNEL]))?;
-    let package = depends
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Depends: "))
-        .context("the kernel package is not known: run apt-get update")?
-        .to_owned();
-    let unpacked = dir.join(&package);
-    if !unpacked.exists() {
-        step(&format!("the kernel ({package})"), || {
-            let temporary = tempfile::tempdir_in(dir)?;
-            run(Command::new("apt-get")
-                .args(["download", &package])
-                .current_dir(temporary.path()))?;
-            let archive = fs::read_dir(temporary.path())?
-                .filter_map(Result::ok)
-                .map(|it| it.path())
-                .find(|it| it.extension().is_some_and(|it| it == "deb"))
-                .context("apt-get download left no package")?;
-            let tree = temporary.path().join("tree");
-            run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&tree))?;
-            let version = package.trim_start_matches("linux-image-");
-            run(Command::new("depmod").arg("-b").arg(&tree).arg(version))?;
-            fs::rename(&tree, &unpacked)?;
-            Ok(())
-        })?;
-    }
-    let version = package.trim_start_matches("linux-image-").to_owned();
-    let image = unpacked.join(format!("boot/vmlinuz-{version}"));
-    Ok(Kernel {
-        dir: unpacked,
-        image,
-        version,
-    })
 }
 
 /// None for a static program.

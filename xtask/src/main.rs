@@ -9,6 +9,7 @@ mod demo;
 mod escape;
 mod fuzz;
 mod guest;
+mod guest_kernel;
 mod hello;
 mod interrupt;
 mod node;

@@ -5,6 +5,7 @@
 //! target/tools/wrangler-<version>/     node_modules with wrangler and the Node it needs
 //! target/tools/containers-<version>/   node_modules with @cloudflare/containers, for the tests
 //! target/tools/*.stamp                 what is installed there; a thing without its stamp is installed again
+//! target/tools/guest/                  a kernel for virtual machines (see `guest_kernel`)
 //! target/tools/images/                 base images (see `base_image`)
 //! ```
 
@@ -21,6 +22,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest, Sha256, Sha512};
 
 use crate::debian;
+use crate::guest_kernel::Kernel;
 use crate::progress::{run, step};
 
 /// The npm package that carries the workerd executable.
@@ -121,7 +123,9 @@ pub(crate) fn everything() -> anyhow::Result<()> {
         debian::BUSYBOX,
         debian::MMDEBSTRAP,
         debian::RUNSC,
+        debian::QEMU,
     ])?;
+    Kernel::get()?;
     let tools = tools()?;
     published_packages()?;
     example("hello")?;

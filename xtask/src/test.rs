@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that must hold, in the order in which a failure is cheapest to learn of.
 
 use crate::base_image::{Kind, base_image};
+use crate::guest_kernel::Kernel;
 use crate::{debian, escape, hello, setup};
 use anyhow::{Context, Result, bail};
 
@@ -9,7 +10,13 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
     if !debian::is_root() {
         bail!("the tests must run as root: they make namespaces, mounts and cgroups");
     }
-    debian::install(&[debian::BUSYBOX, debian::MMDEBSTRAP, debian::RUNSC])?;
+    debian::install(&[
+        debian::BUSYBOX,
+        debian::MMDEBSTRAP,
+        debian::RUNSC,
+        debian::QEMU,
+    ])?;
+    Kernel::get()?;
     hello::prepare()?;
     setup::example("python")?;
     setup::published_packages()?;

@@ -44,7 +44,7 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
     );
     let merged = merge::merge(&defaults, &request, &id[..12])?;
     let layers = &lower[usize::from(request.snapshot.is_some())..];
-    // gVisor's processes are not the machine's: none could be given a memory.
+    // Processes on another kernel are not the machine's: none could be given a memory.
     let preload = (isolation == Isolation::Namespace)
         .then(|| preload::plan(&defaults, image.id.as_str(), layers, &request, &merged))
         .flatten()
@@ -197,7 +197,8 @@ fn isolation_of(
 ) -> Result<Isolation, EngineError> {
     let label = isolation::label_of(image);
     let class = isolation::class(request.isolation, label, shared.config.isolation);
-    let class = class.and_then(|class| isolation::kernel(class).map(|_| class));
+    let microvm = &shared.config.microvm;
+    let class = class.and_then(|class| isolation::check(class, microvm).map(|()| class));
     class.inspect_err(|error| {
         let text = error.to_string();
         tracing::warn!(reason = text, "instance refused");

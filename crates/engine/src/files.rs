@@ -171,9 +171,7 @@ impl Engine {
         let pid = handle.view.borrow().pid;
         let root = match pid {
             Some(pid) => {
-                let root = crate::isolation::kernel(handle.fixed.isolation)
-                    .map_err(io::Error::other)
-                    .and_then(|kernel| process_root(&kernel.root_of(pid)))
+                let root = process_root(&crate::isolation::root_of(handle.fixed.isolation, pid))
                     .and_then(|root| Ok((root, wharf_sandbox::root_of_process(pid)?)));
                 // The number was its own all the while if it still is.
                 match handle.view.borrow().pid == Some(pid) {

@@ -1,6 +1,7 @@
 //! What callers of the engine say and are told: whose an instance is, what it is created from, how it stands, and what can go wrong. Plain data.
 //! Must not: do anything.
 
+use crate::isolation::MicrovmConfig;
 use crate::lifecycle::{self, EndedBy};
 use crate::{FromSnapshot, Isolation, Limits, OwnNetwork, Published, StartOptions, VolumeMount};
 use std::collections::BTreeMap;
@@ -186,6 +187,8 @@ pub struct EngineConfig {
     pub isolation: Isolation,
     /// How many interpreters with their imports done ahead (label `wharf.preload`) are kept; 0: none.
     pub preloads: usize,
+    /// Of class microvm.
+    pub microvm: MicrovmConfig,
 }
 
 impl EngineConfig {

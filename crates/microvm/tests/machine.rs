@@ -156,8 +156,8 @@ async fn its_programs_are_nobody_outside_and_leave_nothing() {
         programs.push(program);
     }
     programs.sort();
-    let wanted = ["/qemu", "/virtiofsd", "/virtiofsd", "wharf", "wharf"];
-    assert_eq!(programs, wanted, "virtiofsd has a parent of its own");
+    let wanted = ["/qemu", "/virtiofsd", "wharf", "wharf"];
+    assert_eq!(programs, wanted);
     // The request, with the container's secrets, is not there any more.
     let state = spec_state(process.pid);
     assert!(state.is_dir() && !state.join("request").exists());
@@ -442,6 +442,6 @@ async fn it_stands_still_and_goes_on() {
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     assert_eq!(used().await, before);
     spawner.thaw("c").await.unwrap();
-    while next_line(&process).await != "50" {}
+    while next_line(&process).await != "10" {}
     place.finish(spawner).await;
 }

@@ -91,13 +91,16 @@ impl Kernel {
 
     /// Where a running container's root is, given by its main process: with its mounts, without those of another kernel.
     pub fn root_of(&self, pid: i32) -> PathBuf {
-        let root = PathBuf::from(format!("/proc/{pid}/root"));
         match self {
-            Kernel::Host => root,
-            Kernel::Gvisor { .. } | Kernel::Microvm(_) => {
-                root.join(crate::child::outer::ROOTFS.trim_start_matches('/'))
-            }
+            Kernel::Host => PathBuf::from(format!("/proc/{pid}/root")),
+            Kernel::Gvisor { .. } | Kernel::Microvm(_) => Self::root_beside_another(pid),
         }
+    }
+
+    /// [`Kernel::root_of`] with any kernel but the host's.
+    pub fn root_beside_another(pid: i32) -> PathBuf {
+        let rootfs = crate::child::outer::ROOTFS;
+        PathBuf::from(format!("/proc/{pid}/root{rootfs}"))
     }
 }
 

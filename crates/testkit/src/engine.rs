@@ -3,6 +3,7 @@
 use crate::{Place, busybox, eventually};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use wharf_engine::isolation::MicrovmConfig;
 use wharf_engine::{Create, Engine, EngineConfig, Isolation, Owner, StartOptions};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Networks};
@@ -15,6 +16,7 @@ pub struct World {
     pub place: Place,
     /// The node's images.
     pub images: ImageStore,
+    program: PathBuf,
 }
 
 /// One daemon's life.
@@ -35,7 +37,11 @@ impl World {
         images
             .import_rootfs("busybox:latest", busybox::tar().as_slice())
             .unwrap();
-        World { place, images }
+        World {
+            place,
+            images,
+            program: program.into(),
+        }
     }
 
     /// Another image, of a root file system's tar.
@@ -97,6 +103,13 @@ impl World {
             bandwidth_per_cpu: None,
             isolation,
             preloads: 4,
+            microvm: MicrovmConfig {
+                agent: self.program.clone(),
+                kernel_root: crate::guest_kernel(),
+                directory: self.place.dir.path().join("guest"),
+                // Not every machine has KVM.
+                kvm: false,
+            },
         };
         let engine = Engine::start(
             config,

@@ -78,16 +78,8 @@ pub async fn ask(
     Ok(Response::from_parts(parts, text))
 }
 
-/// The root directory below which a guest's kernel and its modules are.
-///
-/// # Panics
-/// There is none.
+/// The root directory below which `cargo xtask setup` puts a kernel for virtual machines.
 pub fn guest_kernel() -> std::path::PathBuf {
-    let path =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/guest/kernel");
-    assert!(
-        path.join("boot").is_dir(),
-        "these tests need a kernel for virtual machines: cargo xtask setup --tests"
-    );
-    path
+    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.join("../../target/tools/guest/kernel")
 }

@@ -63,7 +63,17 @@ pub(crate) struct Containers {
     pub(crate) id_ranges: u32,
     pub(crate) standby_mib: Option<u64>,
     pub(crate) isolation: wharf_model::Isolation,
+    pub(crate) microvm: Microvm,
+    pub(crate) guest_kernel: PathBuf,
     pub(crate) preloads: usize,
+}
+
+/// How virtual machines are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Microvm {
+    Kvm,
+    Emulated,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -159,6 +169,8 @@ impl Default for Containers {
             id_ranges: IdRanges::default().count,
             standby_mib: None,
             isolation: wharf_model::Isolation::Namespace,
+            microvm: Microvm::Kvm,
+            guest_kernel: PathBuf::from("/"),
             preloads: 4,
         }
     }
@@ -251,9 +263,13 @@ id_ranges = 4094
 # Most memory of the instances that are started ahead, of all applications together, MiB: of those that ask for it with min_instances, and of no other. Default: a
 # tenth of the machine's. 0: none are.
 # standby_mib = 2048
-# What separates an instance from this machine, where neither its application nor its image says: "namespace" or "gvisor" (needs runsc). A label
-# of an image can choose more than this, not less.
+# What separates an instance from this machine, where neither its application nor its image says: "namespace", "gvisor" (needs runsc) or "microvm" (needs QEMU,
+# virtiofsd, a kernel for guests, and KVM). A label of an image can choose more than this, not less.
 isolation = "namespace"
+# How the virtual machines of class microvm are run: "kvm", or "emulated": many times slower, for trying it on a machine without KVM.
+microvm = "kvm"
+# Where their kernel is: below this directory, boot/vmlinuz-*-cloud-* (the newest) and its modules, as linux-image-cloud-amd64 installs them.
+guest_kernel = "/"
 # How many Python interpreters with their imports done are kept for images that ask for it (LABEL wharf.preload), in memory; 0 switches that off.
 preloads = 4
 

@@ -13,9 +13,12 @@ pub(crate) const SPAWNER_VERB: &str = "__spawner";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
-    // The spawner must stay single-threaded and small: decided before anything else runs.
+    // These must stay single-threaded and small: decided before anything else runs.
     if args.get(1).map(String::as_str) == Some(SPAWNER_VERB) {
         return wharf_sandbox::spawner::run(&args[2..]);
+    }
+    if args.get(1).map(String::as_str) == Some(wharf_sandbox::microvm::VERB) {
+        return wharf_microvm::run(&args[2..]);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -1,6 +1,15 @@
 //! Isolation classes: what holds a container.
 
+use anyhow::{Context, Result};
+use std::path::PathBuf;
+use wharf_engine::isolation::MicrovmConfig;
+use wharf_microvm::initrd::{self, GuestKernel};
+use wharf_sandbox::{Kernel, Machine};
+
 const RUNSC: &str = "/usr/bin/runsc";
+const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+/// Where Debian 12 and later ones have it.
+const VIRTIOFSD: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
 
 /// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -9,6 +18,8 @@ pub(crate) enum Class {
     Namespace,
     /// A kernel of its own in user space.
     Gvisor,
+    /// A kernel of its own in a virtual machine.
+    Microvm,
 }
 
 impl Class {
@@ -16,6 +27,7 @@ impl Class {
         match self {
             Class::Namespace => "namespace",
             Class::Gvisor => "gvisor",
+            Class::Microvm => "microvm",
         }
     }
 
@@ -27,6 +39,14 @@ impl Class {
                 true => Ok(()),
                 false => Err(format!("{RUNSC} is missing: apt-get install runsc")),
             },
+            Class::Microvm => match (guest_kernel(), virtiofsd()) {
+                _ if !std::path::Path::new(QEMU).exists() => Err(format!(
+                    "{QEMU} is missing: apt-get install qemu-system-x86"
+                )),
+                (Some(_), Some(_)) => Ok(()),
+                (None, _) => Err("there is no guest kernel: cargo xtask setup".to_owned()),
+                (_, None) => Err("there is no virtiofsd".to_owned()),
+            },
         }
     }
 
@@ -34,16 +54,50 @@ impl Class {
         match self {
             Class::Namespace => wharf_engine::Isolation::Namespace,
             Class::Gvisor => wharf_engine::Isolation::Gvisor,
+            Class::Microvm => wharf_engine::Isolation::Microvm,
         }
     }
 
-    /// What the sandbox calls it.
-    pub(crate) fn kernel(self) -> wharf_sandbox::Kernel {
-        match self {
-            Class::Namespace => wharf_sandbox::Kernel::Host,
-            Class::Gvisor => wharf_sandbox::Kernel::Gvisor {
+    /// What an engine makes machines of; emulated ones, as not every machine has KVM.
+    pub(crate) fn machines(self, directory: PathBuf) -> Result<MicrovmConfig> {
+        Ok(MicrovmConfig {
+            agent: std::env::current_exe()?,
+            kernel_root: wharf_testkit::guest_kernel(),
+            directory,
+            kvm: false,
+        })
+    }
+
+    /// What the sandbox calls it. `directory`: for what is made for it.
+    pub(crate) fn kernel(self, directory: PathBuf) -> Result<Kernel> {
+        Ok(match self {
+            Class::Namespace => Kernel::Host,
+            Class::Gvisor => Kernel::Gvisor {
                 runsc: RUNSC.into(),
             },
-        }
+            Class::Microvm => {
+                let agent = std::env::current_exe()?;
+                let kernel = guest_kernel().context("no guest kernel")?;
+                Kernel::Microvm(Machine {
+                    qemu: QEMU.into(),
+                    virtiofsd: virtiofsd().context("no virtiofsd")?,
+                    initrd: initrd::prepare(&kernel, &agent, &directory)?,
+                    kernel: kernel.image,
+                    agent,
+                    kvm: false,
+                })
+            }
+        })
     }
+}
+
+fn guest_kernel() -> Option<GuestKernel> {
+    GuestKernel::find(&wharf_testkit::guest_kernel())
+}
+
+fn virtiofsd() -> Option<PathBuf> {
+    VIRTIOFSD
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|path| path.is_file())
 }

@@ -61,6 +61,8 @@ fn main() -> ExitCode {
         Some(socket) if socket.ends_with("spawner.sock") => {
             return wharf_sandbox::spawner::run(&args[1..]);
         }
+        // What runs virtual machines, and runs in them.
+        Some(wharf_sandbox::microvm::VERB) => return wharf_microvm::run(&args[2..]),
         // By /proc/self/exe of a container: see `processes`.
         Some("--own-file") => return processes::own_file(),
         _ => {}

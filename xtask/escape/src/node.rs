@@ -98,6 +98,7 @@ impl Node {
             adopt_idle_ms: 60_000,
             isolation: world.class.isolation(),
             preloads: 0,
+            microvm: world.class.machines(place.path("guest"))?,
         };
         let engine = Engine::start(
             config,

@@ -275,7 +275,7 @@ impl World {
             stdin_pipe: false,
             disk: None,
             capabilities: Capabilities::default(),
-            kernel: self.class.kernel(),
+            kernel: self.class.kernel(self.place.path("guest"))?,
             id,
         };
         let fds = SpawnFds {

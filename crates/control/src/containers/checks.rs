@@ -1,7 +1,7 @@
 //! What of an application's configuration is refused. Pure.
 
 use serde_json::Value;
-use wharf_model::{Application, InstanceType, Isolation, Settings};
+use wharf_model::{Application, InstanceType, Settings};
 
 use crate::envelope::{ApiError, ApiResult};
 
@@ -34,12 +34,7 @@ pub(crate) fn configuration(configuration: &Value) -> ApiResult<()> {
             .get("disk")
             .and_then(|disk| disk.get("size_mb")),
     )?;
-    let settings = Settings::read(configuration).map_err(ApiError::bad_request)?;
-    if settings.isolation == Some(Isolation::Microvm) {
-        return Err(ApiError::unsupported(
-            "instances with \"isolation\": \"microvm\" (there are \"namespace\" and \"gvisor\")",
-        ));
-    }
+    Settings::read(configuration).map_err(ApiError::bad_request)?;
     let ssh = configuration
         .get("wrangler_ssh")
         .and_then(|ssh| ssh.get("enabled"))
@@ -118,6 +113,7 @@ mod tests {
         for good in [
             json!({"image": "a:1"}),
             json!({"wharf": {"isolation": "gvisor"}}),
+            json!({"wharf": {"isolation": "microvm"}}),
             json!({"instance_type": "dev", "wrangler_ssh": {"enabled": false}}),
             json!({"vcpu": 0.5, "memory_mib": 100, "disk": {"size_mb": 2000}}),
         ] {
@@ -131,7 +127,6 @@ mod tests {
             json!({"disk": {"size_mb": -1}}),
             json!({"wrangler_ssh": {"enabled": true}}),
             json!({"wharf": {"isolation": "none"}}),
-            json!({"wharf": {"isolation": "microvm"}}),
         ] {
             assert!(configuration(&bad).is_err(), "{bad}");
         }

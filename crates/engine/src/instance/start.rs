@@ -3,8 +3,8 @@
 use super::Handle;
 use crate::own_network::Published;
 use crate::record::Label;
-use crate::{Shared, files, isolation, now_ms};
-use wharf_sandbox::{Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds};
+use crate::{EngineError, Isolation, Shared, blocking, files, isolation, now_ms};
+use wharf_sandbox::{Kernel, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds};
 
 /// A start that succeeded.
 #[derive(Debug)]
@@ -25,10 +25,12 @@ pub(super) async fn start_process(
     let failed =
         |what: &str, error: &dyn std::fmt::Display| SpawnError::Spawner(format!("{what}: {error}"));
     let fixed = &handle.fixed;
-    let kernel = isolation::kernel(fixed.isolation).map_err(|error| SpawnError::Refused {
-        message: error.to_string(),
-        exit_code: 125,
-    })?;
+    let kernel = kernel(shared, fixed.isolation)
+        .await
+        .map_err(|error| SpawnError::Refused {
+            message: error.to_string(),
+            exit_code: 125,
+        })?;
     let _turn = handle.files.lock().await;
     let (network, published) = match network {
         Some(network) => (network, Vec::new()),
@@ -119,4 +121,13 @@ fn hosts(hostname: &str) -> String {
     format!(
         "127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
     )
+}
+
+async fn kernel(shared: &Shared, class: Isolation) -> Result<Kernel, EngineError> {
+    let config = shared.config.microvm.clone();
+    match class {
+        Isolation::Namespace => Ok(Kernel::Host),
+        // Files are looked at, or made.
+        _ => blocking(move || isolation::kernel(class, &config)).await?,
+    }
 }

@@ -11,7 +11,7 @@ mod schedule;
 mod sockets;
 mod status;
 
-use crate::config::Config;
+use crate::config::{Config, Microvm};
 use anyhow::Context;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use std::sync::Arc;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use wharf_docker_api::script::standby::Standbys;
+use wharf_engine::isolation::MicrovmConfig;
 use wharf_engine::{Engine, EngineConfig};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Networks};
@@ -221,6 +222,12 @@ async fn serve(
             bandwidth_per_cpu: config.network.bytes_per_vcpu(),
             isolation: config.containers.isolation,
             preloads: config.containers.preloads,
+            microvm: MicrovmConfig {
+                agent: std::env::current_exe().context("finding wharf's own executable")?,
+                kernel_root: config.containers.guest_kernel.clone(),
+                directory: config.data_dir.join("guest"),
+                kvm: config.containers.microvm == Microvm::Kvm,
+            },
         },
         spawner.clone(),
         instances,

@@ -7,6 +7,7 @@ use crate::place::Place;
 use anyhow::{Context, Result};
 use std::sync::Arc;
 use std::time::Instant;
+use wharf_engine::isolation::MicrovmConfig;
 use wharf_engine::{Create, Engine, EngineConfig, Limits, Owner};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Network, Networks};
@@ -56,6 +57,12 @@ impl World {
             bandwidth_per_cpu: None,
             isolation: Default::default(),
             preloads: 0,
+            microvm: MicrovmConfig {
+                agent: Default::default(),
+                kernel_root: Default::default(),
+                directory: Default::default(),
+                kvm: true,
+            },
         };
         let engine = Engine::start(config, spawner.clone(), survivors, images, networks.clone());
         match engine.await {

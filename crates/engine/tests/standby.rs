@@ -153,14 +153,23 @@ async fn each_is_handed_once_and_stands_still_until_then() {
 #[tokio::test]
 async fn one_on_gvisors_kernel_stands_still_and_is_handed_to_who_asks_for_that_class() {
     wharf_testkit::runsc();
+    stands_still_and_is_handed(Isolation::Gvisor).await;
+}
+
+#[tokio::test]
+async fn one_in_a_machine_stands_still_and_is_handed_to_who_asks_for_that_class() {
+    stands_still_and_is_handed(Isolation::Microvm).await;
+}
+
+async fn stands_still_and_is_handed(isolation: Isolation) {
     let world = World::new(SPAWNER);
     let daemon = world.daemon(60_000).await;
     let (engine, owner) = (&daemon.engine, script_owner());
-    let on_gvisor = |name: &str, network| Create {
-        isolation: Some(Isolation::Gvisor),
+    let of_class = |name: &str, network| Create {
+        isolation: Some(isolation),
         ..request(name, APP, network)
     };
-    let standby = engine.prepare_standby(on_gvisor("x", None)).await.unwrap();
+    let standby = engine.prepare_standby(of_class("x", None)).await.unwrap();
     let said = || async {
         engine
             .logs(&Owner::Operator, &standby.id)
@@ -185,11 +194,11 @@ async fn one_on_gvisors_kernel_stands_still_and_is_handed_to_who_asks_for_that_c
     assert_ne!(started(&daemon, "n").await, standby.id);
     assert!(!handed(&daemon, "n").await);
     let network = network(&daemon).await;
-    let asked = on_gvisor("g", Some(network.clone()));
+    let asked = of_class("g", Some(network.clone()));
     assert_eq!(engine.create(asked).await.unwrap(), standby.id);
     engine.start_instance(&owner, "g").await.unwrap();
     let it = engine.inspect(&owner, "g").await.unwrap();
-    assert!(it.handed && it.isolation == Isolation::Gvisor);
+    assert!(it.handed && it.isolation == isolation);
     assert_eq!(fetch(network.ingress()).await, standby.id[..12]);
     let lines = daemon.output(&owner, "g", false).await.lines().count();
     daemon

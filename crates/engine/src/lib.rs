@@ -332,18 +332,17 @@ impl Engine {
     /// The isolation class of instances of an image, where `asked` is the application's setting.
     ///
     /// # Errors
-    /// The image's label names none.
+    /// The image's label names none, or this machine cannot give it.
     pub fn isolation_class(
         &self,
         image: &wharf_image::Image,
         asked: Option<Isolation>,
     ) -> Result<Isolation, EngineError> {
         let image = merge::ImageDefaults::of(&image.config);
-        isolation::class(
-            asked,
-            isolation::label_of(&image),
-            self.shared.config.isolation,
-        )
+        let config = &self.shared.config;
+        let class = isolation::class(asked, isolation::label_of(&image), config.isolation)?;
+        isolation::check(class, &config.microvm)?;
+        Ok(class)
     }
 
     /// Stops (with grace) all running instances of an application that was deleted. Returns how many, after their end.

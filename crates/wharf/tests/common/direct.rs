@@ -3,7 +3,7 @@
 use super::{Node, Project, WRANGLERS};
 use serde_json::{Value, json};
 
-const CONFIG: &str = "[containers]\nstop_grace_ms = 500\norphan_grace_ms = GRACE\n\n[node]\nlocation = \"vie01\"\nregion = \"EEUR\"\ncountry = \"AT\"\n";
+const CONFIG: &str = "[containers]\nstop_grace_ms = 500\norphan_grace_ms = GRACE\nMORE\n[node]\nlocation = \"vie01\"\nregion = \"EEUR\"\ncountry = \"AT\"\n";
 
 /// A node with the project `direct`.
 pub struct World {
@@ -18,10 +18,18 @@ impl World {
 
     /// Containers are kept for so many milliseconds while their objects sleep after the end of their workerd.
     pub fn with_grace(ms: u64) -> World {
+        World::with(ms, "")
+    }
+
+    /// With more lines in the configuration's `[containers]`.
+    pub fn with(ms: u64, more: &str) -> World {
         let mut node = Node::start();
         node.stop();
         let config = node.dir.path().join("wharf.toml");
-        std::fs::write(&config, CONFIG.replace("GRACE", &ms.to_string())).unwrap();
+        let text = CONFIG
+            .replace("GRACE", &ms.to_string())
+            .replace("MORE", more);
+        std::fs::write(&config, text).unwrap();
         node.set_extra(&["--config", config.to_str().unwrap()]);
         node.launch();
         let project = Project::fixture("direct", None);

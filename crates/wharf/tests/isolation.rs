@@ -1,4 +1,4 @@
-//! Isolation class gvisor by the whole path: wrangler, workerd, the engine, runsc.
+//! Isolation classes by the whole path: wrangler, workerd, the engine, and runsc or QEMU.
 
 #![allow(clippy::unwrap_used)] // a panic is a failed test
 
@@ -38,18 +38,33 @@ fn kernel(world: &World, object: &str) -> String {
 }
 
 #[test]
-fn a_deployed_application_runs_on_another_kernel() {
-    let mut world = World::new();
+fn a_deployed_application_runs_on_gvisors_kernel() {
+    runs_on_another_kernel("gvisor");
+}
+
+#[test]
+fn a_deployed_application_runs_in_a_virtual_machine() {
+    runs_on_another_kernel("microvm");
+}
+
+/// Machines are emulated, as not every machine has KVM.
+fn emulated(kernel_root: &str) -> String {
+    format!("microvm = \"emulated\"\nguest_kernel = {kernel_root:?}")
+}
+
+fn runs_on_another_kernel(class: &str) {
+    let kernel_root = wharf_testkit::guest_kernel();
+    let mut world = World::with(60_000, &emulated(kernel_root.to_str().unwrap()));
     let host = std::fs::read_to_string("/proc/version").unwrap();
     let before = world.start("a", Value::Null);
     assert_eq!(before["isolation"], "namespace");
     assert_eq!(kernel(&world, "a"), host);
 
     // Another class is another deploy: what runs is ended, its object starts the new one.
-    world.deployed(json!({"isolation": "gvisor"}), "");
+    world.deployed(json!({"isolation": class}), "");
     wait_until("the rollout", || world.node.running("").is_none());
     let instance = world.start("a", json!({"env": {"GREETING": "hi there"}}));
-    assert_eq!(instance["isolation"], "gvisor");
+    assert_eq!(instance["isolation"], class);
     let inside = kernel(&world, "a");
     assert!(
         inside != host && inside.starts_with("Linux version"),
@@ -72,19 +87,27 @@ fn a_deployed_application_runs_on_another_kernel() {
     assert!(world.end("a").contains("exitCode 42"), "{}", world.end("a"));
 
     // By the image's label, where the application says nothing.
-    world.deployed(json!({}), "LABEL wharf.isolation=gvisor\n");
+    let label = format!("LABEL wharf.isolation={class}\n");
+    world.deployed(json!({}), &label);
     let instance = world.start("b", Value::Null);
-    assert_eq!(instance["isolation"], "gvisor");
+    assert_eq!(instance["isolation"], class);
     assert_eq!(kernel(&world, "b"), inside);
     world.ask("b", "destroy", Value::Null);
 }
 
 #[test]
 fn what_this_node_cannot_give_is_refused_in_words() {
-    let world = World::new();
+    let world = World::with(60_000, &emulated("/nowhere"));
     let out = world.deploy(json!({"isolation": "microvm"}), "");
     assert!(!out.status.success());
-    assert!(text(&out).contains("microvm"), "{}", text(&out));
+    assert!(
+        text(&out).contains("linux-image-cloud-amd64"),
+        "{}",
+        text(&out)
+    );
+    let out = world.deploy(json!({"isolation": "kata"}), "");
+    assert!(!out.status.success());
+    assert!(text(&out).contains("kata"), "{}", text(&out));
     let out = world.deploy(json!({}), "LABEL wharf.isolation=kata\n");
     assert!(!out.status.success());
     assert!(

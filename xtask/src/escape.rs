@@ -10,7 +10,7 @@ use std::process::Command;
 /// What the suite can be told.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The isolation class: namespace, gvisor
+    /// The isolation class: namespace, gvisor, microvm
     #[arg(long, default_value = "namespace")]
     class: String,
     /// Only probes whose names contain this

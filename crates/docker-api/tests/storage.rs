@@ -289,6 +289,11 @@ async fn a_snapshot_of_a_restored_directory_has_both_and_mounts_overlap_on_gviso
     restored_directory(Isolation::Gvisor).await;
 }
 
+#[tokio::test]
+async fn a_snapshot_of_a_restored_directory_has_both_and_mounts_overlap_in_a_machine() {
+    restored_directory(Isolation::Microvm).await;
+}
+
 async fn restored_directory(class: Isolation) {
     let world = World::new(SPAWNER);
     let daemon = world.daemon_of(60_000, class).await;
@@ -366,6 +371,11 @@ async fn a_container_snapshot_is_a_layer_without_mounts_and_of_one_script() {
 async fn a_container_snapshot_is_a_layer_without_mounts_and_of_one_script_on_gvisor() {
     wharf_testkit::runsc();
     container_snapshot(Isolation::Gvisor).await;
+}
+
+#[tokio::test]
+async fn a_container_snapshot_is_a_layer_without_mounts_and_of_one_script_in_a_machine() {
+    container_snapshot(Isolation::Microvm).await;
 }
 
 async fn container_snapshot(class: Isolation) {

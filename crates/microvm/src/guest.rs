@@ -8,14 +8,13 @@
 //! ```
 
 mod network;
+mod port;
 mod process;
 
 use crate::mux::{self, Side};
 use crate::wire::{ToGuest, VERSION, receive};
 use crate::{SPAWNER, initrd, keep};
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::fd::OwnedFd;
-use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::system::{RebootCommand, finit_module, reboot};
 use std::ffi::CStr;
@@ -23,9 +22,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::unix::pipe;
 use wharf_sandbox::microvm::VERB;
 use wharf_sandbox::{Spawner, SpawnerConfig};
 
@@ -36,8 +32,6 @@ const LIBRARIES: [&str; 3] = ["/lib", "/lib64", "/usr"];
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// finit_module(2): MODULE_INIT_COMPRESSED_FILE.
 const COMPRESSED: i32 = 4;
-/// For devices to appear.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) fn run() -> ExitCode {
     if std::process::id() != 1 {
@@ -138,7 +132,7 @@ fn serve(sockets: network::Sockets) -> Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let link = link().await?;
+        let link = port::open().await?;
         let (opener, mut arrivals) = mux::connect(link, Side::Inside);
         // The other side takes it as the sign of life.
         let watch = network::Ports::open(&opener, &sockets).await?;
@@ -151,19 +145,14 @@ fn serve(sockets: network::Sockets) -> Result<()> {
         };
         let (spawner, _) = Spawner::start(config).await.context("starting the spawner")?;
         let mut first = arrivals.recv().await.context("nobody is outside")?;
-        let ToGuest::Main {
-            version,
-            request,
-            ipv6,
-        } = receive(&mut first).await?
-        else {
+        let ToGuest::Main { version, request } = receive(&mut first).await? else {
             bail!("the container was to come first");
         };
         if version != VERSION {
             let (theirs, ours) = (version, VERSION);
             bail!("the agent outside speaks version {theirs}, this one {ours}: restart the node's spawner");
         }
-        let namespace = sockets.open(&opener, ipv6)?;
+        let namespace = sockets.open(&opener)?;
         tokio::spawn(watch.run());
         let container = Arc::new(process::Container {
             spawner,
@@ -181,28 +170,4 @@ fn serve(sockets: network::Sockets) -> Result<()> {
             gone = others => gone,
         }
     })
-}
-
-/// The port of the virtual console, which appears when its driver has found it.
-async fn link() -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
-    let find = async {
-        loop {
-            let entries = fs::read_dir("/dev")?.collect::<std::io::Result<Vec<_>>>()?;
-            let mut ports = entries.iter().map(fs::DirEntry::path);
-            if let Some(port) = ports.find(|path| path.to_string_lossy().contains("/vport")) {
-                return Ok::<_, std::io::Error>(port);
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    let path = tokio::time::timeout(PATIENCE, find)
-        .await
-        .context("no port appears")??;
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let port: OwnedFd = rustix::fs::open(&path, flags, Mode::empty())
-        .with_context(|| format!("opening {}", path.display()))?;
-    // A device that can be polled is for these what a pipe is.
-    let from = pipe::Receiver::from_file_unchecked(port.try_clone()?.into())?;
-    let to = pipe::Sender::from_file_unchecked(port.into())?;
-    Ok(tokio::io::join(from, to))
 }

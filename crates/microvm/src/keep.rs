@@ -89,7 +89,7 @@ async fn run_machine(report: &mut Option<OwnedFd>, request: Request) -> Result<E
             Ok(end) => Ok(end),
             Err(error) => Err(machine.reason(error).await),
         },
-        end = machine.ended() => Err(machine.reason(anyhow!("{end} has ended")).await),
+        () = machine.ended() => Err(machine.reason(anyhow!("it has ended")).await),
     }
 }
 
@@ -106,12 +106,8 @@ async fn container(
         stdin: request.stdin_pipe,
         terminal: false,
     };
-    let main = ToGuest::Main {
-        version: VERSION,
-        request,
-        ipv6: network::has_ipv6(),
-    };
-    send(&mut stream, &main).await?;
+    let version = VERSION;
+    send(&mut stream, &ToGuest::Main { version, request }).await?;
     // The guest's first sign of life: it tells its ports.
     let first = tokio::time::timeout(BOOT, arrivals.recv());
     let first = first
@@ -130,6 +126,7 @@ async fn container(
     };
     tokio::select! {
         end = outside.run(from, to) => Ok(end?),
+        error = network::tell_of_ipv6(&opener) => Err(error).context("watching the network's addresses"),
         never = guests => match never {},
         never = processes(&execs, &opener) => match never {},
     }

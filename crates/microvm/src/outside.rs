@@ -8,7 +8,7 @@
 //! ```
 
 use crate::wire::{CHUNK, Frame, Word, receive_frame, send_frame};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use std::io;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -129,7 +129,9 @@ impl Writer {
     }
 }
 
-fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> rustix::io::Result<()> {
+/// Writes all, waiting where that is needed.
+pub(crate) fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
+    let fd = fd.as_fd();
     while !bytes.is_empty() {
         match rustix::io::write(fd, bytes) {
             Ok(written) => bytes = &bytes[written..],

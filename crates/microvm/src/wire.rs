@@ -28,12 +28,9 @@ pub(crate) const CHUNK: usize = 32 << 10;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToGuest {
     /// The container; once, and first.
-    Main {
-        version: u32,
-        request: Request,
-        /// There is a way out by IPv6.
-        ipv6: bool,
-    },
+    Main { version: u32, request: Request },
+    /// There is a way out by IPv6.
+    Ipv6,
     /// A process in it.
     Exec {
         request: ExecRequest,

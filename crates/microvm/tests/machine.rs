@@ -291,6 +291,25 @@ async fn processes_inside_a_running_one() {
     .await;
     assert_eq!((code, out.len()), (0, 3 * 1024 * 1024 + "5242880\n".len()));
 
+    let (process, streams) = spawner.exec(&exec(&["wc", "-c"])).await.unwrap();
+    let Streams::Pipes { stdin, stdout, .. } = streams else {
+        panic!()
+    };
+    let mut stdin = File::from(stdin.unwrap());
+    let writing = tokio::task::spawn_blocking(move || stdin.write_all(&vec![b'x'; 5_000_000]));
+    assert_eq!(read_all(stdout).await.unwrap(), "5000000\n");
+    writing.await.unwrap().unwrap();
+    assert_eq!(process.wait().await.unwrap().code, 0);
+    // Input that nobody reads.
+    let (process, streams) = spawner.exec(&exec(&["true"])).await.unwrap();
+    let Streams::Pipes { stdin, .. } = streams else {
+        panic!()
+    };
+    let mut stdin = File::from(stdin.unwrap());
+    let writing = tokio::task::spawn_blocking(move || stdin.write_all(&[b'x'; 1 << 20]));
+    assert_eq!(process.wait().await.unwrap().code, 0);
+    writing.await.unwrap().unwrap_err();
+
     let script = "trap 'echo term; exit 4' TERM; echo ready; while :; do sleep 0.05; done";
     let (process, streams) = spawner.exec(&exec(&["sh", "-c", script])).await.unwrap();
     let Streams::Pipes { stdout, .. } = streams else {

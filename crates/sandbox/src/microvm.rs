@@ -136,16 +136,11 @@ pub fn inherited() -> std::io::Result<(OwnedFd, OwnedFd)> {
     unsafe { Ok((crate::sys::take(REPORT_FD)?, crate::sys::take(MORE_FD)?)) }
 }
 
-/// How fast this processor's time stamp counter runs, kHz. Takes some milliseconds.
-#[cfg(target_arch = "x86_64")]
-pub fn tsc_khz() -> u64 {
-    // SAFETY: every x86-64 processor has the instruction, and it only reads.
-    let now = || (unsafe { std::arch::x86_64::_rdtsc() }, Instant::now());
-    let (first, start) = now();
+/// How fast this processor's time stamp counter runs, kHz; `None` where processors have none. Takes some milliseconds.
+pub fn tsc_khz() -> Option<u64> {
+    let (first, start) = (crate::sys::tsc()?, Instant::now());
     std::thread::sleep(Duration::from_millis(5));
-    let (second, end) = now();
-    let nanoseconds = u64::try_from((end - start).as_nanos())
-        .unwrap_or(u64::MAX)
-        .max(1);
-    second.wrapping_sub(first).saturating_mul(1_000_000) / nanoseconds
+    let (second, passed) = (crate::sys::tsc()?, start.elapsed());
+    let nanoseconds = u64::try_from(passed.as_nanos()).ok()?.max(1);
+    Some(second.wrapping_sub(first).saturating_mul(1_000_000) / nanoseconds)
 }

@@ -623,3 +623,16 @@ pub(crate) unsafe fn take(fd: RawFd) -> io::Result<std::os::fd::OwnedFd> {
     // SAFETY: it is open, and the caller promises that nobody owns it.
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
 }
+
+/// The processor's time stamp counter.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn tsc() -> Option<u64> {
+    // SAFETY: every x86-64 processor has the instruction, and it only reads.
+    Some(unsafe { std::arch::x86_64::_rdtsc() })
+}
+
+/// The processor's time stamp counter.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn tsc() -> Option<u64> {
+    None
+}

@@ -73,7 +73,7 @@ pub(crate) struct Case {
     pub(crate) weakening: &'static str,
     /// One of these must be seen without them.
     pub(crate) succeeds: Vec<&'static str>,
-    /// A kernel in user space may do this inside, for itself: then only the host is looked at.
+    /// A kernel of the container's own may do this inside, for itself: then only the host is looked at.
     pub(crate) emulated: bool,
     /// It must do what it does, in every class: else the others might hold because nothing works.
     pub(crate) control: bool,
@@ -224,7 +224,7 @@ impl Case {
         match class {
             _ if self.control => self.expected.contains(&seen),
             Class::Namespace => self.expected.contains(&seen),
-            // It has other words for a refusal. What succeeds in a machine does so there.
+            // It has other words for a refusal.
             Class::Gvisor | Class::Microvm => {
                 !seen.starts_with("error:") && (self.emulated || !self.succeeds.contains(&seen))
             }

@@ -187,6 +187,7 @@ fn files() -> Vec<Case> {
         of("kpageflags", "read the state of the host's pages")
             .expect(&["EACCES", "ENOENT", "EPERM"])
             .weak(open, unmasked(), &["worked"])
+            .emulated()
             .needs("/proc/kpageflags"),
         of("host-root-by-proc", "the host's files by /proc/<pid>/root")
             .arguments(|world, _| vec![world.marker()])

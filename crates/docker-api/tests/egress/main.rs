@@ -19,6 +19,11 @@ async fn what_a_container_on_gvisor_reaches_is_the_workers() {
     reaches_the_workers(Isolation::Gvisor).await;
 }
 
+#[tokio::test]
+async fn what_a_container_in_a_machine_reaches_is_the_workers() {
+    reaches_the_workers(Isolation::Microvm).await;
+}
+
 async fn reaches_the_workers(class: Isolation) {
     let mut node = Node::new(class).await;
     http_is_mapped_by_host_pattern_address_and_port(&node).await;

@@ -34,6 +34,11 @@ async fn on_gvisor() -> Node {
     Node::of_class(Some(wharf_engine::Isolation::Gvisor)).await
 }
 
+/// Its kernel is a virtual machine's.
+async fn in_a_machine() -> Node {
+    Node::of_class(Some(wharf_engine::Isolation::Microvm)).await
+}
+
 #[tokio::test]
 async fn what_a_worker_gives_and_gets() {
     gives_and_gets(Node::new().await, "busybox\ndev\netc\nproc\nsys\n").await;
@@ -46,6 +51,11 @@ async fn what_a_worker_gives_and_gets_on_gvisor() {
     assert!(said.contains("gVisor"), "{said}");
     // There is a /tmp in any case.
     gives_and_gets(node, "busybox\ndev\netc\nproc\nsys\ntmp\n").await;
+}
+
+#[tokio::test]
+async fn what_a_worker_gives_and_gets_in_a_machine() {
+    gives_and_gets(in_a_machine().await, "busybox\ndev\netc\nproc\nsys\ntmp\n").await;
 }
 
 async fn gives_and_gets(node: Node, root: &str) {
@@ -152,6 +162,11 @@ async fn a_terminal_follows_its_window() {
 async fn a_terminal_on_gvisor_follows_its_window() {
     // It is one, but has no name there.
     follows_its_window(on_gvisor().await, "not a tty").await;
+}
+
+#[tokio::test]
+async fn a_terminal_in_a_machine_follows_its_window() {
+    follows_its_window(in_a_machine().await, "/dev/pts/0").await;
 }
 
 async fn follows_its_window(node: Node, name: &str) {

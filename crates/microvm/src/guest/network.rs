@@ -6,7 +6,7 @@
 use crate::mux::{Opener, Stream};
 use crate::wire::{FromGuest, receive, send};
 use anyhow::{Context, Result};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,6 +18,11 @@ use wharf_sandbox::netns::{self, Listeners, Redirect};
 /// As outside, so that a container finds the same ports taken.
 const TCP_PORT: u16 = 64001;
 const DNS_PORT: u16 = 64053;
+const REDIRECT: Redirect = Redirect {
+    tcp_port: TCP_PORT,
+    dns_port: DNS_PORT,
+    ipv6: false,
+};
 /// Of a question by UDP.
 const LONGEST: usize = 65536;
 /// How often it is looked which ports are listened on: at first, when everybody waits for it, and later.
@@ -34,12 +39,7 @@ pub(super) struct Sockets {
 
 /// Makes the namespace and enters it, with the only thread there is: whatever it opens later is inside.
 pub(super) fn enter() -> Result<Sockets> {
-    let redirect = Redirect {
-        tcp_port: TCP_PORT,
-        dns_port: DNS_PORT,
-        ipv6: false,
-    };
-    let namespace = netns::create(redirect)?;
+    let namespace = netns::create(REDIRECT)?;
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
     let mut sockets = Sockets {
         namespace,
@@ -60,15 +60,7 @@ pub(super) fn enter() -> Result<Sockets> {
 
 impl Sockets {
     /// Serves the ways out, from now on. Returns the namespace.
-    pub(super) fn open(self, opener: &Opener, ipv6: bool) -> Result<OwnedFd> {
-        if ipv6 {
-            let redirect = Redirect {
-                tcp_port: TCP_PORT,
-                dns_port: DNS_PORT,
-                ipv6,
-            };
-            netns::add_ipv6(self.namespace.as_fd(), redirect).context("IPv6")?;
-        }
+    pub(super) fn open(self, opener: &Opener) -> Result<OwnedFd> {
         // What goes to port 53 by TCP is answered outside as well, where it is redirected again.
         for listener in self.tcp.into_iter().chain(self.dns_tcp) {
             let listener = TcpListener::from_std(listener)?;
@@ -80,6 +72,15 @@ impl Sockets {
         }
         Ok(self.namespace)
     }
+}
+
+/// Opens the way out by IPv6.
+pub(super) fn add_ipv6(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let redirect = Redirect {
+        ipv6: true,
+        ..REDIRECT
+    };
+    netns::add_ipv6(namespace, redirect)
 }
 
 async fn accept(listener: TcpListener, opener: Opener) {

@@ -6,7 +6,7 @@ use super::network;
 use crate::mux::Stream;
 use crate::wire::{CHUNK, Frame, ToGuest, Word, receive, receive_frame, send_frame};
 use anyhow::{Context, Result};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
@@ -18,8 +18,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use wharf_sandbox::microvm::{ExecRequest, LastWords, Request};
 use wharf_sandbox::{
-    ExecProcess, ExecSpec, ExecStreams, Exit, Kernel, ProcessSpec, Root, SpawnError, SpawnFds,
-    Spawner, Streams, Terminal, TerminalSize, Usage,
+    ExecSpec, ExecStreams, Kernel, ProcessSpec, Root, SpawnError, SpawnFds, Spawner, Streams,
+    Terminal, TerminalSize, Usage,
 };
 
 /// The container's id for the spawner inside, which has no other.
@@ -44,6 +44,10 @@ pub(super) async fn answer(container: Arc<Container>, mut stream: Stream) {
             stdin,
             terminal,
         }) => exec(&container, request, stdin, terminal, stream).await,
+        Ok(ToGuest::Ipv6) => {
+            let added = network::add_ipv6(container.namespace.as_fd());
+            added.inspect_err(|error| eprintln!("wharf: IPv6: {error}"))
+        }
         Ok(ToGuest::Main { .. }) => Err(io::Error::other("there is a container already")),
         Err(error) => Err(error),
     };
@@ -175,29 +179,25 @@ async fn exec(
         }
         Streams::Null => {}
     }
-    let exit = attend(&process, control, from).await?;
+    let signal = async |number| process.signal(number).await.map(drop);
+    let controlled = control.run(from, signal);
+    tokio::pin!(controlled);
+    let exit = tokio::select! {
+        exit = process.wait() => exit.map_err(io::Error::other)?,
+        // Nobody is there for it any more.
+        () = &mut controlled => {
+            process.signal(9).await.map_err(io::Error::other)?;
+            process.wait().await.map_err(io::Error::other)?
+        }
+    };
     for reader in output {
         let _ = reader.await;
     }
     let usage = Usage::default();
     frames.end(LastWords { exit, usage }).await;
+    // What still comes is taken: a stream that is dropped with something in it is reset, and its last frame lost.
+    controlled.await;
     Ok(())
-}
-
-/// Until the process has ended. If its stream ends before, it is killed.
-async fn attend(
-    process: &ExecProcess,
-    control: Control,
-    from: ReadHalf<Stream>,
-) -> io::Result<Exit> {
-    let signal = async |number| process.signal(number).await.map(drop);
-    tokio::select! {
-        exit = process.wait() => exit.map_err(io::Error::other),
-        () = control.run(from, signal) => {
-            process.signal(9).await.map_err(io::Error::other)?;
-            process.wait().await.map_err(io::Error::other)
-        }
-    }
 }
 
 /// What comes from outside for a process.

@@ -3,13 +3,14 @@
 //! Owns: their arguments, starting them, and finding out why they ended. Must not: know what is said with the guest.
 
 use crate::{DROP, GUEST};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
+use rustix::fd::{AsRawFd, RawFd};
+use rustix::io::FdFlags;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities,
 };
 use std::fs::File;
-use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
@@ -30,8 +31,6 @@ pub(crate) const TAG: &str = "root";
 /// Of containers without a limit, bytes.
 const UNLIMITED: u64 = 2 << 30;
 const MIB: u64 = 1 << 20;
-/// For a program of the machine to listen.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Both.
 pub(super) struct Machine {
@@ -45,19 +44,12 @@ impl Machine {
     pub(super) async fn start(request: &Request) -> Result<Machine> {
         // It is read, and holds the container's secrets.
         std::fs::remove_file(REQUEST).with_context(|| format!("removing {REQUEST}"))?;
-        let mut files = start(VIRTIOFSD, &files_arguments(), FILES_LOG)?;
-        let listens = async {
-            while !Path::new(FILES_SOCKET).exists() {
-                if let Some(status) = files.try_wait()? {
-                    bail!("virtiofsd has ended: {status}{}", said(FILES_LOG));
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            Ok(())
-        };
-        tokio::time::timeout(PATIENCE, listens)
-            .await
-            .with_context(|| format!("virtiofsd does not listen{}", said(FILES_LOG)))??;
+        // It finds the socket listening: nobody waits for it.
+        let socket = std::os::unix::net::UnixListener::bind(FILES_SOCKET)
+            .context("listening for the server of files")?;
+        rustix::io::fcntl_setfd(&socket, FdFlags::empty()).context("passing a socket on")?;
+        let files = start(VIRTIOFSD, &files_arguments(socket.as_raw_fd()), FILES_LOG)?;
+        drop(socket);
         drop_capabilities().context("dropping capabilities")?;
         let link = UnixListener::bind(LINK_SOCKET).context("listening for the machine")?;
         let qemu = start(QEMU, &machine_arguments(request), MACHINE_LOG)?;
@@ -68,29 +60,42 @@ impl Machine {
     pub(super) async fn link(&mut self) -> Result<UnixStream> {
         tokio::select! {
             link = self.link.accept() => Ok(link.context("accepting the machine")?.0),
-            status = self.qemu.wait() => bail!("QEMU has ended: {}{}", status?, said(MACHINE_LOG)),
+            () = ended(&mut self.qemu, &mut self.files) => Err(self.reason(anyhow!("it has ended")).await),
         }
     }
 
-    /// One of both has.
-    pub(super) async fn ended(&mut self) -> String {
-        let told = |status: std::io::Result<ExitStatus>| match status {
-            Ok(status) => status.to_string(),
-            Err(error) => error.to_string(),
-        };
-        tokio::select! {
-            status = self.qemu.wait() => format!("QEMU ({})", told(status)),
-            status = self.files.wait() => format!("virtiofsd ({})", told(status)),
-        }
+    /// Until one of both has.
+    pub(super) async fn ended(&mut self) {
+        ended(&mut self.qemu, &mut self.files).await;
     }
 
-    /// Why it failed: by what its programs and the guest's kernel have said, if one of them has ended.
+    /// Why it failed: by what those of its programs have said that have ended, and the guest's kernel.
     pub(super) async fn reason(&mut self, error: anyhow::Error) -> anyhow::Error {
         // Whoever broke the connection may be about to end.
-        let ended = tokio::time::timeout(Duration::from_millis(200), self.ended()).await;
-        let error = ended.map_or(error, |end| anyhow!("{end} has ended"));
-        let said = [MACHINE_LOG, FILES_LOG, CONSOLE].map(said).concat();
-        anyhow!("{error:#}{said}")
+        let _ = tokio::time::timeout(Duration::from_millis(200), self.ended()).await;
+        let programs = [
+            ("QEMU", self.qemu.try_wait(), MACHINE_LOG),
+            ("virtiofsd", self.files.try_wait(), FILES_LOG),
+        ];
+        let ended = programs.into_iter().filter_map(|(name, status, log)| {
+            // Each ends well when the other is gone.
+            let status = status.ok()?.filter(|status| !status.success())?;
+            Some(format!("{name} has ended ({status}){}", said(log)))
+        });
+        let ended: Vec<String> = ended.collect();
+        let reason = match ended.is_empty() {
+            true => format!("{error:#}"),
+            false => ended.join("; "),
+        };
+        anyhow!("{reason}{}", said(CONSOLE))
+    }
+}
+
+async fn ended(qemu: &mut Child, files: &mut Child) {
+    // That waiting fails is as good as an end: there is no such process.
+    tokio::select! {
+        _ = qemu.wait() => {}
+        _ = files.wait() => {}
     }
 }
 
@@ -115,12 +120,10 @@ fn start(program: &str, arguments: &[String], log: &str) -> Result<Child> {
         .with_context(|| format!("starting {program}"))
 }
 
-fn files_arguments() -> Vec<String> {
-    let options = format!("source={ROOTFS},sandbox=chroot,cache=auto,xattr,log_level=err");
-    let socket = format!("--socket-path={FILES_SOCKET}");
-    [socket.as_str(), "-o", &options]
-        .map(str::to_owned)
-        .to_vec()
+/// As both programs of this name take them, QEMU's own and its successor in Rust.
+fn files_arguments(socket: RawFd) -> Vec<String> {
+    let options = format!("source={ROOTFS},sandbox=chroot,cache=auto,xattr");
+    vec![format!("--fd={socket}"), "-o".to_owned(), options]
 }
 
 fn machine_arguments(request: &Request) -> Vec<String> {
@@ -136,9 +139,9 @@ fn machine_arguments(request: &Request) -> Vec<String> {
         false => (format!("tcg,tb-size={}", TRANSLATION / MIB), "max"),
     };
     // How fast the clock runs cannot be found out by an emulated processor that does not get all the time it wants: it would not come up.
-    let clock = match request.kvm {
-        true => String::new(),
-        false => format!("tsc_early_khz={} tsc=reliable no_timer_check", tsc_khz()),
+    let clock = match tsc_khz() {
+        Some(khz) if !request.kvm => format!("tsc_early_khz={khz} tsc=reliable no_timer_check"),
+        _ => String::new(),
     };
     let command_line = format!(
         "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t pci=off random.trust_cpu=on {clock} -- {VERB} {GUEST}"

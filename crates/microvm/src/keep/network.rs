@@ -4,11 +4,16 @@
 
 use crate::mux::{Opener, Stream};
 use crate::wire::{ToGuest, receive, send};
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt, copy_bidirectional};
+use tokio::net::unix::pipe;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::AbortHandle;
 
@@ -19,8 +24,39 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// Of an answer by UDP.
 const LONGEST: usize = 65536;
 
-/// Whether the namespace has a way out by IPv6: then it has an address.
-pub(super) fn has_ipv6() -> bool {
+/// RTMGRP_IPV6_IFADDR (linux/rtnetlink.h): addresses of IPv6 come and go.
+const ADDRESSES: u32 = 0x100;
+
+/// Tells the guest when there is a way out by IPv6, which the daemon may open at any time: the namespace then has an address. Ends with an error.
+pub(super) async fn tell_of_ipv6(opener: &Opener) -> io::Error {
+    let tell = async || -> io::Result<Infallible> {
+        let socket = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None, // NETLINK_ROUTE is 0.
+        )?;
+        rustix::net::bind(&socket, &SocketAddrNetlink::new(0, ADDRESSES))?;
+        // What can be polled is for this what a pipe is.
+        let mut changes = pipe::Receiver::from_file_unchecked(socket.into())?;
+        while !has_ipv6() {
+            // A message says that, its content does not matter. ENOBUFS: there were too many.
+            if let Err(error) = changes.read(&mut [0; 4096]).await
+                && error.raw_os_error() != Some(Errno::NOBUFS.raw_os_error())
+            {
+                return Err(error);
+            }
+        }
+        send(&mut opener.open().await?, &ToGuest::Ipv6).await?;
+        std::future::pending().await
+    };
+    match tell().await {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+fn has_ipv6() -> bool {
     let addresses = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
     let loopback = format!("{:032x}", u128::from(Ipv6Addr::LOCALHOST));
     addresses.lines().any(|line| !line.starts_with(&loopback))

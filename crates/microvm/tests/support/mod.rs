@@ -30,7 +30,7 @@ impl Deref for Place {
 
 const AGENT: &str = env!("CARGO_BIN_EXE_wharf-microvm-test");
 
-/// Emulated: not every machine has KVM.
+/// Emulated, as not every machine has KVM, unless `WHARF_TEST_KVM` is set.
 pub(crate) fn machine(dir: &Path) -> Machine {
     let kernel = wharf_testkit::guest_kernel();
     let kernel = wharf_microvm::initrd::GuestKernel::find(&kernel).unwrap();
@@ -38,11 +38,13 @@ pub(crate) fn machine(dir: &Path) -> Machine {
         wharf_microvm::initrd::prepare(&kernel, Path::new(AGENT), &dir.join("guest")).unwrap();
     Machine {
         qemu: "/usr/bin/qemu-system-x86_64".into(),
-        virtiofsd: "/usr/lib/qemu/virtiofsd".into(),
+        virtiofsd: std::env::var("WHARF_TEST_VIRTIOFSD")
+            .unwrap_or("/usr/lib/qemu/virtiofsd".into())
+            .into(),
         kernel: kernel.image,
         initrd,
         agent: AGENT.into(),
-        kvm: false,
+        kvm: std::env::var_os("WHARF_TEST_KVM").is_some(),
     }
 }
 

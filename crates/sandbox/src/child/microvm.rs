@@ -44,9 +44,10 @@ const AGENT: &str = "/agent";
 pub(crate) const THREADS: u64 = 512;
 
 /// What the server of files needs.
-const NEEDED: [u32; 10] = [
+const NEEDED: [u32; 11] = [
     0,  // CHOWN
     1,  // DAC_OVERRIDE
+    2,  // DAC_READ_SEARCH
     3,  // FOWNER
     4,  // FSETID
     6,  // SETGID

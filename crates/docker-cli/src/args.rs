@@ -294,7 +294,7 @@ pub(crate) struct Create {
     /// bridge, none or container:NAME
     #[arg(long)]
     pub(crate) network: Option<String>,
-    /// The isolation class: namespace or gvisor
+    /// The isolation class: namespace, gvisor or microvm
     #[arg(long)]
     pub(crate) runtime: Option<String>,
     /// Instead of the image's entrypoint

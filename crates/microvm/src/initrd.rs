@@ -285,3 +285,99 @@ impl<W: Write> Cpio<W> {
         self.to.flush()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    #[test]
+    fn the_newest_kernel_is_found_by_number() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(GuestKernel::find(root.path()), None);
+        for version in [
+            "6.1.0-9-cloud-amd64",
+            "6.1.0-48-cloud-amd64",
+            "6.12.1-amd64",
+        ] {
+            let modules = root.path().join("lib/modules").join(version);
+            fs::create_dir_all(&modules).unwrap();
+            fs::write(modules.join("modules.dep"), "").unwrap();
+            fs::create_dir_all(root.path().join("boot")).unwrap();
+            fs::write(root.path().join(format!("boot/vmlinuz-{version}")), "").unwrap();
+        }
+        // Without its modules it is of no use.
+        fs::write(root.path().join("boot/vmlinuz-6.1.0-99-cloud-amd64"), "").unwrap();
+        let found = GuestKernel::find(root.path()).unwrap();
+        assert!(found.image.ends_with("boot/vmlinuz-6.1.0-48-cloud-amd64"));
+    }
+
+    #[test]
+    fn modules_come_after_what_they_need_and_built_in_ones_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut dependencies = String::new();
+        for wanted in WANTED.iter().filter(|name| **name != "tcp_diag") {
+            dependencies += &format!("kernel/{wanted}.ko: kernel/middle.ko kernel/base.ko\n");
+        }
+        dependencies += "kernel/middle.ko: kernel/base.ko\nkernel/base.ko:\n";
+        fs::write(directory.path().join("modules.dep"), &dependencies).unwrap();
+        fs::write(
+            directory.path().join("modules.builtin"),
+            "kernel/net/tcp_diag.ko\n",
+        )
+        .unwrap();
+        let found = modules(directory.path()).unwrap();
+        let names: Vec<_> = found
+            .iter()
+            .map(|path| path.file_stem().unwrap().to_str().unwrap())
+            .collect();
+        assert_eq!(names[..3], ["base", "middle", WANTED[0]]);
+        assert_eq!(names.len(), WANTED.len() - 1 + 2);
+        fs::write(directory.path().join("modules.builtin"), "").unwrap();
+        let error = modules(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("tcp_diag"), "{error}");
+    }
+
+    #[test]
+    fn what_is_loaded_of_a_program_runs() {
+        let directory = tempfile::tempdir().unwrap();
+        let own = fs::read("/proc/self/exe").unwrap();
+        let loaded = loaded_part(own.clone());
+        assert!(loaded.len() < own.len(), "there is debugging information");
+        let path = directory.path().join("program");
+        fs::write(&path, loaded).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let out = Command::new(&path).arg("--list").output().unwrap();
+        assert!(out.status.success());
+        assert!(String::from_utf8_lossy(&out.stdout).contains("what_is_loaded_of_a_program_runs"));
+        assert_eq!(loaded_part(b"#!/bin/sh\n".to_vec()), b"#!/bin/sh\n");
+        // Its headers say that there is more than there is.
+        let cut = own[..1000].to_vec();
+        assert_eq!(loaded_part(cut.clone()), cut);
+    }
+
+    #[test]
+    fn cpio_reads_the_archive() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut archive = Vec::new();
+        let mut cpio = Cpio::new(&mut archive);
+        cpio.directory("/proc").unwrap();
+        cpio.file("/a/b/file", b"content").unwrap();
+        cpio.file("/a/b/other", b"").unwrap();
+        cpio.finish().unwrap();
+        let path = directory.path().join("archive");
+        fs::write(&path, archive).unwrap();
+        let out = Command::new("busybox")
+            .args(["cpio", "-idu"])
+            .current_dir(directory.path())
+            .stdin(fs::File::open(&path).unwrap())
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{out:?}");
+        let content = fs::read(directory.path().join("a/b/file")).unwrap();
+        assert_eq!(content, b"content");
+        assert!(directory.path().join("a/b/other").is_file());
+        assert!(directory.path().join("proc").is_dir());
+    }
+}

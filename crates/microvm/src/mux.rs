@@ -24,7 +24,7 @@ const WINDOW: usize = 4 << 30;
 pub(crate) struct Opener(mpsc::Sender<oneshot::Sender<Stream>>);
 
 impl Opener {
-    /// A stream to the other side.
+    /// A stream to the other side, which learns of it with the first byte.
     ///
     /// # Errors
     /// The connection is gone, or has too many streams.
@@ -99,4 +99,53 @@ pub(crate) fn connect(
     };
     tokio::spawn(driver);
     (Opener(wishes), arrived)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn both_sides_open_streams_and_one_that_is_not_read_holds_up_no_other() {
+        let (outside, inside) = tokio::io::duplex(16 << 10);
+        let (out, mut from_inside) = connect(outside, Side::Outside);
+        let (inn, mut from_outside) = connect(inside, Side::Inside);
+        // Nobody reads this one; more than its window fits into it in no case.
+        let mut stuck = inn.open().await.unwrap();
+        let stuck = tokio::spawn(async move { stuck.write_all(&vec![0; 64 << 20]).await });
+        let unread = from_inside.recv().await.unwrap();
+        let echo = tokio::spawn(async move {
+            while let Some(mut stream) = from_outside.recv().await {
+                tokio::spawn(async move {
+                    let mut all = Vec::new();
+                    stream.read_to_end(&mut all).await.unwrap();
+                    stream.write_all(&all).await.unwrap();
+                    stream.shutdown().await.unwrap();
+                });
+            }
+        });
+        let mut asked = tokio::task::JoinSet::new();
+        for n in 1..=200u32 {
+            let out = out.clone();
+            asked.spawn(async move {
+                let sent = vec![n as u8; 100 * n as usize];
+                let mut stream = out.open().await.unwrap();
+                stream.write_all(&sent).await.unwrap();
+                // The other side answers at the end.
+                stream.shutdown().await.unwrap();
+                let mut answer = Vec::new();
+                stream.read_to_end(&mut answer).await.unwrap();
+                assert_eq!(answer, sent);
+            });
+        }
+        asked.join_all().await;
+        assert!(!stuck.is_finished());
+        // Dropped, it is over for who writes.
+        drop(unread);
+        stuck.await.unwrap().unwrap_err();
+        // Without the connection there are no streams.
+        drop((out, from_inside));
+        echo.abort();
+    }
 }

@@ -152,3 +152,46 @@ async fn content(from: &mut (impl AsyncRead + Unpin), longest: usize) -> io::Res
         false => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_sent_is_received_and_the_end_is_an_end_only_between_frames() {
+        let (mut ours, mut theirs) = tokio::io::duplex(1 << 20);
+        let frames = [
+            Frame::Word(Word::Signal(15)),
+            Frame::Input(vec![7; 100_000]),
+            Frame::Output(Vec::new()),
+            Frame::Error(b"e".to_vec()),
+        ];
+        for frame in &frames {
+            send_frame(&mut ours, frame).await.unwrap();
+        }
+        // One that breaks off in the middle.
+        ours.write_all(&[1, 10, 0, 0, 0, b'x']).await.unwrap();
+        drop(ours);
+        for frame in &frames {
+            let received = receive_frame(&mut theirs).await.unwrap().unwrap();
+            assert_eq!(format!("{received:?}"), format!("{frame:?}"));
+        }
+        let broken = receive_frame(&mut theirs).await.unwrap_err();
+        assert_eq!(broken.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(receive_frame(&mut theirs).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_a_hostile_guest_may_send_is_an_error() {
+        let too_long = [&[2][..], &u32::MAX.to_le_bytes()].concat();
+        let unknown = [9, 0, 0, 0, 0].to_vec();
+        let no_word = [0, 1, 0, 0, 0, b'{'].to_vec();
+        for bytes in [too_long, unknown, no_word] {
+            receive_frame(&mut bytes.as_slice()).await.unwrap_err();
+        }
+        let message = [&4u32.to_le_bytes()[..], b"nope"].concat();
+        receive::<FromGuest>(&mut message.as_slice())
+            .await
+            .unwrap_err();
+    }
+}

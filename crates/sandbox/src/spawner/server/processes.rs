@@ -8,7 +8,7 @@ use crate::spawner::Exit;
 use crate::spawner::launch::{self, Given};
 use crate::spawner::protocol::{Message, ReplyBody};
 use crate::spawner::restorer::ORDINARY_START;
-use crate::spec::{Between, Kernel};
+use crate::spec::{Between, Kernel, Root};
 use crate::sys;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
@@ -47,7 +47,8 @@ impl Server {
         let launched = launched.map_err(|e| ReplyBody::Failed {
             message: format!("starting process {}: {e}", spec.id),
         })?;
-        if is_container {
+        // In a virtual machine there is one.
+        if matches!(spec.root, Root::Overlay { .. }) {
             self.ahead.expect_more();
         }
         let state = State::Starting {

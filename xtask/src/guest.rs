@@ -3,7 +3,7 @@
 //! What a developer's machine has (a new kernel, cgroup v1) is not what users have. The guest's file system is its initial ramdisk: busybox,
 //! the test programs with their libraries, and the kernel modules that the sandbox needs.
 
-use crate::guest_kernel::Kernel;
+use crate::guest_kernel::{self, Package};
 use crate::progress::{run, step};
 use crate::{debian, setup};
 use anyhow::{Context, Result, bail};
@@ -62,7 +62,7 @@ pub(crate) fn run_tests(only: &[String]) -> Result<()> {
     debian::install(&[debian::QEMU, debian::CPIO, debian::BUSYBOX, debian::RUNSC])?;
     let dir = setup::tools_dir().join("guest");
     fs::create_dir_all(&dir)?;
-    let kernel = Kernel::get()?;
+    let kernel = guest_kernel::get()?;
     let root = tempfile::tempdir_in(&dir)?;
     step("the guest's file system", || {
         file_system(root.path(), &kernel, only)
@@ -92,7 +92,7 @@ pub(crate) fn run_tests(only: &[String]) -> Result<()> {
             "-no-reboot",
         ])
         .arg("-kernel")
-        .arg(&kernel.image)
+        .arg(kernel.root.join(format!("boot/vmlinuz-{}", kernel.version)))
         .arg("-initrd")
         .arg(&archive)
         .args(["-append", "console=ttyS0 panic=-1 quiet"])
@@ -121,7 +121,7 @@ fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-fn file_system(root: &Path, kernel: &Kernel, only: &[String]) -> Result<()> {
+fn file_system(root: &Path, kernel: &Package, only: &[String]) -> Result<()> {
     for dir in ["bin", "usr/bin", "tests", "lib/modules"] {
         fs::create_dir_all(root.join(dir))?;
     }
@@ -143,10 +143,12 @@ fn file_system(root: &Path, kernel: &Kernel, only: &[String]) -> Result<()> {
     let mut modules = Vec::new();
     for module in MODULES {
         let mut modprobe = Command::new("modprobe");
-        modprobe
-            .arg("-d")
-            .arg(&kernel.dir)
-            .args(["-S", &kernel.version, "--show-depends", module]);
+        modprobe.arg("-d").arg(&kernel.root).args([
+            "-S",
+            &kernel.version,
+            "--show-depends",
+            module,
+        ]);
         for line in run(&mut modprobe)?.lines() {
             let Some(path) = line.strip_prefix("insmod ") else {
                 continue;

@@ -21,9 +21,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest, Sha256, Sha512};
 
-use crate::debian;
-use crate::guest_kernel::Kernel;
 use crate::progress::{run, step};
+use crate::{debian, guest_kernel};
 
 /// The npm package that carries the workerd executable.
 const WORKERD_PACKAGE: &str = "@cloudflare/workerd-linux-64@1.20261117.1";
@@ -125,7 +124,7 @@ pub(crate) fn everything() -> anyhow::Result<()> {
         debian::RUNSC,
         debian::QEMU,
     ])?;
-    Kernel::get()?;
+    guest_kernel::get()?;
     let tools = tools()?;
     published_packages()?;
     example("hello")?;

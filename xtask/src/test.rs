@@ -1,8 +1,7 @@
 //! `cargo xtask test`: everything that must hold, in the order in which a failure is cheapest to learn of.
 
 use crate::base_image::{Kind, base_image};
-use crate::guest_kernel::Kernel;
-use crate::{debian, escape, hello, setup};
+use crate::{debian, escape, guest_kernel, hello, setup};
 use anyhow::{Context, Result, bail};
 
 /// Runs the checks and all tests.
@@ -16,7 +15,7 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
         debian::RUNSC,
         debian::QEMU,
     ])?;
-    Kernel::get()?;
+    guest_kernel::get()?;
     hello::prepare()?;
     setup::example("python")?;
     setup::published_packages()?;

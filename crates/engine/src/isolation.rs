@@ -50,7 +50,7 @@ pub(crate) fn class(
 pub struct MicrovmConfig {
     /// The executable that runs the machines, and runs in them ([`wharf_microvm::run`]).
     pub agent: PathBuf,
-    /// Root directory below which the guest's kernel is, as its package installs it.
+    /// Root directory below which the guest's kernel is ([`GuestKernel::find`]).
     pub kernel_root: PathBuf,
     /// Where the guest's initial RAM disk is kept.
     pub directory: PathBuf,
@@ -158,8 +158,11 @@ fn parts(config: &MicrovmConfig) -> Result<Parts, EngineError> {
     let kernel = GuestKernel::find(root).ok_or_else(|| {
         let place = root.join("boot/vmlinuz-*-cloud-*");
         needs(
-            &format!("a kernel for its guests with its modules, and there is no {}", place.display()),
-            "apt-get install linux-image-cloud-amd64 (containers.guest_kernel in wharf.toml names another place)",
+            &format!(
+                "a kernel for its guests, and there is no {}",
+                place.display()
+            ),
+            "wharf guest-kernel gets one",
         )
     })?;
     if config.kvm && !Path::new("/dev/kvm").exists() {
@@ -221,7 +224,7 @@ mod tests {
         assert_eq!(kernel(Namespace, &config).unwrap(), Kernel::Host);
         let refused = |config: &MicrovmConfig| check(Microvm, config).unwrap_err().to_string();
         let error = refused(&config);
-        assert!(error.contains("linux-image-cloud-amd64"), "{error}");
+        assert!(error.contains("wharf guest-kernel"), "{error}");
         for (file, content) in [
             ("boot/vmlinuz-6.1.0-9-cloud-amd64", ""),
             ("boot/vmlinuz-6.1.0-48-cloud-amd64", ""),

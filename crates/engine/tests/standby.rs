@@ -69,7 +69,10 @@ async fn fetch(ingress: std::net::SocketAddr) -> String {
         .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+    let (_, body) = answer
+        .split_once("\r\n\r\n")
+        .unwrap_or_else(|| panic!("{answer:?}"));
+    body.to_owned()
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Where the agent is in it; the kernel executes it.
@@ -37,7 +37,7 @@ pub struct GuestKernel {
 }
 
 impl GuestKernel {
-    /// The newest of Debian's cloud kernels below a root directory, as its package installs it.
+    /// The newest of Debian's cloud kernels below a root directory, as its package has it ([`crate::package`]).
     pub fn find(root: &Path) -> Option<GuestKernel> {
         let entries = fs::read_dir(root.join("boot")).ok()?;
         let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
@@ -116,6 +116,9 @@ pub fn prepare(kernel: &GuestKernel, agent: &Path, directory: &Path) -> io::Resu
         cpio.finish()
     };
     write().map_err(|e| at(&new, e))?;
+    // QEMU reads it as nobody.
+    let readable = fs::Permissions::from_mode(0o644);
+    fs::set_permissions(&new, readable).map_err(|e| at(&new, e))?;
     // The key last: an archive without one is made anew.
     fs::rename(&new, &archive).map_err(|e| at(&archive, e))?;
     fs::write(&kept, key).map_err(|e| at(&kept, e))?;
@@ -289,7 +292,6 @@ impl<W: Write> Cpio<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
 
     #[test]

@@ -19,8 +19,7 @@ use machine::Machine;
 pub(crate) use machine::TAG;
 use rustix::fd::OwnedFd;
 use std::convert::Infallible;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -162,18 +161,4 @@ async fn relay(mut agent: UnixStream, opener: Opener) {
         // Either end is noticed by the other.
         let _ = tokio::io::copy_bidirectional(&mut agent, &mut stream).await;
     }
-}
-
-/// Gives up all capabilities, and executes.
-pub(crate) fn drop_and_execute(args: &[String]) -> ExitCode {
-    let Some((program, args)) = args.split_first() else {
-        return ExitCode::from(2);
-    };
-    if let Err(error) = machine::drop_capabilities() {
-        eprintln!("wharf: dropping capabilities: {error}");
-        return ExitCode::from(125);
-    }
-    let error = Command::new(program).args(args).exec();
-    eprintln!("wharf: executing {program}: {error}");
-    ExitCode::from(126)
 }

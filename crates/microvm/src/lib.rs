@@ -24,6 +24,7 @@ pub mod initrd;
 mod keep;
 mod mux;
 mod outside;
+pub mod package;
 mod wire;
 
 use std::process::ExitCode;
@@ -33,8 +34,6 @@ use wharf_sandbox::microvm::{EXEC, KEEP};
 pub(crate) const GUEST: &str = "guest";
 /// Second argument: of the guest's spawner.
 pub(crate) const SPAWNER: &str = "spawner";
-/// Second argument: of a process that gives up its capabilities, and executes the rest of its arguments.
-pub(crate) const DROP: &str = "drop";
 
 /// The executable's main, for arguments after [`wharf_sandbox::microvm::VERB`]: called before it starts threads.
 pub fn run(args: &[String]) -> ExitCode {
@@ -43,7 +42,6 @@ pub fn run(args: &[String]) -> ExitCode {
         Some(EXEC) => exec::run(),
         Some(GUEST) => guest::run(),
         Some(SPAWNER) => wharf_sandbox::spawner::run(args),
-        Some(DROP) => keep::drop_and_execute(&args[1..]),
         other => {
             eprintln!("wharf: {other:?} is nothing that an agent of virtual machines does");
             ExitCode::from(2)

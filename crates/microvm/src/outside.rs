@@ -174,13 +174,15 @@ fn read_input(frames: mpsc::Sender<Frame>) {
     });
 }
 
-/// Every signal that a process can be sent and that can be caught, but what this one gets from its own children and threads.
+/// Every signal that a process can be sent, but those that cannot be caught and those that this one gets by its own doing.
 fn forward_signals(frames: &mpsc::Sender<Frame>, terminal: bool) -> io::Result<()> {
-    const OWN: [i32; 8] = [
+    const OWN: [i32; 10] = [
         4,  // ILL
+        7,  // BUS
         8,  // FPE
         9,  // KILL
         11, // SEGV
+        13, // PIPE: nobody reads what the container writes
         17, // CHLD
         19, // STOP
         32, 33, // the C library's

@@ -231,12 +231,18 @@ async fn interrupt_does_not_reach_the_spawner_and_it_stays_small() {
         let open = std::fs::read_dir(format!("/proc/{}/fd", spawner.pid()));
         open.unwrap().count()
     };
-    // Its own ones, and the user namespaces that it keeps ready: as many as ever when it has had the time.
+    // Its own ones, processes made ahead, and the user namespaces that it keeps ready: as many as ever when it has had the time.
     let settled = async || {
-        let mut before = 0;
-        while before != descriptors() {
+        support::all_is_made_ahead(&spawner, 0).await;
+        let (mut before, mut looks) = (0, 0);
+        while looks < 4 {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            looks = if before == descriptors() {
+                looks + 1
+            } else {
+                0
+            };
             before = descriptors();
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         }
         before
     };

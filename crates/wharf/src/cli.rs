@@ -3,7 +3,7 @@
 use crate::config::Config;
 use clap::{Args, Parser, Subcommand};
 use hyper::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -74,6 +74,12 @@ enum Verb {
     /// Images of this node
     #[command(subcommand)]
     Image(Image),
+    /// Get the kernel for virtual machines (isolation class microvm): Debian's package linux-image-cloud-amd64, unpacked into the data directory, not installed
+    GuestKernel {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a wharf.toml with every key, its default and its meaning
     Config,
 }
@@ -188,6 +194,20 @@ async fn run(cli: Cli) -> anyhow::Result<i32> {
             Ok(docker(["rmi".into()].into_iter().chain(names).collect(), socket).await)
         }
         Verb::Image(Image::Import { name, rootfs }) => import(&socket, &name, &rootfs).await,
+        Verb::GuestKernel { json } => {
+            eprintln!("getting linux-image-cloud-amd64 (some 60 MB) ...");
+            let directory = config.guest_dir();
+            let package =
+                tokio::task::spawn_blocking(move || wharf_microvm::package::fetch(&directory))
+                    .await??;
+            let place = package.root.display();
+            if json {
+                print(&json!({"package": package.name, "path": package.root}).to_string());
+            } else {
+                print(&format!("ready: {} in {place}", package.name));
+            }
+            Ok(0)
+        }
         Verb::Config => {
             print(Config::documented().trim_end());
             Ok(0)

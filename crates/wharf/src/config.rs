@@ -64,7 +64,7 @@ pub(crate) struct Containers {
     pub(crate) standby_mib: Option<u64>,
     pub(crate) isolation: wharf_model::Isolation,
     pub(crate) microvm: Microvm,
-    pub(crate) guest_kernel: PathBuf,
+    pub(crate) guest_kernel: Option<PathBuf>,
     pub(crate) preloads: usize,
 }
 
@@ -170,7 +170,7 @@ impl Default for Containers {
             standby_mib: None,
             isolation: wharf_model::Isolation::Namespace,
             microvm: Microvm::Kvm,
-            guest_kernel: PathBuf::from("/"),
+            guest_kernel: None,
             preloads: 4,
         }
     }
@@ -268,8 +268,8 @@ id_ranges = 4094
 isolation = "namespace"
 # How the virtual machines of class microvm are run: "kvm", or "emulated": many times slower, for trying it on a machine without KVM.
 microvm = "kvm"
-# Where their kernel is: below this directory, boot/vmlinuz-*-cloud-* (the newest) and its modules, as linux-image-cloud-amd64 installs them.
-guest_kernel = "/"
+# Where their kernel is: below this directory, boot/vmlinuz-*-cloud-* (the newest) and its modules in lib/modules. Default: where `wharf guest-kernel` puts it.
+# guest_kernel = "/var/lib/wharf/guest/kernel"
 # How many Python interpreters with their imports done are kept for images that ask for it (LABEL wharf.preload), in memory; 0 switches that off.
 preloads = 4
 
@@ -339,6 +339,11 @@ impl Config {
     /// `<data>/run`, with sockets and everything that a clean stop removes.
     pub(crate) fn run_dir(&self) -> PathBuf {
         self.data_dir.join("run")
+    }
+
+    /// What virtual machines are made of.
+    pub(crate) fn guest_dir(&self) -> PathBuf {
+        self.data_dir.join("guest")
     }
 
     /// The operator's socket.

@@ -25,9 +25,8 @@ const REDIRECT: Redirect = Redirect {
 };
 /// Of a question by UDP.
 const LONGEST: usize = 65536;
-/// How often it is looked which ports are listened on: at first, when everybody waits for it, and later.
-const LOOKS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(20)];
-const AT_FIRST: Duration = Duration::from_secs(10);
+/// Between two looks at which ports are listened on: a hundredth of the time since that changed last, within these bounds.
+const LOOKS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(100)];
 
 /// Made, not served yet.
 pub(super) struct Sockets {
@@ -154,7 +153,8 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    pub(super) async fn open(opener: &Opener, _made: &Sockets) -> Result<Ports> {
+    /// The stream is the guest's sign of life, and the sockets must be there by then.
+    pub(super) async fn open(opener: &Opener, _: &Sockets) -> Result<Ports> {
         let mut stream = opener.open().await?;
         send(&mut stream, &FromGuest::Ports).await?;
         let listeners = Listeners::here(TCP_PORT).context("asking for listeners")?;
@@ -163,27 +163,23 @@ impl Ports {
 
     /// Until outside is gone.
     pub(super) async fn run(mut self) {
-        let start = Instant::now();
-        let mut told = Vec::new();
+        let (mut told, mut changed) = (Vec::new(), Instant::now());
         loop {
             match self.listeners.ports() {
-                Ok(ports) => {
-                    let own = [TCP_PORT, DNS_PORT];
-                    let ports: Vec<u16> = ports
-                        .into_iter()
-                        .filter(|port| !own.contains(port))
-                        .collect();
+                Ok(mut ports) => {
+                    ports.retain(|port| ![TCP_PORT, DNS_PORT].contains(port));
+                    let ports: Vec<u16> = ports.into_iter().collect();
                     if ports != told {
                         if send(&mut self.stream, &ports).await.is_err() {
                             return;
                         }
-                        told = ports;
+                        (told, changed) = (ports, Instant::now());
                     }
                 }
                 Err(error) => eprintln!("wharf: looking for listeners: {error}"),
             }
-            let late = start.elapsed() > AT_FIRST;
-            tokio::time::sleep(LOOKS[usize::from(late)]).await;
+            let pause = changed.elapsed() / 100;
+            tokio::time::sleep(pause.clamp(LOOKS[0], LOOKS[1])).await;
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns: their arguments, starting them, and finding out why they ended. Must not: know what is said with the guest.
 
-use crate::{DROP, GUEST};
+use crate::GUEST;
 use anyhow::{Context, Result, anyhow};
 use rustix::fd::{AsRawFd, RawFd};
 use rustix::io::FdFlags;
@@ -101,15 +101,7 @@ async fn ended(qemu: &mut Child, files: &mut Child) {
 
 fn start(program: &str, arguments: &[String], log: &str) -> Result<Child> {
     let log = File::create(log).with_context(|| format!("making {log}"))?;
-    // QEMU is started by a process that has no capability any more; virtiofsd drops what it does not need itself.
-    let mut command = if program == QEMU {
-        let mut command = Command::new("/proc/self/exe");
-        command.args([VERB, DROP, program]);
-        command
-    } else {
-        Command::new(program)
-    };
-    command
+    Command::new(program)
         .args(arguments)
         .env_clear()
         .current_dir("/")
@@ -208,8 +200,8 @@ fn said(log: &str) -> String {
     }
 }
 
-/// For good, of this thread and all that it starts.
-pub(super) fn drop_capabilities() -> rustix::io::Result<()> {
+/// For good, of this thread and all that it starts: root without a bounding set is nothing.
+fn drop_capabilities() -> rustix::io::Result<()> {
     for bit in 0..u64::BITS {
         match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
             Ok(()) => {}

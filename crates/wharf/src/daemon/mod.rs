@@ -224,8 +224,11 @@ async fn serve(
             preloads: config.containers.preloads,
             microvm: MicrovmConfig {
                 agent: std::env::current_exe().context("finding wharf's own executable")?,
-                kernel_root: config.containers.guest_kernel.clone(),
-                directory: config.data_dir.join("guest"),
+                kernel_root: match &config.containers.guest_kernel {
+                    Some(root) => root.clone(),
+                    None => config.guest_dir().join(wharf_microvm::package::LINK),
+                },
+                directory: config.guest_dir(),
                 kvm: config.containers.microvm == Microvm::Kvm,
             },
         },

@@ -76,7 +76,7 @@ pub(crate) fn run_tests(only: &[String]) -> Result<()> {
     if !pack.status()?.success() {
         bail!("cpio failed");
     }
-    eprintln!("  ... the tests, in the guest");
+    eprintln!("  ... the tests, in the guest ({})", kernel.name);
     let mut machine = Command::new("qemu-system-x86_64");
     machine
         .args([

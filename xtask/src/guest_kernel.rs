@@ -1,6 +1,7 @@
 //! The kernel that Debian ships for virtual machines, in `target/tools/guest`: of `cargo xtask guest`, and of the tests of isolation class microvm.
 
 #[path = "../../crates/microvm/src/package.rs"]
+#[expect(unreachable_pub, reason = "it is a public module of its own crate")]
 mod package;
 
 use crate::progress::step;

@@ -48,6 +48,11 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// A step on the way, for whoever waits in vain: the agent outside shows the console's last lines.
+fn stage(what: &str) {
+    eprintln!("wharf: {what}");
+}
+
 /// Until everything is there. Returns the container's network namespace, which this process is in from then on, so that all its sockets are.
 fn prepare() -> Result<network::Sockets> {
     let none = None::<&CStr>;
@@ -55,6 +60,7 @@ fn prepare() -> Result<network::Sockets> {
         mount(kind, at, kind, MountFlags::empty(), none)
             .with_context(|| format!("mounting {at}"))?;
     }
+    stage("loading modules");
     load_modules()?;
     leave_ramdisk().context("leaving the RAM disk")?;
     mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), none).context("mounting cgroups")?;
@@ -64,6 +70,7 @@ fn prepare() -> Result<network::Sockets> {
     fs::write(own.join("cgroup.procs"), "1").context("entering a cgroup")?;
     let control = Path::new(CGROUPS).join("cgroup.subtree_control");
     fs::write(&control, "+memory +cpu +pids").context("giving the cgroups their controllers")?;
+    stage("mounting the container's files");
     mount(
         keep::TAG,
         ROOT,
@@ -72,6 +79,7 @@ fn prepare() -> Result<network::Sockets> {
         none,
     )
     .context("mounting the container's files")?;
+    stage("making the container's network");
     // The cgroup's limit decides, not a guess of how much there will be.
     fs::write("/proc/sys/vm/overcommit_memory", "1").context("vm.overcommit_memory")?;
     network::enter().context("making the container's network")
@@ -132,6 +140,7 @@ fn serve(sockets: network::Sockets) -> Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
+        stage("connecting to the outside");
         let link = port::open().await?;
         let (opener, mut arrivals) = mux::connect(link, Side::Inside);
         // The other side takes it as the sign of life.

@@ -7,7 +7,7 @@
 
 use crate::outside::write_all;
 use anyhow::{Context, Result};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -32,6 +32,20 @@ pub(super) async fn open() -> Result<tokio::net::UnixStream> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let port = rustix::fs::open(&path, flags, Mode::empty())
         .with_context(|| format!("opening {}", path.display()))?;
+    // Until the host has said that somebody is there, a read says that nobody is.
+    let connected = async {
+        loop {
+            let mut fds = [PollFd::new(&port, PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec::default()))?;
+            if !fds[0].revents().contains(PollFlags::HUP) {
+                return Ok::<_, io::Error>(());
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, connected)
+        .await
+        .context("nobody is outside")??;
     let port = Arc::new(port);
     let (ours, theirs) = UnixStream::pair()?;
     let (from, to) = (theirs.try_clone()?, theirs);

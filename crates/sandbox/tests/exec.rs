@@ -83,7 +83,7 @@ fn descriptors(spawner: &Spawner) -> usize {
 
 /// The count when nothing is under way in container `c`: before an answer, it has done with the answer before.
 async fn descriptors_at_rest(spawner: &Spawner) -> usize {
-    support::all_is_made_ahead(spawner, 1).await;
+    support::descriptors_at_rest(spawner, 1).await;
     assert!(spawner.signal("c", 0).await.unwrap());
     descriptors(spawner)
 }

@@ -227,25 +227,8 @@ async fn interrupt_does_not_reach_the_spawner_and_it_stays_small() {
             .unwrap()
     };
     assert_ne!(session(&spawner.pid().to_string()), session("self"));
-    let descriptors = || {
-        let open = std::fs::read_dir(format!("/proc/{}/fd", spawner.pid()));
-        open.unwrap().count()
-    };
     // Its own ones, processes made ahead, and the user namespaces that it keeps ready: as many as ever when it has had the time.
-    let settled = async || {
-        support::all_is_made_ahead(&spawner, 0).await;
-        let (mut before, mut looks) = (0, 0);
-        while looks < 4 {
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-            looks = if before == descriptors() {
-                looks + 1
-            } else {
-                0
-            };
-            before = descriptors();
-        }
-        before
-    };
+    let settled = async || support::descriptors_at_rest(&spawner, 0).await;
     let run = async |round: u32| {
         for n in 0..20 {
             let ran = place

@@ -217,6 +217,28 @@ pub(crate) async fn has_children(spawner: &Spawner, count: usize) {
     .await;
 }
 
+/// How many descriptors the spawner has.
+pub(crate) fn descriptors(spawner: &Spawner) -> usize {
+    let open = fs::read_dir(format!("/proc/{}/fd", spawner.pid()));
+    open.unwrap().count()
+}
+
+/// The same, when processes and user namespaces are made ahead and nothing changes any more.
+pub(crate) async fn descriptors_at_rest(spawner: &Spawner, containers: usize) -> usize {
+    all_is_made_ahead(spawner, containers).await;
+    let (mut before, mut looks) = (0, 0);
+    while looks < 4 {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        looks = if before == descriptors(spawner) {
+            looks + 1
+        } else {
+            0
+        };
+        before = descriptors(spawner);
+    }
+    before
+}
+
 pub(crate) fn read_all(fd: OwnedFd) -> tokio::task::JoinHandle<String> {
     tokio::task::spawn_blocking(move || {
         let mut bytes = Vec::new();

@@ -100,21 +100,15 @@ impl Directories {
             return false;
         }
         let unused = self.unused("spare");
-        // Somebody may still read its output, so these files are never written again.
-        let kept = [log::CURRENT, log::BEFORE]
-            .into_iter()
-            .try_for_each(|name| match std::fs::remove_file(dir.join(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            });
         // Whatever else there might be is not for the next one.
         let is_bare = |entry: io::Result<std::fs::DirEntry>| {
             entry.is_ok_and(|entry| {
                 let name = entry.file_name();
-                name == DISK || name == record::FILE || name == record::WRITTEN
+                [DISK, record::FILE, record::WRITTEN, log::CURRENT]
+                    .contains(&&*name.to_string_lossy())
             })
         };
-        let kept = kept
+        let kept = log::recycle(dir)
             .and_then(|()| Ok(std::fs::read_dir(dir)?.all(is_bare)))
             .is_ok_and(|is_bare| is_bare && std::fs::rename(dir, &unused).is_ok());
         if kept {

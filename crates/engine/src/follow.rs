@@ -6,7 +6,7 @@
 use crate::instance::View;
 use crate::log::{self, Entry, Grown};
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use tokio::sync::watch;
 
@@ -148,10 +148,6 @@ impl Follower {
     }
 
     fn open(&self, name: &str) -> io::Result<Option<File>> {
-        match File::open(self.dir.join(name)) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        log::open(&self.dir, name)
     }
 }

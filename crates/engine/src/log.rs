@@ -3,10 +3,13 @@
 //!
 //! An entry is one byte for the stream (1 out, 2 err), eight for the time (unix ms, little endian), four for the length, and the bytes. A torn last
 //! entry (the machine stopped in the midst of a write) is cut off when the file is opened again.
+//!
+//! Whoever has a segment open holds a shared lock on it (flock(2)): one that nobody has open may become another instance's ([`recycle`]).
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -86,6 +89,7 @@ fn open_append(path: &Path) -> io::Result<(File, u64)> {
         .append(true)
         .create(true)
         .open(path)?;
+    file.lock_shared()?;
     let length = file.metadata()?.len();
     if length == 0 {
         return Ok((file, 0));
@@ -97,19 +101,57 @@ fn open_append(path: &Path) -> io::Result<(File, u64)> {
     Ok((file, good))
 }
 
+/// A segment, to be read. `None`: there is none (any more).
+pub(crate) fn open(dir: &Path, name: &str) -> io::Result<Option<File>> {
+    let path = dir.join(name);
+    let found = || -> io::Result<File> {
+        let file = File::open(&path)?;
+        file.lock_shared()?;
+        // Before the lock it may have become another's, which then has another path.
+        match fs::metadata(&path)?.ino() == file.metadata()?.ino() {
+            true => Ok(file),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
+    };
+    match found() {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// All entries kept, oldest first.
 pub(crate) fn read(dir: &Path) -> io::Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for name in [BEFORE, CURRENT] {
         let mut bytes = Vec::new();
-        match File::open(dir.join(name)) {
-            Ok(mut file) => file.read_to_end(&mut bytes)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(e),
+        let Some(mut file) = open(dir, name)? else {
+            continue;
         };
+        file.read_to_end(&mut bytes)?;
         entries.extend(parse(&bytes).0);
     }
     Ok(entries)
+}
+
+/// Makes the log in `dir` an empty one, for another instance; `dir` has left the path where it is looked for. A segment that somebody still has open is
+/// removed instead, and ends with them.
+pub(crate) fn recycle(dir: &Path) -> io::Result<()> {
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    gone(fs::remove_file(dir.join(BEFORE)))?;
+    let path = dir.join(CURRENT);
+    let current = match OpenOptions::new().write(true).open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    match current.try_lock() {
+        Ok(()) => current.set_len(0),
+        Err(TryLockError::WouldBlock) => gone(fs::remove_file(path)),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// Whole entries, and how many bytes they take.
@@ -227,6 +269,45 @@ mod tests {
             read(dir.path()).unwrap(),
             vec![(false, 1, b"whole".to_vec()), (true, 3, b"after".to_vec())]
         );
+    }
+
+    #[test]
+    fn what_somebody_has_open_never_becomes_another_instances() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+        fs::create_dir(&first).unwrap();
+        let write = |dir: &Path, text: &[u8]| {
+            let mut writer = Writer::new(dir, 1 << 20, watch::Sender::default());
+            writer.append(false, 1, text).unwrap();
+            writer
+        };
+        let inode = |dir: &Path| fs::metadata(dir.join(CURRENT)).map(|file| file.ino()).ok();
+
+        drop(write(&first, b"secret"));
+        let made = inode(&first);
+        fs::rename(&first, &second).unwrap();
+        recycle(&second).unwrap();
+        assert_eq!(
+            (inode(&second), read(&second).unwrap()),
+            (made, vec![]),
+            "it is used again"
+        );
+        assert!(open(&first, CURRENT).unwrap().is_none());
+
+        let late = write(&second, b"mine");
+        fs::rename(&second, &first).unwrap();
+        recycle(&first).unwrap();
+        assert_eq!(inode(&first), None, "its writer may write more");
+        drop(late);
+
+        drop(write(&first, b"mine"));
+        let mut reader = open(&first, CURRENT).unwrap().unwrap();
+        fs::rename(&first, &second).unwrap();
+        recycle(&second).unwrap();
+        drop(write(&second, b"not for the reader"));
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        assert_eq!(parse(&bytes).0, [(false, 1, b"mine".to_vec())]);
     }
 
     #[tokio::test]

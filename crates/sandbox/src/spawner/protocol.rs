@@ -230,6 +230,9 @@ impl Outbox {
     }
 }
 
+/// Most bytes received at a time. Few pages: they are on the stack, and after each fork the spawner copies each page that it writes to.
+const CHUNK: usize = 4096;
+
 /// Bytes and descriptors on their way in.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
@@ -240,7 +243,7 @@ pub(crate) struct Inbox {
 impl Inbox {
     /// Receives once. `Ok(false)` at the end of the stream; WouldBlock when nothing is there.
     pub(crate) fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
-        let mut chunk = [0u8; 64 * 1024];
+        let mut chunk = [0u8; CHUNK];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;

@@ -176,6 +176,8 @@ pub(crate) enum Place<'a> {
     New {
         spec: &'a ProcessSpec,
         netns: Option<BorrowedFd<'a>>,
+        /// A mount of the disk, if the request has one.
+        disk: Option<BorrowedFd<'a>>,
     },
     /// Behind those of a running container, given by its main process. The PID namespace and the v2 cgroup come with the clone.
     Joined { container: BorrowedFd<'a> },
@@ -248,10 +250,10 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     }
     leave_spawner(plan.cgroup)?;
     match plan.place {
-        Place::New { spec, netns } => {
+        Place::New { spec, netns, disk } => {
             enter_network(netns)?;
             leave_cgroups(plan.users)?;
-            enter_new(spec, plan, None)?;
+            enter_new(spec, disk, plan, None)?;
         }
         Place::Joined { container } => {
             rustix::thread::move_into_thread_name_spaces(container, JOINED)
@@ -365,7 +367,12 @@ fn leave_cgroups(users: Option<&UserNamespace>) -> Result<(), Failure> {
 }
 
 /// The walls of a process's own: its file system, and its name.
-fn enter_new(spec: &ProcessSpec, plan: &Plan<'_>, ahead: Option<Stage>) -> Result<(), Failure> {
+fn enter_new(
+    spec: &ProcessSpec,
+    disk_mount: Option<BorrowedFd<'_>>,
+    plan: &Plan<'_>,
+    ahead: Option<Stage>,
+) -> Result<(), Failure> {
     let users = plan.users;
     match &spec.root {
         Root::Overlay { lower, upper, work } => {
@@ -374,6 +381,7 @@ fn enter_new(spec: &ProcessSpec, plan: &Plan<'_>, ahead: Option<Stage>) -> Resul
                 upper,
                 work,
                 disk: spec.disk.as_ref(),
+                disk_mount,
                 extra: &spec.mounts,
             };
             match &spec.kernel {

@@ -11,8 +11,8 @@ use crate::sys;
 use rustix::fs::{FileType, IFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 use std::ffi::OsStr;
 use std::fs::File;
@@ -306,6 +306,18 @@ fn make_directory(root: BorrowedFd<'_>, name: &str) -> io::Result<()> {
         mode,
         rustix::fs::AtFlags::empty(),
     )?)
+}
+
+/// Another mount of what is mounted, attached nowhere. Mounting the device again would do the same, but looks through all disks of the machine.
+pub(crate) fn another_mount(mount: BorrowedFd<'_>, device: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    match open_tree(mount, "", flags) {
+        // Before Linux 6.15, only of what is attached somewhere.
+        Err(Errno::INVAL) => mount_device(device),
+        other => Ok(other?),
+    }
 }
 
 /// The mount of a device's file system, attached nowhere. All mounts of one device are of one file system.

@@ -23,12 +23,17 @@ pub(crate) const IDS: u32 = 65_536;
 /// Kept ready, while ranges are left.
 const READY: usize = 32;
 
-/// The host's ids that containers may have, in ranges of 65536.
+/// Of so many ranges, no two have roots that the kernel looks for in the same place: it takes the sum of an id and its 128th, modulo 128
+/// (kernel/user.c, `__uidhashfn`), which would be the same of all that lie 65536 apart.
+const ALIKE: u32 = 128;
+
+/// The host's ids that containers may have, in ranges of 65536. Of more than 128 ranges, one is given up: the others lie one id apart, and a start
+/// takes no longer where many run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdRanges {
     /// The first id of the first range.
     pub first: u32,
-    /// How many ranges: at most so many containers at a time.
+    /// How many ranges: at most so many containers at a time, or one less.
     pub count: u32,
 }
 
@@ -44,6 +49,20 @@ impl Default for IdRanges {
 }
 
 impl IdRanges {
+    /// How many containers can run at a time.
+    fn usable(self) -> u32 {
+        match self.count > ALIKE {
+            true => self.count - self.count.div_ceil(IDS),
+            false => self.count,
+        }
+    }
+
+    /// The first id of a range.
+    fn root(self, number: u32) -> u32 {
+        let apart = if self.count > ALIKE { IDS + 1 } else { IDS };
+        self.first + number * apart
+    }
+
     /// Why these can't be used; for a person.
     pub fn check(self) -> Result<(), String> {
         let end = u64::from(self.first) + u64::from(self.count) * u64::from(IDS);
@@ -161,12 +180,12 @@ impl Pool {
 
     /// How many more containers there is a range for.
     pub(crate) fn left(&self) -> usize {
-        self.ready.len() + (self.ranges.count - self.made) as usize
+        self.ready.len() + (self.ranges.usable() - self.made) as usize
     }
 
     /// Whether [`Pool::refill`] has something to do.
     pub(crate) fn is_short(&self) -> bool {
-        !self.broken && self.ready.len() < READY && self.made < self.ranges.count
+        !self.broken && self.ready.len() < READY && self.made < self.ranges.usable()
     }
 
     /// Makes one more, for later. To be called when nobody waits.
@@ -181,13 +200,13 @@ impl Pool {
     }
 
     fn make(&mut self) -> io::Result<UserNamespace> {
-        if self.made == self.ranges.count {
+        if self.made == self.ranges.usable() {
             return Err(io::Error::other(format!(
                 "all {} id ranges for containers are in use (containers.id_ranges in wharf.toml)",
-                self.ranges.count
+                self.ranges.usable()
             )));
         }
-        let root = self.ranges.first + self.made * IDS;
+        let root = self.ranges.root(self.made);
         let namespace = make(root).map_err(|e| {
             io::Error::new(
                 e.kind(),
@@ -233,6 +252,29 @@ mod tests {
         ranges.check().unwrap();
         assert_eq!(ranges.first, 1_879_048_192);
         assert_eq!(ranges.first + ranges.count * IDS - 1, 2_147_352_575);
+    }
+
+    #[test]
+    fn ranges_are_within_and_apart_and_of_different_places_in_the_kernels_table() {
+        for count in [1, 2, 128, 129, 1000, IdRanges::default().count] {
+            let ranges = IdRanges {
+                count,
+                ..IdRanges::default()
+            };
+            let roots: Vec<u32> = (0..ranges.usable()).map(|n| ranges.root(n)).collect();
+            assert!(roots.windows(2).all(|two| two[1] - two[0] >= IDS));
+            let end = roots.last().unwrap() + IDS;
+            assert!(end <= ranges.first + count * IDS, "{count}");
+            assert!(ranges.usable() >= count - 1, "{count}");
+            let mut places = [0; 128];
+            for root in &roots {
+                places[(((root >> 7) + root) & 127) as usize] += 1;
+            }
+            let most = *places.iter().max().unwrap();
+            if count > ALIKE {
+                assert!(most <= count / 128 + 2, "{count}: {most}");
+            }
+        }
     }
 
     #[test]

@@ -50,6 +50,8 @@ struct Amount {
     rounds: usize,
     idle: usize,
     sustained_seconds: u64,
+    /// 0: not measured.
+    growth: usize,
 }
 
 impl Amount {
@@ -65,6 +67,7 @@ impl Amount {
             rounds: if short { n.min(5) } else { 10 },
             idle: if short { 50 } else { 300 },
             sustained_seconds: if short { 5 } else { 60 },
+            growth: if short { 0 } else { 100 },
         }
     }
 }
@@ -112,6 +115,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         add("--burst", "100".to_owned());
         add("--idle", amount.idle.to_string());
         add("--sustained", amount.sustained_seconds.to_string());
+        add("--growth", amount.growth.to_string());
     }
     if options.write {
         let path = setup::root().join("BENCHMARKS.md");

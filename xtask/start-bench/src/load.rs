@@ -4,7 +4,9 @@ use crate::class::{self, Class};
 use crate::measure::percentile;
 use crate::place::Place;
 use crate::report::{Burst, Density, Sleeping, Sustained};
+use crate::runtime::Runtime;
 use crate::runtime::engine::World;
+use crate::runtime::floor::Floor;
 use crate::runtime::whole::Node;
 use crate::{interrupt, look};
 use anyhow::{Context, Result, bail};
@@ -214,7 +216,7 @@ fn size(world: &World, place: &Place) -> Size {
 /// Start, first byte and removal, `rate` times a second, for a while: the rate that is reached, and what grew.
 pub(crate) async fn sustained(
     world: &World,
-    place: &Place,
+    place: &Arc<Place>,
     class: &Class,
     rate: u32,
     seconds: u64,
@@ -226,6 +228,7 @@ pub(crate) async fn sustained(
     let before = size(world, place);
     let (mut times, failed, reason, elapsed) =
         load(world, class, rate, Duration::from_secs(seconds)).await?;
+    let floor = tokio::task::block_in_place(|| floor(place, class))?;
     tokio::time::sleep(SETTLE).await;
     let after = size(world, place);
     times.sort();
@@ -234,6 +237,7 @@ pub(crate) async fn sustained(
         asked_per_second: rate,
         seconds,
         reached_per_second: (times.len() as f64 / elapsed.as_secs_f64() * 10.0).round() / 10.0,
+        floor_per_second: Some(floor),
         failed,
         p50_ms: percentile(&times, 0.5),
         p99_ms: percentile(&times, 0.99),
@@ -245,6 +249,33 @@ pub(crate) async fn sustained(
         grown_instance_directories: grown(after.files as u64, before.files as u64),
         reason,
     })
+}
+
+/// How many lives of the bare program as many clients get through in a second.
+fn floor(place: &Arc<Place>, class: &Class) -> Result<f64> {
+    const TIME: Duration = Duration::from_secs(3);
+    let start = Instant::now();
+    let lives = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS as u16)
+            .map(|number| {
+                scope.spawn(move || {
+                    let (mut floor, mut lives) = (Floor::beside(place.clone(), number), 0);
+                    while start.elapsed() < TIME && interrupt::check().is_ok() {
+                        floor.start(class, "")?;
+                        floor.stop()?;
+                        lives += 1;
+                    }
+                    Ok(lives)
+                })
+            })
+            .collect();
+        let ended = clients.into_iter().map(|client| {
+            let lives = client.join();
+            lives.unwrap_or_else(|_| bail!("a client has panicked"))
+        });
+        ended.sum::<Result<u32>>()
+    })?;
+    Ok((f64::from(lives) / start.elapsed().as_secs_f64()).round())
 }
 
 type Loaded = (Vec<Duration>, usize, Option<String>, Duration);

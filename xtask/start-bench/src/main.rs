@@ -6,6 +6,7 @@
 
 mod class;
 mod daemons;
+mod growth;
 mod http;
 mod interrupt;
 mod load;
@@ -67,6 +68,9 @@ struct Args {
     /// Seconds of starts at a rate
     #[arg(long, default_value_t)]
     sustained: u64,
+    /// Starts of each kind where there is more of something
+    #[arg(long, default_value_t)]
+    growth: usize,
     /// A program that deploys the same Worker with instances started ahead
     #[arg(long)]
     deploy_ahead: Option<PathBuf>,
@@ -170,6 +174,10 @@ fn run(args: &Args) -> Result<()> {
         runtime.block_on(sustained).into()
     });
     interrupt::check()?;
+    let growth = of_static.filter(|_| args.growth > 0);
+    let growth =
+        growth.map(|class| growth::growth(&runtime, &world.1, &place, class, args.growth).into());
+    interrupt::check()?;
     let ahead = match node.as_ref().zip(args.deploy_ahead.as_ref()) {
         Some((node, deploy)) => {
             let (of_it, memory) = ahead(args, node, deploy)?;
@@ -189,6 +197,7 @@ fn run(args: &Args) -> Result<()> {
         burst,
         density,
         sustained,
+        growth,
         ahead,
     };
     if args.json {

@@ -186,6 +186,23 @@ fn warm_up(runtime: &mut dyn Runtime, class: &Class, number: &mut usize) -> Resu
     Ok(walls)
 }
 
+/// `n` isolated starts of one runtime, after some that do not count.
+pub(crate) fn isolated(
+    runtime: &mut dyn Runtime,
+    class: &Class,
+    n: usize,
+) -> Result<Vec<Duration>> {
+    let (mut number, mut series) = (0, Series::default());
+    warm_up(runtime, class, &mut number)?;
+    for _ in 0..n {
+        one(runtime, class, Mode::Isolated, &mut number, &mut series)?;
+    }
+    match series.reason {
+        None => Ok(series.times),
+        Some(reason) => anyhow::bail!("{reason}"),
+    }
+}
+
 fn one(
     runtime: &mut dyn Runtime,
     class: &Class,

@@ -15,6 +15,7 @@ pub(crate) struct Report {
     pub(crate) burst: Option<Outcome<Burst>>,
     pub(crate) density: Option<Outcome<Density>>,
     pub(crate) sustained: Option<Outcome<Sustained>>,
+    pub(crate) growth: Option<Outcome<Growth>>,
     pub(crate) ahead: Vec<Ahead>,
 }
 
@@ -121,6 +122,8 @@ pub(crate) struct Sustained {
     pub(crate) asked_per_second: u32,
     pub(crate) seconds: u64,
     pub(crate) reached_per_second: f64,
+    /// What as many clients reach with the bare floor.
+    pub(crate) floor_per_second: Option<f64>,
     pub(crate) failed: usize,
     pub(crate) p50_ms: Option<f64>,
     pub(crate) p99_ms: Option<f64>,
@@ -131,6 +134,22 @@ pub(crate) struct Sustained {
     pub(crate) grown_cgroups: i64,
     pub(crate) grown_instance_directories: i64,
     pub(crate) reason: Option<String>,
+}
+
+/// Starts where there is more of something.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Growth {
+    pub(crate) rows: Vec<Grown>,
+}
+
+/// Starts beside one thing of which there is more.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Grown {
+    pub(crate) what: String,
+    pub(crate) n: usize,
+    pub(crate) p50_ms: Option<f64>,
+    pub(crate) p99_ms: Option<f64>,
+    pub(crate) max_ms: Option<f64>,
 }
 
 /// What an instance that is started ahead costs.

@@ -3,7 +3,8 @@
 //! Owns: which runs the file shows. The runs' data is in a JSON file beside it, and of each class the newest run is shown: all five take an
 //! hour and a half, and runtimes are only compared within a class. Must not: measure.
 
-use crate::report::{Machine, Outcome, Report, Row};
+use crate::growth::ALONE;
+use crate::report::{Grown, Machine, Outcome, Report, Row};
 use anyhow::{Context, Result};
 use std::fmt::Write as _;
 use std::fs;
@@ -73,7 +74,7 @@ pub(crate) fn table(runs: &[Report]) -> String {
         ]);
     }
     out.push('\n');
-    out += &aligned(&lines);
+    out += &aligned(&lines, 4);
     out += &failures(&rows);
     for run in runs {
         out += &notes(run);
@@ -156,11 +157,15 @@ fn notes(run: &Report) -> String {
         Some(Outcome::Measured(s)) => {
             let _ = write!(
                 out,
-                "\n**{} starts a second for {} s**, static class, engine (start, first byte, removal): {:.1}/s reached, {} failed; first byte p50 {} ms, p99 {} ms, max {} ms. Grown: \
+                "\n**{} starts a second for {} s**, static class, engine (start, first byte, removal): {:.1}/s reached{}, {} failed; first byte p50 {} ms, p99 {} ms, max {} ms. Grown: \
                  engine and spawner {} KiB, kernel {} KiB, descriptors {}, cgroups {}, instance directories {}.{}\n",
                 s.asked_per_second,
                 s.seconds,
                 s.reached_per_second,
+                s.floor_per_second.map_or_else(String::new, |floor| {
+                    let ratio = floor / s.reached_per_second;
+                    format!(" (the floor: {floor:.0}/s, {ratio:.1} times as many)")
+                }),
                 s.failed,
                 ms(s.p50_ms),
                 ms(s.p99_ms),
@@ -175,6 +180,16 @@ fn notes(run: &Report) -> String {
         }
         Some(Outcome::Failed { reason }) => {
             let _ = write!(out, "\n**Starts at a rate**: failed: {reason}\n");
+        }
+        None => {}
+    }
+    match &run.growth {
+        Some(Outcome::Measured(growth)) => {
+            out += "\n**Starts where there is more of something**, static class, engine, isolated:\n\n";
+            out += &growth_table(&growth.rows);
+        }
+        Some(Outcome::Failed { reason }) => {
+            let _ = write!(out, "\n**Starts where there is more**: failed: {reason}\n");
         }
         None => {}
     }
@@ -229,6 +244,34 @@ fn notes(run: &Report) -> String {
         );
     }
     out
+}
+
+/// With the mean of all that were measured alone.
+fn growth_table(rows: &[Grown]) -> String {
+    let head = [
+        "beside",
+        "n",
+        "p50 ms",
+        "p99 ms",
+        "max ms",
+        "p50 against alone",
+    ];
+    let mut lines = vec![head.map(str::to_owned).to_vec()];
+    let alone = rows.iter().filter(|row| row.what == ALONE);
+    let alone: Vec<f64> = alone.filter_map(|row| row.p50_ms).collect();
+    let alone = alone.iter().sum::<f64>() / alone.len() as f64;
+    for row in rows {
+        lines.push(vec![
+            row.what.clone(),
+            row.n.to_string(),
+            ms(row.p50_ms),
+            ms(row.p99_ms),
+            ms(row.max_ms),
+            row.p50_ms
+                .map_or_else(|| "-".to_owned(), |own| format!("{:.2}", own / alone)),
+        ]);
+    }
+    aligned(&lines, 1)
 }
 
 /// Each runtime's walls, as seen; of the first class that shows them.
@@ -291,14 +334,15 @@ fn give_way(older: &mut Report, newer: &Report) {
     older.burst.take_if(|_| newer.burst.is_some());
     older.density.take_if(|_| newer.density.is_some());
     older.sustained.take_if(|_| newer.sustained.is_some());
+    older.growth.take_if(|_| newer.growth.is_some());
 }
 
 fn because(reason: Option<&str>) -> String {
     reason.map_or_else(String::new, |reason| format!(" A failure: {reason}"))
 }
 
-/// A Markdown table with columns of one width.
-fn aligned(lines: &[Vec<String>]) -> String {
+/// A Markdown table with columns of one width; the first `words` are no figures.
+fn aligned(lines: &[Vec<String>], words: usize) -> String {
     let columns = lines.first().map_or(0, Vec::len);
     let width = |column: usize| {
         lines
@@ -316,7 +360,7 @@ fn aligned(lines: &[Vec<String>]) -> String {
             .zip(&widths)
             .enumerate()
             .map(|(column, (cell, width))| match column {
-                0..4 => format!("{cell:<width$}"),
+                column if column < words => format!("{cell:<width$}"),
                 _ => format!("{cell:>width$}"),
             })
             .collect();
@@ -326,7 +370,7 @@ fn aligned(lines: &[Vec<String>]) -> String {
                 .iter()
                 .enumerate()
                 .map(|(column, width)| match column {
-                    0..4 => "-".repeat(*width),
+                    column if column < words => "-".repeat(*width),
                     _ => format!("{}:", "-".repeat(width - 1)),
                 })
                 .collect();

@@ -49,17 +49,19 @@ struct Order<S> {
     stdin: bool,
 }
 
-/// The message that tells a process what to become: with this network namespace and standard input. `None`: it would be too long.
+/// The message that tells a process what to become: with this network namespace, a mount of its disk (if it is to have one), and standard
+/// input. `None`: it would be too long.
 pub(crate) fn order(
     spec: &ProcessSpec,
     netns: OwnedFd,
+    disk: Option<OwnedFd>,
     stdin: Option<OwnedFd>,
 ) -> io::Result<Option<Frame>> {
     let order = Order {
         spec,
         stdin: stdin.is_some(),
     };
-    let descriptors = std::iter::once(netns).chain(stdin).collect();
+    let descriptors = std::iter::once(netns).chain(disk).chain(stdin).collect();
     let frame = Frame::new(&order, descriptors)?;
     Ok((frame.len() <= MAX_MESSAGE).then_some(frame))
 }
@@ -107,13 +109,16 @@ fn set_up<'a>(ahead: &Ahead<'a>, report: &Cell<BorrowedFd<'a>>) -> Result<Infall
     };
     let mut descriptors = descriptors.into_iter();
     let netns = descriptors.next();
-    let stdin = descriptors.next().filter(|_| order.stdin);
     let spec = &order.spec;
+    let disk = spec.disk.as_ref().and_then(|_| descriptors.next());
+    let disk = disk.as_ref().map(AsFd::as_fd);
+    let stdin = descriptors.next().filter(|_| order.stdin);
     let plan = Plan {
         program: Program::of(spec),
         place: Place::New {
             spec,
             netns: netns.as_ref().map(AsFd::as_fd),
+            disk,
         },
         cgroup: ahead.cgroup,
         users: ahead.users,
@@ -131,7 +136,7 @@ fn set_up<'a>(ahead: &Ahead<'a>, report: &Cell<BorrowedFd<'a>>) -> Result<Infall
         between: None,
     };
     enter_network(netns.as_ref().map(AsFd::as_fd))?;
-    enter_new(spec, &plan, Some(stage))?;
+    enter_new(spec, disk, &plan, Some(stage))?;
     become_program(&plan, report)
 }
 

@@ -87,6 +87,8 @@ pub(super) struct Parts<'a> {
     pub(super) work: &'a Path,
     /// Where `upper` and `work` are.
     pub(super) disk: Option<&'a DiskMount>,
+    /// A mount of that.
+    pub(super) disk_mount: Option<BorrowedFd<'a>>,
     pub(super) extra: &'a [Mount],
 }
 
@@ -164,6 +166,7 @@ fn open_root(parts: &Parts<'_>, users: Option<&UserNamespace>) -> Result<OwnedFd
         upper,
         work,
         disk,
+        disk_mount,
         ..
     } = *parts;
     if let Some(users) = users {
@@ -175,7 +178,8 @@ fn open_root(parts: &Parts<'_>, users: Option<&UserNamespace>) -> Result<OwnedFd
             .step(|| "mapping the root file system's ids".to_owned())?;
     }
     if let Some(disk) = disk {
-        mount_disk(disk, users).step(|| format!("mounting the disk {}", disk.device.display()))?;
+        mount_disk(disk, disk_mount, users)
+            .step(|| format!("mounting the disk {}", disk.device.display()))?;
     }
     mount_root(lower, upper, work).step(|| "mounting the root file system".to_owned())
 }
@@ -206,8 +210,15 @@ fn directories<'a>(parts: &Parts<'a>) -> Vec<&'a Path> {
 }
 
 /// Another mount of the disk, with ids of its own.
-fn mount_disk(disk: &DiskMount, users: Option<&UserNamespace>) -> io::Result<()> {
-    let mount = disk::mount_device(&disk.device)?;
+fn mount_disk(
+    disk: &DiskMount,
+    mounted: Option<BorrowedFd<'_>>,
+    users: Option<&UserNamespace>,
+) -> io::Result<()> {
+    let mount = match mounted {
+        Some(mounted) => disk::another_mount(mounted, &disk.device)?,
+        None => disk::mount_device(&disk.device)?,
+    };
     if let Some(users) = users {
         mapped::map(mount.as_fd(), users.as_fd(), false, &disk.device)?;
     }
@@ -238,7 +249,7 @@ pub(crate) fn files_only(parts: &overlay::Parts<'_>) -> io::Result<OwnedFd> {
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )?;
     if let Some(disk) = parts.disk {
-        mount_disk(disk, None)?;
+        mount_disk(disk, None, None)?;
     }
     let root = mount_root(parts.lower, parts.upper, parts.work)?;
     for volume in parts.mounts {

@@ -96,8 +96,9 @@ impl Pool {
         let Some(netns) = given.netns.as_ref().filter(|_| useful) else {
             return Ok(None);
         };
+        let disk = given.disk.as_ref().map(OwnedFd::try_clone).transpose()?;
         let (child_stdin, stdin) = stdin(spec)?;
-        let Some(order) = child::ahead::order(spec, netns.try_clone()?, child_stdin)? else {
+        let Some(order) = child::ahead::order(spec, netns.try_clone()?, disk, child_stdin)? else {
             return Ok(None);
         };
         let Some(waiting) = self.take() else {

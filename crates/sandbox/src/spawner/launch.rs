@@ -142,6 +142,7 @@ pub(super) fn launch(
             place: Place::New {
                 spec,
                 netns: given.netns.as_ref().map(AsFd::as_fd),
+                disk: given.disk.as_ref().map(AsFd::as_fd),
             },
             cgroup: &cgroup,
             users: taken.as_ref(),

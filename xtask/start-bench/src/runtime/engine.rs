@@ -21,6 +21,7 @@ pub(crate) const SPAWNER_VERB: &str = "__spawner";
 pub(crate) struct World {
     pub(crate) engine: Engine,
     pub(crate) spawner: Spawner,
+    pub(crate) images: ImageStore,
     networks: Networks,
 }
 
@@ -64,11 +65,18 @@ impl World {
                 kvm: true,
             },
         };
-        let engine = Engine::start(config, spawner.clone(), survivors, images, networks.clone());
+        let engine = Engine::start(
+            config,
+            spawner.clone(),
+            survivors,
+            images.clone(),
+            networks.clone(),
+        );
         match engine.await {
             Ok(engine) => Ok(World {
                 engine,
                 spawner,
+                images,
                 networks,
             }),
             Err(error) => {

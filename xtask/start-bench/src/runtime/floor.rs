@@ -16,6 +16,8 @@ pub(crate) struct Floor {
     child: Option<Child>,
     /// For the next process; looked for before the time counts.
     address: SocketAddr,
+    /// All processes have the same.
+    is_fixed: bool,
 }
 
 impl Floor {
@@ -24,9 +26,23 @@ impl Floor {
             place,
             child: None,
             address: free_address()?,
+            is_fixed: false,
         })
     }
+
+    /// Beside others of its kind: at a port that the kernel gives to nobody else, which is theirs alone.
+    pub(crate) fn beside(place: Arc<Place>, number: u16) -> Floor {
+        Floor {
+            place,
+            child: None,
+            address: (Ipv4Addr::LOCALHOST, FIRST_PORT + number).into(),
+            is_fixed: true,
+        }
+    }
 }
+
+/// Below the kernel's ports for clients.
+const FIRST_PORT: u16 = 21_000;
 
 fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
@@ -70,7 +86,9 @@ impl Runtime for Floor {
         if let Some(mut child) = self.child.take() {
             child.kill()?;
             child.wait()?;
-            self.address = free_address()?;
+            if !self.is_fixed {
+                self.address = free_address()?;
+            }
         }
         Ok(())
     }

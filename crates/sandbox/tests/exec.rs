@@ -61,6 +61,23 @@ async fn run(spawner: &Spawner, spec: &ExecSpec) -> Result<Ran, SpawnError> {
     })
 }
 
+#[tokio::test]
+async fn in_a_container_that_was_made_ahead_the_root_is_the_containers() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    container(&place, &spawner, "ordinary").await;
+    support::all_is_made_ahead(&spawner, 1).await;
+    let before = support::children(spawner.pid());
+    let pid = container(&place, &spawner, "ahead").await;
+    assert!(before.contains(&pid));
+    let look = "ls -a / /..; cut -d ' ' -f 4-6 /proc/self/mountinfo | sed 's/c[0-9]*//'";
+    let ordinary = run(&spawner, &sh("ordinary", look)).await.unwrap();
+    let ahead = run(&spawner, &sh("ahead", look)).await.unwrap();
+    assert!(ordinary.out.contains("bin"), "{}", ordinary.out);
+    assert_eq!((ahead.out, ahead.err), (ordinary.out, ordinary.err));
+    place.finish(spawner).await;
+}
+
 fn refused(result: Result<Ran, SpawnError>) -> (String, i32) {
     match result {
         Err(SpawnError::Refused { message, exit_code }) => (message, exit_code),

@@ -101,7 +101,8 @@ fn set_up<'a>(ahead: &Ahead<'a>, report: &Cell<BorrowedFd<'a>>) -> Result<Infall
     leave_cgroups(ahead.users)?;
     mounts::follow_propagation()?;
     let root = ahead.users.map_or(0, |users| users.root);
-    let stage = Stage::make(ahead.cgroup, root, &[])?;
+    let mut stage = Stage::make(ahead.cgroup, root, &[])?;
+    stage.become_root()?;
     let Some((order, descriptors)) =
         receive(ahead.orders).step(|| "waiting for the request".to_owned())?
     else {

@@ -105,10 +105,13 @@ pub(super) fn enter_root(
         Some(stage) => stage,
         None => Stage::make(cgroup, users.map_or(0, |users| users.root), parts.extra)?,
     };
-    let root = open_root(parts, users)?;
+    let root = open_root(parts, users, stage.root())?;
     stage.move_to(root.as_fd())?;
     extra_mounts(root.as_fd(), &stage.scratch, parts.extra, sources)?;
-    become_root(root.as_fd())
+    match stage.root() {
+        Some(_) => leave_host(root.as_fd()),
+        None => become_root(root.as_fd()),
+    }
 }
 
 /// The same, of a directory that is the root as it is.
@@ -138,6 +141,15 @@ pub(super) fn follow_propagation() -> Result<(), Failure> {
     .step(|| "making mounts followers of the host's".to_owned())
 }
 
+/// Takes what covers the mount namespace's root as the own one, and leaves the host's file system, which was that until now.
+fn leave_host(root: BorrowedFd<'_>) -> Result<(), Failure> {
+    unmount("/", UnmountFlags::DETACH).step(|| "leaving the host's file system".to_owned())?;
+    rustix::process::fchdir(root)
+        .and_then(|()| rustix::process::chroot("."))
+        .and_then(|()| rustix::process::chdir("/"))
+        .step(|| "entering the root file system".to_owned())
+}
+
 /// Makes a mount `/`, and leaves the host's file system.
 pub(super) fn become_root(root: BorrowedFd<'_>) -> Result<(), Failure> {
     rustix::process::fchdir(root).step(|| "entering the root file system".to_owned())?;
@@ -156,11 +168,15 @@ pub(super) fn open_files(
 ) -> Result<(OwnedFd, Vec<Option<OwnedFd>>), Failure> {
     leave_propagation()?;
     let sources = open_sources(parts.extra, users)?;
-    Ok((open_root(parts, users)?, sources))
+    Ok((open_root(parts, users, None)?, sources))
 }
 
-/// The root file system alone.
-fn open_root(parts: &Parts<'_>, users: Option<&UserNamespace>) -> Result<OwnedFd, Failure> {
+/// The root file system alone, attached as [`mount_root`] says.
+fn open_root(
+    parts: &Parts<'_>,
+    users: Option<&UserNamespace>,
+    place: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, Failure> {
     let Parts {
         lower,
         upper,
@@ -181,7 +197,7 @@ fn open_root(parts: &Parts<'_>, users: Option<&UserNamespace>) -> Result<OwnedFd
         mount_disk(disk, disk_mount, users)
             .step(|| format!("mounting the disk {}", disk.device.display()))?;
     }
-    mount_root(lower, upper, work).step(|| "mounting the root file system".to_owned())
+    mount_root(lower, upper, work, place).step(|| "mounting the root file system".to_owned())
 }
 
 /// What is mounted from now on is seen by nobody else.
@@ -225,21 +241,30 @@ fn mount_disk(
     attach(mount.as_fd(), open_directory(CWD, &disk.at)?.as_fd())
 }
 
-/// An overlay attached on top of `upper`: a directory that surely exists, and is covered only in this namespace.
-fn mount_root(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedFd> {
+/// An overlay attached at `place`, or on top of `upper`: a directory that surely exists, and is covered only in this namespace.
+fn mount_root(
+    lower: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    place: Option<BorrowedFd<'_>>,
+) -> io::Result<OwnedFd> {
     let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
-    match overlay::mount_detached(&lower, Some((upper, work))) {
-        Ok(root) => {
-            let place = open_directory(CWD, upper)?;
-            attach(root.as_fd(), place.as_fd())?;
-            Ok(root)
-        }
+    let root = match overlay::mount_detached(&lower, Some((upper, work))) {
         Err(error) if overlay::is_unsupported(&error) => {
             overlay::mount_at(&lower, Some((upper, work)), upper)?;
-            open_directory(CWD, upper)
+            let root = open_directory(CWD, upper)?;
+            if place.is_none() {
+                return Ok(root);
+            }
+            root
         }
-        Err(error) => Err(error),
+        other => other?,
+    };
+    match place {
+        Some(place) => attach(root.as_fd(), place)?,
+        None => attach(root.as_fd(), open_directory(CWD, upper)?.as_fd())?,
     }
+    Ok(root)
 }
 
 /// Only the files: the root with its volumes, in a mount namespace that the caller has made for it. Other mounts are left out.
@@ -251,7 +276,7 @@ pub(crate) fn files_only(parts: &overlay::Parts<'_>) -> io::Result<OwnedFd> {
     if let Some(disk) = parts.disk {
         mount_disk(disk, None, None)?;
     }
-    let root = mount_root(parts.lower, parts.upper, parts.work)?;
+    let root = mount_root(parts.lower, parts.upper, parts.work, None)?;
     for volume in parts.mounts {
         if let Mount::Overlay {
             lower,
@@ -260,7 +285,7 @@ pub(crate) fn files_only(parts: &overlay::Parts<'_>) -> io::Result<OwnedFd> {
             target,
         } = volume
         {
-            let mount = mount_root(lower, upper, work)?;
+            let mount = mount_root(lower, upper, work, None)?;
             put(root.as_fd(), mount.as_fd(), target)?;
         }
     }
@@ -540,7 +565,7 @@ pub(super) fn extra_mounts(
                 target,
             } => {
                 let name = || format!("mounting a volume at {}", target.display());
-                let volume = mount_root(lower, upper, work).step(name)?;
+                let volume = mount_root(lower, upper, work, None).step(name)?;
                 put(root, volume.as_fd(), target).step(name)?;
             }
             Mount::File { target, content } => {

@@ -30,6 +30,7 @@ pub(super) struct Stage {
     cgroups: Vec<OwnedFd>,
     /// Of /proc: the kernel had no such files, but may have them by the time that somebody sees it.
     absent: Vec<Cover>,
+    is_root: bool,
 }
 
 impl Stage {
@@ -55,9 +56,36 @@ impl Stage {
             empty,
             cgroups,
             absent: Vec::new(),
+            is_root: false,
         };
         stage.absent = mounts::cover(stage.proc.as_fd(), mounts::covers("proc/"), &stage)?;
         Ok(stage)
+    }
+
+    /// Makes `scratch` the root of the mount namespace, while this process's own stays the host's. The container's root will cover it, so that nothing
+    /// leads to it, and the host's, which hangs below it, goes. This is pivot_root's work, done early: pivot_root(2) looks at every process of the
+    /// machine, and a start shall not wait for that.
+    pub(super) fn become_root(&mut self) -> Result<(), Failure> {
+        const HOST: &str = "host";
+        if weak::is_down(Wall::Pivot) {
+            return Ok(());
+        }
+        let turned = || -> io::Result<()> {
+            drop(self.scratch.place(HOST)?);
+            rustix::process::fchdir(&self.scratch)?;
+            rustix::process::pivot_root(".", HOST)?;
+            rustix::process::fchdir(open_directory(self.scratch.as_fd(), Path::new(HOST))?)?;
+            rustix::process::chroot(".")?;
+            Ok(rustix::process::chdir("/")?)
+        };
+        turned().step(|| "pivot_root".to_owned())?;
+        self.is_root = true;
+        Ok(())
+    }
+
+    /// The root of the mount namespace, which the container's is to cover, after [`Stage::become_root`].
+    pub(super) fn root(&self) -> Option<BorrowedFd<'_>> {
+        self.is_root.then(|| self.scratch.as_fd())
     }
 
     /// What files become that are masked: the container's /dev/null. It is inert, and so is an empty directory.

@@ -124,6 +124,7 @@ async fn guarded(
     let spec = spec(&id, &job, network.resolv_conf());
     let fds = SpawnFds {
         netns: Some(network.namespace().map_err(failed("making a network"))?),
+        sys: network.system_files(),
         disk: None,
         image: None,
         inherit: Vec::new(),

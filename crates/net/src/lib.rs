@@ -156,6 +156,7 @@ struct Shared {
     /// Whether there is an IPv6 route inside.
     ipv6: AtomicBool,
     succession: Succession,
+    sys: Mutex<Option<OwnedFd>>,
     ended: CancellationToken,
 }
 
@@ -234,7 +235,7 @@ impl Networks {
     /// # Errors
     /// What the kernel refused.
     pub async fn create(&self) -> Result<Network, NetError> {
-        let network = self.create_for_worker().await?;
+        let network = self.take().await?;
         door::open(&network.handle.0, self.worker.as_ref(), None).await?;
         Ok(network)
     }
@@ -244,6 +245,12 @@ impl Networks {
     /// # Errors
     /// What the kernel refused.
     pub async fn create_for_worker(&self) -> Result<Network, NetError> {
+        let network = self.take().await?;
+        drop(network.system_files()); // Its root has no /sys.
+        Ok(network)
+    }
+
+    async fn take(&self) -> Result<Network, NetError> {
         let prepared = match self.pool.take() {
             Some(prepared) => prepared,
             None => {
@@ -297,6 +304,7 @@ impl Networks {
             door: door::Door::default(),
             ipv6: AtomicBool::new(self.config.ipv6),
             succession: Succession::default(),
+            sys: Mutex::new(prepared.sys),
             ended: CancellationToken::new(),
         });
         // From here on, an error ends the tasks that were started.
@@ -330,6 +338,13 @@ impl Network {
             .namespace()
             .try_clone()
             .map_err(|e| NetError::io("duplicating a namespace's descriptor", e))
+    }
+
+    /// A mount of the namespace's sysfs, made with it: for who starts the first process there, as it can be attached but once.
+    pub fn system_files(&self) -> Option<OwnedFd> {
+        let shared = self.shared();
+        let mut sys = shared.sys.lock().unwrap_or_else(PoisonError::into_inner);
+        sys.take()
     }
 
     /// Where workerd's CONNECT, `PUT /egress` and `GET /ca` go: on 127.0.0.1, of the network of workerd's process if it has one, else of the

@@ -47,14 +47,21 @@ pub(crate) struct Prepared {
     pub(crate) dns_udp: Vec<UdpSocket>,
     /// `None` on a kernel that cannot be asked for listeners.
     pub(crate) listeners: Option<Listeners>,
+    /// As [`crate::Network::system_files`].
+    pub(crate) sys: Option<OwnedFd>,
 }
 
 impl Prepared {
     /// Makes a namespace. Blocks for about a millisecond.
     pub(crate) fn create(ipv6: bool) -> Result<Self, NetError> {
-        let (namespace, sockets) = netns::create_and(Redirect { ipv6, ..REDIRECT }, Sockets::here)
+        let inside = || (Sockets::here(), netns::here::system_files());
+        let (namespace, (sockets, sys)) = netns::create_and(Redirect { ipv6, ..REDIRECT }, inside)
             .map_err(|e| NetError::io("making a container's network", e))?;
-        Ok(Self::of(namespace, sockets?, Ca::generate()?))
+        Ok(Self {
+            // Else the container's start mounts its own, or tells why that can't be.
+            sys: sys.ok(),
+            ..Self::of(namespace, sockets?, Ca::generate()?)
+        })
     }
 
     /// Opens everything anew in a namespace that exists, with an authority that has this key, or a new one.
@@ -74,6 +81,7 @@ impl Prepared {
             dns_tcp: sockets.dns_tcp,
             dns_udp: sockets.dns_udp,
             listeners: sockets.listeners,
+            sys: None,
         }
     }
 }

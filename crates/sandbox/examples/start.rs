@@ -176,6 +176,7 @@ async fn start(spawner: &Spawner, side: &Side, dir: &Path, round: usize) -> Dura
     };
     let fds = SpawnFds {
         netns: Some(network),
+        sys: None,
         disk: disk
             .as_ref()
             .map(|d| d.mount().try_clone_to_owned().unwrap()),

@@ -176,11 +176,19 @@ pub(crate) enum Place<'a> {
     New {
         spec: &'a ProcessSpec,
         netns: Option<BorrowedFd<'a>>,
-        /// A mount of the disk, if the request has one.
-        disk: Option<BorrowedFd<'a>>,
+        mounted: Mounted<'a>,
     },
     /// Behind those of a running container, given by its main process. The PID namespace and the v2 cgroup come with the clone.
     Joined { container: BorrowedFd<'a> },
+}
+
+/// What was mounted for it already, and is attached nowhere.
+#[derive(Clone, Copy)]
+pub(crate) struct Mounted<'a> {
+    /// As [`crate::SpawnFds::sys`].
+    pub(crate) sys: Option<BorrowedFd<'a>>,
+    /// A mount of the disk, if the request has one.
+    pub(crate) disk: Option<BorrowedFd<'a>>,
 }
 
 impl Place<'_> {
@@ -250,10 +258,14 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
     }
     leave_spawner(plan.cgroup)?;
     match plan.place {
-        Place::New { spec, netns, disk } => {
+        Place::New {
+            spec,
+            netns,
+            mounted,
+        } => {
             enter_network(netns)?;
             leave_cgroups(plan.users)?;
-            enter_new(spec, disk, plan, None)?;
+            enter_new(spec, mounted, plan, None)?;
         }
         Place::Joined { container } => {
             rustix::thread::move_into_thread_name_spaces(container, JOINED)
@@ -369,7 +381,7 @@ fn leave_cgroups(users: Option<&UserNamespace>) -> Result<(), Failure> {
 /// The walls of a process's own: its file system, and its name.
 fn enter_new(
     spec: &ProcessSpec,
-    disk_mount: Option<BorrowedFd<'_>>,
+    mounted: Mounted<'_>,
     plan: &Plan<'_>,
     ahead: Option<Stage>,
 ) -> Result<(), Failure> {
@@ -381,7 +393,7 @@ fn enter_new(
                 upper,
                 work,
                 disk: spec.disk.as_ref(),
-                disk_mount,
+                mounted,
                 extra: &spec.mounts,
             };
             match &spec.kernel {

@@ -301,6 +301,9 @@ pub struct TerminalSize {
 pub struct SpawnFds {
     /// The network namespace. Needed: nothing that is started here has the host's.
     pub netns: Option<OwnedFd>,
+    /// [`crate::netns::here::system_files`] of that namespace, to become /sys of a container that is not on another kernel. Without, one is mounted,
+    /// for which the kernel looks through those of all containers.
+    pub sys: Option<OwnedFd>,
     /// [`crate::Disk::mount`], for [`ProcessSpec::disk`]: kept by the spawner until the process is forgotten.
     pub disk: Option<OwnedFd>,
     /// Descriptors the process finds at these numbers (>= 3).

@@ -293,6 +293,7 @@ impl Process {
         };
         let fds = SpawnFds {
             netns: Some(network.namespace()?),
+            sys: None,
             disk: None,
             image: None,
             inherit: vec![(CONTROL_FD, OwnedFd::from(control_write))],

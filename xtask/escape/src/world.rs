@@ -280,6 +280,7 @@ impl World {
         };
         let fds = SpawnFds {
             netns: Some(empty_network()?),
+            sys: None,
             ..SpawnFds::default()
         };
         Ok(Setup { spec, fds })

@@ -84,10 +84,14 @@ pub(super) async fn start_process(
         kernel,
     };
     let netns = network.namespace().map_err(|e| failed("network", &e))?;
-    let fds = |image| -> Result<SpawnFds, SpawnError> {
+    let mut sys = network
+        .system_files()
+        .filter(|_| spec.kernel == Kernel::Host);
+    let mut fds = |image| -> Result<SpawnFds, SpawnError> {
         let mount = handle.disk().map(|d| d.mount().try_clone_to_owned());
         Ok(SpawnFds {
             netns: Some(netns.try_clone().map_err(|e| failed("network", &e))?),
+            sys: sys.take(),
             disk: mount.transpose().map_err(|e| failed("disk", &e))?,
             image,
             inherit: Vec::new(),

@@ -110,6 +110,7 @@ async fn run(
     let (says, tells) = std::io::pipe().map_err(|e| failed("a pipe", &e))?;
     let fds = SpawnFds {
         netns: Some(network.namespace().map_err(|e| failed("a network", &e))?),
+        sys: network.system_files(),
         disk: disk
             .map(|disk| disk.mount().try_clone_to_owned())
             .transpose()

@@ -77,6 +77,7 @@ pub(super) async fn main(container: &Container, request: Request, stream: Stream
     };
     let fds = SpawnFds {
         netns: Some(container.namespace.try_clone()?),
+        sys: None,
         ..SpawnFds::default()
     };
     let (from, to) = tokio::io::split(stream);

@@ -90,6 +90,7 @@ impl Place {
         };
         let fds = SpawnFds {
             netns: Some(netns()),
+            sys: None,
             ..SpawnFds::default()
         };
         (spec, fds)

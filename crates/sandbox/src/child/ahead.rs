@@ -8,8 +8,8 @@
 
 use super::stage::Stage;
 use super::{
-    Failure, Place, Plan, Program, Step, become_program, begin, end, enter_network, enter_new,
-    leave_cgroups, leave_spawner, mounts,
+    Failure, Mounted, Place, Plan, Program, Step, become_program, begin, end, enter_network,
+    enter_new, leave_cgroups, leave_spawner, mounts,
 };
 use crate::cgroup::Cgroup;
 use crate::spawner::protocol::{Frame, Inbox, Outbox, parse};
@@ -46,24 +46,36 @@ pub(crate) struct Ahead<'a> {
 #[derive(Serialize, Deserialize)]
 struct Order<S> {
     spec: S,
+    sys: bool,
     stdin: bool,
 }
 
-/// The message that tells a process what to become: with this network namespace, a mount of its disk (if it is to have one), and standard
-/// input. `None`: it would be too long.
-pub(crate) fn order(
-    spec: &ProcessSpec,
-    netns: OwnedFd,
-    disk: Option<OwnedFd>,
-    stdin: Option<OwnedFd>,
-) -> io::Result<Option<Frame>> {
-    let order = Order {
-        spec,
-        stdin: stdin.is_some(),
-    };
-    let descriptors = std::iter::once(netns).chain(disk).chain(stdin).collect();
-    let frame = Frame::new(&order, descriptors)?;
-    Ok((frame.len() <= MAX_MESSAGE).then_some(frame))
+/// The descriptors that go with the order, in this order.
+pub(crate) struct Given {
+    pub(crate) netns: OwnedFd,
+    /// As [`crate::SpawnFds::sys`].
+    pub(crate) sys: Option<OwnedFd>,
+    /// A mount of the disk, if it is to have one.
+    pub(crate) disk: Option<OwnedFd>,
+    pub(crate) stdin: Option<OwnedFd>,
+}
+
+impl Given {
+    /// The message that tells a process what to become. `None`: it would be too long.
+    pub(crate) fn to(self, spec: &ProcessSpec) -> io::Result<Option<Frame>> {
+        let order = Order {
+            spec,
+            sys: self.sys.is_some(),
+            stdin: self.stdin.is_some(),
+        };
+        let descriptors = std::iter::once(self.netns)
+            .chain(self.sys)
+            .chain(self.disk)
+            .chain(self.stdin)
+            .collect();
+        let frame = Frame::new(&order, descriptors)?;
+        Ok((frame.len() <= MAX_MESSAGE).then_some(frame))
+    }
 }
 
 /// Sends it. Does not block.
@@ -111,15 +123,19 @@ fn set_up<'a>(ahead: &Ahead<'a>, report: &Cell<BorrowedFd<'a>>) -> Result<Infall
     let mut descriptors = descriptors.into_iter();
     let netns = descriptors.next();
     let spec = &order.spec;
+    let sys = if order.sys { descriptors.next() } else { None };
     let disk = spec.disk.as_ref().and_then(|_| descriptors.next());
-    let disk = disk.as_ref().map(AsFd::as_fd);
+    let mounted = Mounted {
+        sys: sys.as_ref().map(AsFd::as_fd),
+        disk: disk.as_ref().map(AsFd::as_fd),
+    };
     let stdin = descriptors.next().filter(|_| order.stdin);
     let plan = Plan {
         program: Program::of(spec),
         place: Place::New {
             spec,
             netns: netns.as_ref().map(AsFd::as_fd),
-            disk,
+            mounted,
         },
         cgroup: ahead.cgroup,
         users: ahead.users,
@@ -137,7 +153,7 @@ fn set_up<'a>(ahead: &Ahead<'a>, report: &Cell<BorrowedFd<'a>>) -> Result<Infall
         between: None,
     };
     enter_network(netns.as_ref().map(AsFd::as_fd))?;
-    enter_new(spec, disk, &plan, Some(stage))?;
+    enter_new(spec, mounted, &plan, Some(stage))?;
     become_program(&plan, report)
 }
 

@@ -6,7 +6,7 @@ use super::mapped::{self, Covers};
 use super::rooted::{self, Kind};
 use super::scratch::Scratch;
 use super::stage::Stage;
-use super::{Failure, Step};
+use super::{Failure, Mounted, Step};
 use crate::cgroup::Cgroup;
 use crate::disk;
 use crate::spec::{DiskMount, Mount};
@@ -87,8 +87,7 @@ pub(super) struct Parts<'a> {
     pub(super) work: &'a Path,
     /// Where `upper` and `work` are.
     pub(super) disk: Option<&'a DiskMount>,
-    /// A mount of that.
-    pub(super) disk_mount: Option<BorrowedFd<'a>>,
+    pub(super) mounted: Mounted<'a>,
     pub(super) extra: &'a [Mount],
 }
 
@@ -106,7 +105,7 @@ pub(super) fn enter_root(
         None => Stage::make(cgroup, users.map_or(0, |users| users.root), parts.extra)?,
     };
     let root = open_root(parts, users, stage.root())?;
-    stage.move_to(root.as_fd())?;
+    stage.move_to(root.as_fd(), parts.mounted.sys)?;
     extra_mounts(root.as_fd(), &stage.scratch, parts.extra, sources)?;
     match stage.root() {
         Some(_) => leave_host(root.as_fd()),
@@ -127,7 +126,7 @@ pub(super) fn enter_directory(
     let stage = Stage::make(cgroup, users.map_or(0, |users| users.root), extra)?;
     let root = clone_of(CWD, path, false).step(name)?;
     attach(root.as_fd(), open_directory(CWD, path).step(name)?.as_fd()).step(name)?;
-    stage.move_to(root.as_fd())?;
+    stage.move_to(root.as_fd(), None)?;
     extra_mounts(root.as_fd(), &stage.scratch, extra, sources)?;
     become_root(root.as_fd())
 }
@@ -182,7 +181,7 @@ fn open_root(
         upper,
         work,
         disk,
-        disk_mount,
+        mounted,
         ..
     } = *parts;
     if let Some(users) = users {
@@ -194,7 +193,7 @@ fn open_root(
             .step(|| "mapping the root file system's ids".to_owned())?;
     }
     if let Some(disk) = disk {
-        mount_disk(disk, disk_mount, users)
+        mount_disk(disk, mounted.disk, users)
             .step(|| format!("mounting the disk {}", disk.device.display()))?;
     }
     mount_root(lower, upper, work, place).step(|| "mounting the root file system".to_owned())
@@ -312,6 +311,17 @@ pub(super) fn attach_new(
     attributes: MountAttrFlags,
     target: BorrowedFd<'_>,
 ) -> io::Result<OwnedFd> {
+    let mount = new_mount(kind, options, attributes)?;
+    attach(mount.as_fd(), target)?;
+    Ok(mount)
+}
+
+/// Attached nowhere.
+fn new_mount(
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> io::Result<OwnedFd> {
     let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(fs.as_fd(), "source", kind)?;
     for (key, value) in options {
@@ -326,9 +336,11 @@ pub(super) fn attach_new(
         "sysfs" if weak::is_down(Wall::ReadOnlySys) => NOSUID,
         _ => attributes,
     };
-    let mount = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    attach(mount.as_fd(), target)?;
-    Ok(mount)
+    Ok(fsmount(
+        fs.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        attributes,
+    )?)
 }
 
 /// A detached copy of what is at `path` below `at`; `path` may be empty.
@@ -436,9 +448,9 @@ pub(super) fn terminals(target: BorrowedFd<'_>, root: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// /sys of the network namespace that this process is in.
-pub(super) fn system_files(target: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    attach_new("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY, target)
+/// /sys of the network namespace that this thread is in, attached nowhere.
+pub(crate) fn system_files() -> io::Result<OwnedFd> {
+    new_mount("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY)
 }
 
 /// What is to be covered below /proc or /sys: masked, or made read-only.

@@ -96,22 +96,34 @@ impl Stage {
         }
     }
 
-    /// Moves all to their places in the root.
-    pub(super) fn move_to(&self, root: BorrowedFd<'_>) -> Result<(), Failure> {
+    /// Moves all to their places in the root, `sys` among them, or a new /sys of the network namespace that this process is in.
+    pub(super) fn move_to(
+        &self,
+        root: BorrowedFd<'_>,
+        sys: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Failure> {
         for (name, mount) in [("proc", &self.proc), ("dev", &self.dev)] {
             let place = mounts::system_directory(root, name)?;
             attach(mount.as_fd(), place.as_fd()).step(|| format!("mounting /{name}"))?;
         }
         let place = mounts::system_directory(root, "sys")?;
-        let sys = mounts::system_files(place.as_fd()).step(|| "mounting /sys".to_owned())?;
+        let new;
+        let sys = match sys.filter(|_| !weak::is_down(Wall::ReadOnlySys)) {
+            Some(sys) => sys,
+            None => {
+                new = mounts::system_files().step(|| "mounting /sys".to_owned())?;
+                new.as_fd()
+            }
+        };
+        attach(sys, place.as_fd()).step(|| "mounting /sys".to_owned())?;
         // Else a kernel without cgroups in sysfs.
-        if let Ok(place) = open_directory(sys.as_fd(), Path::new("fs/cgroup")) {
+        if let Ok(place) = open_directory(sys, Path::new("fs/cgroup")) {
             for mount in &self.cgroups {
                 attach(mount.as_fd(), place.as_fd())
                     .step(|| "mounting /sys/fs/cgroup".to_owned())?;
             }
         }
-        mounts::cover(sys.as_fd(), mounts::covers("sys/"), self)?;
+        mounts::cover(sys, mounts::covers("sys/"), self)?;
         mounts::cover(self.proc.as_fd(), self.absent.iter().copied(), self)?;
         Ok(())
     }

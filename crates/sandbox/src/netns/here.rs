@@ -1,4 +1,4 @@
-//! Sockets in the network namespace of the calling thread. For functions that [`super::run_inside`] runs, to make several on one thread.
+//! Sockets, and a view, of the network namespace of the calling thread. For functions that [`super::run_inside`] runs, to make several on one thread.
 
 use std::io;
 use std::net::SocketAddr;
@@ -49,6 +49,14 @@ pub fn tcp_sockets(v4: usize, v6: usize) -> io::Result<UnconnectedSockets> {
         Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok((first, Vec::new())),
         Err(e) => Err(e),
     }
+}
+
+/// A mount of its sysfs (/sys of a container in it), read-only and attached nowhere. For [`crate::SpawnFds::sys`].
+///
+/// # Errors
+/// Those of fsopen(2) and fsmount(2); no CAP_SYS_ADMIN.
+pub fn system_files() -> io::Result<OwnedFd> {
+    crate::child::mounts::system_files()
 }
 
 fn family_of(addr: SocketAddr) -> AddressFamily {

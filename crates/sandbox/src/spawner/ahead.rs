@@ -8,9 +8,13 @@
 //! ```
 //! Each has a cgroup without limits and a range of ids of its own; the limits come with the start.
 
-use super::launch::{Given, Launched, Walls, limits};
+use super::launch::{self, Launched, Walls, limits};
 use crate::cgroup::{Cgroup, Manager};
-use crate::child::{self, ahead::Ahead, scratch};
+use crate::child::{
+    self,
+    ahead::{Ahead, Given},
+    scratch,
+};
 use crate::spec::{Kernel, Mount, ProcessSpec, Root};
 use crate::sys::{self, Forked};
 use crate::userns::UserNamespace;
@@ -90,15 +94,21 @@ impl Pool {
         &mut self,
         manager: &mut Manager,
         spec: &ProcessSpec,
-        given: &Given,
+        given: &launch::Given,
     ) -> io::Result<Option<Launched>> {
         let useful = !self.ready.is_empty() && can_become(spec, given);
         let Some(netns) = given.netns.as_ref().filter(|_| useful) else {
             return Ok(None);
         };
-        let disk = given.disk.as_ref().map(OwnedFd::try_clone).transpose()?;
         let (child_stdin, stdin) = stdin(spec)?;
-        let Some(order) = child::ahead::order(spec, netns.try_clone()?, disk, child_stdin)? else {
+        let copy = |fd: &Option<OwnedFd>| fd.as_ref().map(OwnedFd::try_clone).transpose();
+        let order = Given {
+            netns: netns.try_clone()?,
+            sys: copy(&given.sys)?,
+            disk: copy(&given.disk)?,
+            stdin: child_stdin,
+        };
+        let Some(order) = order.to(spec)? else {
             return Ok(None);
         };
         let Some(waiting) = self.take() else {
@@ -214,7 +224,7 @@ fn said(waiting: &Waiting) -> String {
 }
 
 /// Whether nothing in the request was to be known earlier.
-fn can_become(spec: &ProcessSpec, given: &Given) -> bool {
+fn can_become(spec: &ProcessSpec, given: &launch::Given) -> bool {
     let is_container = matches!(spec.root, Root::Overlay { .. }) && spec.kernel == Kernel::Host;
     let shows_host = |mount: &Mount| matches!(mount, Mount::Bind { .. });
     is_container

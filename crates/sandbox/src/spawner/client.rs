@@ -122,11 +122,12 @@ impl Spawner {
     /// Starts a process; returns when `execve` has succeeded or failed. When the caller gives up meanwhile, the process is ended.
     pub async fn spawn(&self, spec: &ProcessSpec, fds: SpawnFds) -> Result<Process, SpawnError> {
         let link = self.live().await?;
-        let (netns, image) = (fds.netns.is_some(), fds.image.is_some());
+        let (netns, sys, image) = (fds.netns.is_some(), fds.sys.is_some(), fds.image.is_some());
         let (inherit, inherited): (Vec<i32>, Vec<OwnedFd>) = fds.inherit.into_iter().unzip();
         let descriptors = fds
             .netns
             .into_iter()
+            .chain(fds.sys)
             .chain(fds.disk)
             .chain(fds.image)
             .chain(inherited)
@@ -134,6 +135,7 @@ impl Spawner {
         let body = RequestBody::Spawn {
             spec: Box::new(spec.clone()),
             netns,
+            sys,
             image,
             inherit,
         };

@@ -2,7 +2,7 @@
 
 use super::{ahead, restorer};
 use crate::cgroup::{Cgroup, Manager};
-use crate::child::{self, Image, Place, Plan, Program, gvisor, microvm};
+use crate::child::{self, Image, Mounted, Place, Plan, Program, gvisor, microvm};
 use crate::process_image;
 use crate::spec::{Between, Kernel, Limits, ProcessSpec};
 use crate::sys::{self, BpfInstruction, Forked};
@@ -48,6 +48,7 @@ pub(super) struct Filters {
 /// Descriptors that came with the request.
 pub(super) struct Given {
     pub(super) netns: Option<OwnedFd>,
+    pub(super) sys: Option<OwnedFd>,
     pub(super) disk: Option<OwnedFd>,
     pub(super) image: Option<OwnedFd>,
     pub(super) inherit: Vec<(i32, OwnedFd)>,
@@ -142,7 +143,10 @@ pub(super) fn launch(
             place: Place::New {
                 spec,
                 netns: given.netns.as_ref().map(AsFd::as_fd),
-                disk: given.disk.as_ref().map(AsFd::as_fd),
+                mounted: Mounted {
+                    sys: given.sys.as_ref().map(AsFd::as_fd),
+                    disk: given.disk.as_ref().map(AsFd::as_fd),
+                },
             },
             cgroup: &cgroup,
             users: taken.as_ref(),

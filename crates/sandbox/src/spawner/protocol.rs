@@ -18,7 +18,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Changes whenever daemon and spawner of two builds could misunderstand each other.
-pub(super) const VERSION: u32 = 5;
+pub(super) const VERSION: u32 = 6;
 
 /// Arguments and environment may hold megabytes (execve(2)); this is above what exec takes.
 pub(super) const MAX_PAYLOAD: usize = 16 * 1024 * 1024;
@@ -38,11 +38,12 @@ pub(super) struct Request {
 pub(super) enum RequestBody {
     /// The first one: from now on this is the daemon. Answered by [`Message::Welcome`].
     Hello,
-    /// Descriptors: the network namespace if `netns`, the disk's mount if the request has a disk, the process image if `image`, then one per
-    /// number in `inherit`.
+    /// Descriptors: the network namespace if `netns`, its sysfs if `sys`, the disk's mount if the request has a disk, the process image if `image`,
+    /// then one per number in `inherit`.
     Spawn {
         spec: Box<ProcessSpec>,
         netns: bool,
+        sys: bool,
         image: bool,
         inherit: Vec<i32>,
     },

@@ -83,6 +83,7 @@ impl Place {
             spec,
             SpawnFds {
                 netns: Some(netns()),
+                sys: None,
                 disk: None,
                 inherit: vec![],
                 image: None,
@@ -142,6 +143,7 @@ impl Place {
         };
         let fds = SpawnFds {
             netns: Some(netns()),
+            sys: None,
             disk: None,
             image: None,
             inherit: vec![],

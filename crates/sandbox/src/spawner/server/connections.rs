@@ -208,15 +208,18 @@ impl Server {
             RequestBody::Spawn {
                 spec,
                 netns,
+                sys,
                 image,
                 inherit,
             } => {
                 let mut descriptors = descriptors.into_iter();
                 let netns = if netns { descriptors.next() } else { None };
+                let sys = if sys { descriptors.next() } else { None };
                 let disk = spec.disk.as_ref().and_then(|_| descriptors.next());
                 let image = if image { descriptors.next() } else { None };
                 let given = Given {
                     netns,
+                    sys,
                     disk,
                     image,
                     inherit: inherit.into_iter().zip(descriptors).collect(),

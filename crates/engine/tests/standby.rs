@@ -76,6 +76,36 @@ async fn fetch(ingress: std::net::SocketAddr) -> String {
 }
 
 #[tokio::test]
+async fn what_it_waits_for_comes_when_it_runs_on() {
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let script = "(sleep 1; echo fired) & mkdir /www; exec httpd -f -p 8080 -h /www";
+    let standby = daemon.engine.prepare_standby(request("x", script, None));
+    let id = standby.await.unwrap().id;
+    // Its second is over, but not for it.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(
+        daemon
+            .engine
+            .logs(&Owner::Operator, &id)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let request = request("one", script, Some(network(&daemon).await));
+    assert_eq!(daemon.engine.create(request).await.unwrap(), id);
+    let begin = std::time::Instant::now();
+    let owner = script_owner();
+    daemon.engine.start_instance(&owner, "one").await.unwrap();
+    daemon.says(&owner, "one", "fired\n").await;
+    assert!(
+        begin.elapsed() < Duration::from_secs(1),
+        "it waits for a whole second again"
+    );
+    world.end(daemon).await;
+}
+
+#[tokio::test]
 async fn each_is_handed_once_and_stands_still_until_then() {
     let world = World::new(SPAWNER);
     let daemon = Arc::new(world.daemon(60_000).await);

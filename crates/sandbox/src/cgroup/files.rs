@@ -63,7 +63,7 @@ pub(super) fn limit_v1(dir: &Path, controllers: &[String], limits: &Limits) -> i
         }
     }
     if let Some(millis) = limits.cpu_millis.filter(|_| bound("cpu")) {
-        write(&dir.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
+        // The period is that of a new one; to write it, too, would make the kernel look at all cgroups once more.
         write(&dir.join("cpu.cfs_quota_us"), &quota(millis).to_string())?;
     }
     if let Some(pids) = limits.pids.filter(|_| bound("pids")) {
@@ -78,7 +78,6 @@ pub(super) fn limit_cpu(dir: &Path, millis: u64) -> io::Result<()> {
     if v2.exists() {
         write(&v2, &format!("{} {CPU_PERIOD_US}", quota(millis)))?;
     } else if v1.exists() {
-        write(&dir.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
         write(&v1, &quota(millis).to_string())?;
     }
     Ok(())
@@ -256,7 +255,6 @@ mod tests {
         let files = [
             "memory.limit_in_bytes",
             "memory.memsw.limit_in_bytes",
-            "cpu.cfs_period_us",
             "cpu.cfs_quota_us",
             "pids.max",
         ];
@@ -264,7 +262,7 @@ mod tests {
         limit_v1(dir.path(), &all, &limits).unwrap();
         assert_eq!(
             files.map(|n| read(&dir, n)),
-            ["1048576", "1048576", "100000", "150000", "7"]
+            ["1048576", "1048576", "150000", "7"]
         );
         // A file that should be there and is not, is an error, not a limit that silently does not hold.
         assert!(limit_v2(cgroup(&[]).path(), &all, &limits).is_err());

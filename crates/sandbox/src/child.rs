@@ -17,6 +17,7 @@
 pub(crate) mod ahead;
 mod bare;
 mod caps;
+mod covers;
 pub(crate) mod gvisor;
 pub(crate) mod mapped;
 pub(crate) mod microvm;

@@ -3,9 +3,8 @@
 //! Owns: these mounts, attached where only their mount namespace sees them, until they move to their places in the root.
 //! Must not: look at the image, or at anything that differs between containers but the cgroup and the range of ids.
 
-use super::mounts::{
-    self, Cover, NODEV, NOEXEC, NOSUID, attach, attach_new, clone_of, open_directory,
-};
+use super::covers::{self, Cover};
+use super::mounts::{self, NODEV, NOEXEC, NOSUID, attach, attach_new, clone_of, open_directory};
 use super::scratch::Scratch;
 use super::{Failure, Step};
 use crate::cgroup::Cgroup;
@@ -58,7 +57,7 @@ impl Stage {
             absent: Vec::new(),
             is_root: false,
         };
-        stage.absent = mounts::cover(stage.proc.as_fd(), mounts::covers("proc/"), &stage)?;
+        stage.absent = covers::cover(stage.proc.as_fd(), covers::below("proc/"), &stage)?;
         Ok(stage)
     }
 
@@ -123,8 +122,8 @@ impl Stage {
                     .step(|| "mounting /sys/fs/cgroup".to_owned())?;
             }
         }
-        mounts::cover(sys, mounts::covers("sys/"), self)?;
-        mounts::cover(self.proc.as_fd(), self.absent.iter().copied(), self)?;
+        covers::cover(sys, covers::below("sys/"), self)?;
+        covers::cover(self.proc.as_fd(), self.absent.iter().copied(), self)?;
         Ok(())
     }
 }
@@ -141,7 +140,7 @@ fn views(cgroup: &Cgroup) -> io::Result<Vec<(OwnedFd, std::path::PathBuf)>> {
     let open = |(host, name): (&Path, std::path::PathBuf)| {
         let view = clone_of(CWD, host, false)?;
         if !weak::is_down(Wall::ReadOnlySys) {
-            sys::set_mount_attributes(view.as_fd(), mounts::INERT, false)?;
+            sys::set_mount_attributes(view.as_fd(), covers::INERT, false)?;
         }
         Ok((view, name))
     };

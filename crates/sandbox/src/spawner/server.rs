@@ -98,6 +98,8 @@ struct Entry {
     state: State,
     abandoned: bool,
     frozen: bool,
+    /// What it was made from has been, or is just being.
+    replaced: bool,
 }
 
 #[derive(Debug)]
@@ -120,7 +122,7 @@ pub(super) struct Server {
     kills: Vec<gvisor::Kill>,
     /// What may become one of `entries`.
     ahead: ahead::Pool,
-    /// A process was forgotten: there is time to replace what it was made from.
+    /// There is time to replace what a process was made from: another one's end is waited for. The next start may come right after it.
     replace: bool,
     daemon: Option<Connection>,
     /// Connected, has not said Hello yet.

@@ -245,11 +245,11 @@ impl Server {
             },
             RequestBody::Freeze { id } => self.freeze(&id),
             RequestBody::Thaw { id } => self.thaw(&id),
-            RequestBody::Forget { id } => match self.entries.get(&id).map(|e| &e.state) {
+            RequestBody::Forget { id } => match self.entries.get(&id) {
                 None => no_such(&id),
-                Some(State::Ended(_)) => {
+                Some(entry) if matches!(entry.state, State::Ended(_)) => {
+                    self.replace |= !entry.replaced;
                     self.entries.remove(&id);
-                    self.replace = true;
                     ReplyBody::Done
                 }
                 Some(_) => ReplyBody::Failed {

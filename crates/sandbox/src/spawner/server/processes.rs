@@ -79,6 +79,7 @@ impl Server {
             state,
             abandoned: false,
             frozen: false,
+            replaced: false,
         };
         self.entries.insert(spec.id.clone(), entry);
         Ok(())
@@ -163,7 +164,7 @@ impl Server {
 
     /// Kills the process and its cgroup; what escapes a round is killed while draining.
     pub(super) fn kill(&mut self, id: &str) {
-        let Some(entry) = self.entries.get(id) else {
+        let Some(entry) = self.entries.get_mut(id) else {
             return;
         };
         if matches!(entry.state, State::Ended(_)) {
@@ -178,6 +179,7 @@ impl Server {
         if let Err(error) = main.and_then(|_| entry.cgroup.kill()) {
             eprintln!("spawner: killing {id}: {error}");
         }
+        self.replace |= !std::mem::replace(&mut entry.replaced, true);
     }
 
     pub(super) fn take_signals(&mut self) -> io::Result<()> {

@@ -12,6 +12,7 @@
 //! Directories of instances with a disk hold next to nothing, and are used again: on a file system without a journal (as ext4 can be) every new file
 //! looks through all that were removed in the last seconds, which at some hundred starts a second is most of what a start costs.
 
+use crate::later::Later;
 use crate::log;
 use crate::record::{self, Record};
 use std::ffi::OsString;
@@ -32,12 +33,14 @@ pub(crate) struct Directories {
     dir: PathBuf,
     spare: Mutex<Vec<PathBuf>>,
     next: AtomicU64,
+    later: Arc<Later>,
 }
 
 impl Directories {
     /// In `dir`, which exists or will.
-    pub(crate) fn new(dir: &Path) -> Directories {
+    pub(crate) fn new(dir: &Path, later: Arc<Later>) -> Directories {
         Directories {
+            later,
             dir: dir.to_owned(),
             spare: Mutex::default(),
             next: AtomicU64::new(0),
@@ -87,7 +90,7 @@ impl Directories {
             return;
         }
         let directories = self.clone();
-        tokio::task::spawn_blocking(move || {
+        self.later.add(move || {
             if !(has_disk && directories.keep(&hidden)) {
                 remove(&hidden);
             }

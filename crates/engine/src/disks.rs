@@ -9,6 +9,7 @@
 //! Making a disk takes some 10 ms, handing one out nothing. What was handed out is made anew in the background, but not at once: a start has just
 //! taken it, and is more urgent. A disk whose instance is gone is emptied and handed out again, which costs a tenth of a new one.
 
+use crate::later::Later;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ pub(crate) struct Disks {
     /// Why there are none.
     unsupported: Option<String>,
     shelves: Mutex<HashMap<u64, Arc<Shelf>>>,
+    later: Arc<Later>,
 }
 
 /// Of one size.
@@ -77,13 +79,11 @@ impl Drop for Lent {
         };
         let (disks, bytes) = (self.disks.clone(), self.bytes);
         // Without a runtime the daemon ends, and the disk with it.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn_blocking(move || {
-                if let Err(error) = disks.give_back(bytes, disk) {
-                    tracing::warn!(%error, "a disk ends only with its last user");
-                }
-            });
-        }
+        self.disks.later.add(move || {
+            if let Err(error) = disks.give_back(bytes, disk) {
+                tracing::warn!(%error, "a disk ends only with its last user");
+            }
+        });
     }
 }
 
@@ -93,12 +93,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Disks {
     /// Files are made in `dir`. Blocks: it makes one, to see whether it can be done here.
-    pub(crate) fn open(dir: &Path) -> Disks {
+    pub(crate) fn open(dir: &Path, later: Arc<Later>) -> Disks {
         let probe = Template::make(dir, PROBE_BYTES).and_then(|template| template.disk());
         Disks {
             dir: dir.to_owned(),
             unsupported: probe.err().map(|e| e.to_string()),
             shelves: Mutex::default(),
+            later,
         }
     }
 

@@ -12,6 +12,7 @@ mod files;
 mod follow;
 mod instance;
 pub mod isolation;
+mod later;
 pub mod lifecycle;
 mod log;
 mod merge;
@@ -62,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) networks: wharf_net::Networks,
     pub(crate) disks: Arc<disks::Disks>,
     pub(crate) directories: Arc<directories::Directories>,
+    later: Arc<later::Later>,
     pub(crate) preloads: preload::Preloads,
     table: Mutex<table::Table>,
     standbys: Mutex<standby::Pool>,
@@ -88,14 +90,16 @@ impl Engine {
         networks: wharf_net::Networks,
     ) -> Result<Engine, EngineError> {
         // Disks' files are there, and so is what they must not fill.
-        let dir = config.dir.clone();
+        let later = Arc::new(later::Later::default());
+        let (dir, for_disks) = (config.dir.clone(), later.clone());
         let disks = blocking(move || {
-            std::fs::create_dir_all(&dir).map(|()| Arc::new(disks::Disks::open(&dir)))
+            std::fs::create_dir_all(&dir).map(|()| Arc::new(disks::Disks::open(&dir, for_disks)))
         })
         .await?
         .map_err(|e| EngineError::Internal(format!("{}: {e}", config.dir.display())))?;
         let shared = Arc::new(Shared {
-            directories: Arc::new(directories::Directories::new(&config.dir)),
+            directories: Arc::new(directories::Directories::new(&config.dir, later.clone())),
+            later,
             preloads: preload::Preloads::new(config.preloads),
             config,
             spawner,
@@ -408,6 +412,12 @@ impl Engine {
             });
         }
         removals.join_all().await;
+        if owner.is_none() {
+            let later = self.shared.later.clone();
+            if let Err(error) = blocking(move || later.finish()).await {
+                tracing::warn!(%error, "what instances leave stays until the next start");
+            }
+        }
     }
 
     /// Layers (diff ids) that instances use: not to be collected as garbage.

@@ -44,9 +44,12 @@ use crate::instance::{Ask, Handle, Instance};
 use crate::lifecycle::{Answer, EndedBy, Until};
 use crate::record::{Fixed, Progress};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinSet;
+
+/// How often the host gets back what instances have removed from their disks.
+const TRIM_EVERY: Duration = Duration::from_secs(60);
 
 /// The engine. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -110,6 +113,7 @@ impl Engine {
             standbys: Mutex::default(),
         });
         adopt::adopt(&shared, survivors).await?;
+        tokio::spawn(keep_trimmed(Arc::downgrade(&shared)));
         Ok(Engine { shared })
     }
 
@@ -563,6 +567,26 @@ fn labels(fixed: &Fixed, progress: &Progress) -> BTreeMap<String, String> {
 
 fn missing(name: &str) -> EngineError {
     EngineError::NotFound(format!("No such container: {name}"))
+}
+
+/// Gives back to the host, again and again, what instances have removed from their disks; as long as there is an engine.
+async fn keep_trimmed(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(TRIM_EVERY).await;
+        let Some(handles) = shared.upgrade().map(|shared| shared.table().all(None)) else {
+            return;
+        };
+        let trim = move || {
+            for handle in handles {
+                if let Some(Err(error)) = handle.disk().map(wharf_sandbox::Disk::trim) {
+                    tracing::warn!(instance = handle.fixed.id, %error, "what was removed from its disk stays in use on the host");
+                }
+            }
+        };
+        if let Err(error) = blocking(trim).await {
+            tracing::warn!(%error, "trimming the disks of instances");
+        }
+    }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -4,8 +4,9 @@
 //! known of its use. Must not: keep any ready; that is for who knows which sizes are wanted.
 //!
 //! Nothing of a disk has a name, so whatever dies, the kernel removes it with its last user: the handles of the daemon and of the spawner,
-//! and the container whose root lies on it. The file grows with what is written and shrinks with what is removed (discard). Its content is
-//! of no use after a crash of the machine: no journal, no barriers.
+//! and the container whose root lies on it. The file grows with what is written, and shrinks when it is trimmed ([`Disk::trim`]): with each removal
+//! (the mount option `discard`), removing many small files took four times as long. Its content is of no use after a crash of the machine: no journal,
+//! no barriers.
 
 use crate::sys;
 use rustix::fs::{FileType, IFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
@@ -21,6 +22,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Smaller disks are made this big.
@@ -31,6 +33,9 @@ const NEARLY: u64 = 2 << 20;
 const FEW_FILES: u64 = 20_000;
 /// What an emptied disk may hold more than a new one, bytes: the kernel rounds.
 const EMPTY_ENOUGH: u64 = 64 << 10;
+/// How much may be written to a disk, bytes, before its file is worth looking at for what was removed again: when it is emptied, and meanwhile.
+const TRIM_EMPTIED: u64 = 1 << 20;
+const TRIM_USED: u64 = 64 << 20;
 /// Directories of a new disk. Nobody but the owner of the disk makes others beside them.
 const DIRECTORIES: [&str; 2] = [UPPER, "work"];
 const UPPER: &str = "upper";
@@ -59,6 +64,8 @@ pub struct Disk {
     device: PathBuf,
     /// `None` for one that was found mounted.
     new: Option<New>,
+    /// What had been written when it was trimmed, bytes.
+    trimmed: AtomicU64,
 }
 
 /// What is to be known of a new disk to tell one that was emptied from it.
@@ -137,7 +144,7 @@ impl Template {
         let fs = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(fs.as_fd(), "source", device.as_path())?;
         // The file is all holes: nothing has to be written into the tables for files.
-        for flag in ["discard", "nobarrier", "noinit_itable"] {
+        for flag in ["nobarrier", "noinit_itable"] {
             fsconfig_set_flag(fs.as_fd(), flag)?;
         }
         let mount = mount(&fs)?;
@@ -149,7 +156,10 @@ impl Template {
             mount,
             device,
             new: None,
+            trimmed: AtomicU64::new(0),
         };
+        // The device may have been another disk's.
+        disk.trimmed = disk.written()?.into();
         disk.new = Some(New {
             used: disk.usage()?.used,
             upper: look(disk.open(UPPER)?.as_fd())?,
@@ -165,6 +175,7 @@ impl Disk {
             mount,
             device,
             new: None,
+            trimmed: AtomicU64::new(0),
         }
     }
 
@@ -233,8 +244,42 @@ impl Disk {
         for name in DIRECTORIES.iter().filter(|name| !made.contains(name)) {
             make_directory(self.mount.as_fd(), name)?;
         }
+        self.trim_after(TRIM_EMPTIED)?;
         let used = self.usage()?.used;
         Ok(self.new.is_some_and(|new| used <= new.used + EMPTY_ENOUGH))
+    }
+
+    /// Gives back to the host what was written and removed again (fstrim(8)), if that may be much. To be called now and then while it is in use.
+    ///
+    /// # Errors
+    /// The kernel refused; the host gets it back with the end of the disk.
+    pub fn trim(&self) -> io::Result<()> {
+        self.trim_after(TRIM_USED)
+    }
+
+    fn trim_after(&self, bytes: u64) -> io::Result<()> {
+        let written = self.written()?;
+        if written.saturating_sub(self.trimmed.load(Ordering::Relaxed)) < bytes {
+            return Ok(());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(&self.mount, ".", flags, Mode::empty())?;
+        sys::trim(root.as_fd())?;
+        self.trimmed.store(written, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Bytes, by whatever the device was used for (the kernel's Documentation/block/stat.rst).
+    fn written(&self) -> io::Result<u64> {
+        const SECTORS_WRITTEN: usize = 6;
+        let name = self.device.file_name().unwrap_or_default();
+        let path = Path::new("/sys/block").join(name).join("stat");
+        let text = std::fs::read_to_string(path)?;
+        let sectors = text
+            .split_ascii_whitespace()
+            .nth(SECTORS_WRITTEN)
+            .and_then(|number| number.parse::<u64>().ok());
+        Ok(sectors.ok_or(io::ErrorKind::InvalidData)? * 512)
     }
 
     /// Removes what is in one of [`DIRECTORIES`]; whether it is as in a new disk then. It mostly is, and making it anew costs much more.
@@ -456,6 +501,31 @@ mod tests {
         let held = File::create(disk.path().join("upper/held")).unwrap();
         (&held).write_all(&vec![1; 1 << 20]).unwrap();
         assert!(!disk.empty().unwrap());
+    }
+
+    /// Writes so many MiB, has them written out, removes them, does something, and tells how many of them the disk's file still has.
+    fn left_of(mebibytes: usize, then: impl FnOnce(&Disk)) -> usize {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let template = Template::make(dir.path(), 160 << 20).unwrap();
+        let disk = template.disk().unwrap();
+        let path = disk.path().join("upper/file");
+        let mut file = File::create(&path).unwrap();
+        let known = [0xa5; 1 << 20];
+        (0..mebibytes).for_each(|_| file.write_all(&known).unwrap());
+        file.sync_all().unwrap();
+        drop(file);
+        std::fs::remove_file(path).unwrap();
+        then(&disk);
+        let whole = std::fs::read(disk.device()).unwrap();
+        whole.iter().filter(|byte| **byte == 0xa5).count() >> 20
+    }
+
+    #[test]
+    fn the_host_gets_back_what_was_removed() {
+        let trim = |disk: &Disk| disk.trim().unwrap();
+        assert_eq!(left_of(80, trim), 0);
+        assert!(left_of(8, trim) > 0, "for so little it was done, too");
+        assert_eq!(left_of(8, |disk| assert!(disk.empty().unwrap())), 0);
     }
 
     #[test]

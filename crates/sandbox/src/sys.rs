@@ -541,6 +541,31 @@ pub(crate) fn shut_down_ext4(file: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the blocks of a file system that hold nothing back to what is below it (FITRIM, linux/fs.h; fstrim(8)). Nothing happens where that cannot be done.
+pub(crate) fn trim(file: BorrowedFd<'_>) -> io::Result<()> {
+    const FITRIM: libc::Ioctl = 0xc018_5879;
+    /// `struct fstrim_range`, bytes.
+    #[repr(C)]
+    struct Range {
+        start: u64,
+        len: u64,
+        minlen: u64,
+    }
+    let mut range = Range {
+        start: 0,
+        len: u64::MAX,
+        minlen: 64 << 10,
+    };
+    // SAFETY: the kernel reads and writes one such struct, which lives through the call.
+    let done = check(libc::c_long::from(unsafe {
+        libc::ioctl(file.as_raw_fd(), FITRIM, &raw mut range)
+    }));
+    match done {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 /// A Landlock rule set that restricts nothing but the reach of signals and of abstract Unix sockets. `None`: not with this kernel (Linux 6.12).
 pub(crate) fn landlock_scopes() -> io::Result<Option<OwnedFd>> {
     const CREATE_RULESET_VERSION: u32 = 1;

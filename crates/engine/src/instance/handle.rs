@@ -110,7 +110,7 @@ impl Handle {
         network.clone()
     }
 
-    pub(super) fn disk(&self) -> Option<&Disk> {
+    pub(crate) fn disk(&self) -> Option<&Disk> {
         self.disk.as_ref()?.disk()
     }
 

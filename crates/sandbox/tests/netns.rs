@@ -75,6 +75,20 @@ fn low_ports_and_pings_need_no_capability() {
 }
 
 #[test]
+fn its_connections_are_in_a_table_of_its_own_where_the_kernel_can() {
+    // Linux 6.1.
+    if !std::path::Path::new("/proc/sys/net/ipv4/tcp_child_ehash_entries").exists() {
+        return;
+    }
+    let ns = namespace(false);
+    let places = inside(&ns, || {
+        std::fs::read_to_string("/proc/sys/net/ipv4/tcp_ehash_entries").unwrap()
+    });
+    // Of who uses the host's table, the number is negative (the kernel's ip-sysctl).
+    assert!(places.trim().parse::<i64>().unwrap() > 0, "{places}");
+}
+
+#[test]
 fn outbound_tcp_arrives_at_the_redirect_with_its_destination() {
     let ns = namespace(true);
     for (listen, destination, own) in [

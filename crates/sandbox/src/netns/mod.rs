@@ -18,7 +18,8 @@ mod pause;
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::net::sockopt;
 
@@ -30,6 +31,9 @@ pub use pause::Pause;
 pub const ADDRESS_V4: Ipv4Addr = Ipv4Addr::new(10, 88, 71, 2);
 /// The namespace's own IPv6 address, on loopback, where [`Redirect::ipv6`] was asked for.
 pub const ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0x6861, 0x7266, 0, 0, 0, 0, 2);
+
+/// Places in a namespace's table of TCP connections, 8 bytes each. With more connections they share places, and are found a little more slowly.
+const TCP_CONNECTIONS: u32 = 2048;
 
 /// Ports, inside every namespace, where redirected traffic arrives.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +67,11 @@ pub fn create_and<T: Send>(
     function: impl FnOnce() -> T + Send,
 ) -> io::Result<(OwnedFd, T)> {
     let v6 = redirect.ipv6.then_some(ADDRESS_V6);
+    let parent = parent();
     on_own_thread(move || {
+        if let Some(parent) = parent {
+            enter(parent.as_fd())?;
+        }
         unshare()?;
         let namespace = File::open("/proc/thread-self/ns/net")
             .map_err(|e| named("opening /proc/thread-self/ns/net", e))?;
@@ -78,6 +86,21 @@ pub fn create_and<T: Send>(
         }
         Ok((namespace.into(), function()))
     })
+}
+
+/// Where namespaces are made, so that each has a table of TCP connections of its own (tcp_child_ehash_entries in the kernel's ip-sysctl): the end of a
+/// namespace looks through the whole of the table that it uses, and the host's is large and everybody's. `None`: not with this kernel (before Linux 6.1).
+fn parent() -> Option<&'static OwnedFd> {
+    static PARENT: OnceLock<Option<OwnedFd>> = OnceLock::new();
+    let make = || {
+        unshare()?;
+        std::fs::write(
+            "/proc/sys/net/ipv4/tcp_child_ehash_entries",
+            TCP_CONNECTIONS.to_string(),
+        )?;
+        Ok(File::open("/proc/thread-self/ns/net")?.into())
+    };
+    PARENT.get_or_init(|| on_own_thread(make).ok()).as_ref()
 }
 
 /// Gives a namespace that was made without [`Redirect::ipv6`] a way out by IPv6 after all. May be repeated.

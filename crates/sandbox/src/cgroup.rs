@@ -264,7 +264,7 @@ impl Manager {
     }
 
     /// One without limits.
-    pub(crate) fn take(&mut self) -> io::Result<Cgroup> {
+    fn take(&mut self) -> io::Result<Cgroup> {
         match self.spare.pop() {
             Some(cgroup) => Ok(cgroup),
             None => self.make(),
@@ -330,7 +330,7 @@ impl Manager {
         Ok(())
     }
 
-    /// Sets the limits of one that has none.
+    /// Sets the limits that are given; others stay.
     pub(crate) fn limit(&self, cgroup: &Cgroup, limits: &Limits) -> io::Result<()> {
         if let (Some(base), Some(joined)) = (&self.v2, &cgroup.v2) {
             files::limit_v2(&joined.dir, &base.controllers, limits)?;

@@ -250,3 +250,53 @@ async fn they_keep_no_range_of_ids_from_who_asks_for_one() {
     assert!(refused.contains("all 20 id ranges"), "{refused}");
     place.finish(spawner).await;
 }
+
+#[tokio::test]
+async fn limits_are_the_containers_whatever_the_last_one_had() {
+    const SHOWN: &str = "cd /sys/fs/cgroup; cat memory.max memory/memory.limit_in_bytes pids.max pids/pids.max 2>/dev/null";
+    const BOTH: (Option<u64>, Option<u64>) = (Some(64 << 20), Some(100));
+    let place = Place::new();
+    let spawner = place.start().await;
+    let (twice, more, less) = (
+        BOTH,
+        (Some(128 << 20), Some(200)),
+        (Some(32 << 20), Some(50)),
+    );
+    let none = (None, None);
+    for (n, (memory_bytes, pids)) in [BOTH, twice, more, less, none, BOTH]
+        .into_iter()
+        .enumerate()
+    {
+        let before = children(spawner.pid());
+        let ran = place
+            .run_with(&spawner, &format!("c{n}"), SHOWN, |spec| {
+                spec.limits = Limits {
+                    memory_bytes,
+                    pids,
+                    ..Limits::default()
+                };
+            })
+            .await;
+        let shown: Vec<&str> = ran.out.split_whitespace().collect();
+        let [memory, processes] = shown[..] else {
+            panic!("{ran:?}")
+        };
+        match memory_bytes {
+            Some(bytes) => assert_eq!(memory, bytes.to_string(), "{n}"),
+            None => assert!(
+                memory.parse().is_ok_and(|it: u64| it > 1 << 50) || memory == "max",
+                "{memory}"
+            ),
+        }
+        assert_eq!(
+            processes,
+            pids.map_or("max".to_owned(), |it| it.to_string()),
+            "{n}"
+        );
+        all_is_made_ahead(&spawner, 0).await;
+        // All but the first, and the one without limits, were made ahead; a limit cannot be taken from what has one.
+        let used = !before.is_subset(&children(spawner.pid()));
+        assert_eq!(used, n != 0 && memory_bytes.is_some(), "{n}");
+    }
+    place.finish(spawner).await;
+}

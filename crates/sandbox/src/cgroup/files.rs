@@ -54,11 +54,15 @@ pub(super) fn limit_v2(dir: &Path, controllers: &[String], limits: &Limits) -> i
 pub(super) fn limit_v1(dir: &Path, controllers: &[String], limits: &Limits) -> io::Result<()> {
     let bound = |name: &str| controllers.iter().any(|c| c == name);
     if let Some(bytes) = limits.memory_bytes.filter(|_| bound("memory")) {
-        write(&dir.join("memory.limit_in_bytes"), &bytes.to_string())?;
+        let alone = dir.join("memory.limit_in_bytes");
         let with_swap = dir.join("memory.memsw.limit_in_bytes");
+        let is_set = write(&alone, &bytes.to_string());
         if with_swap.exists() {
             write(&with_swap, &bytes.to_string())?;
+            // Above the other one's earlier value it is refused.
+            is_set.or_else(|_| write(&alone, &bytes.to_string()))?;
         } else {
+            is_set?;
             write(&dir.join("memory.swappiness"), "0")?;
         }
     }

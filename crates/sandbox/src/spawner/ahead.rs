@@ -6,7 +6,8 @@
 //! (none) --make--> ready --start--> a container's process (the caller's)
 //!                    \--end, or its own end--> ending --reaped, cgroup removed--> (none)
 //! ```
-//! Each has a cgroup without limits and a range of ids of its own; the limits come with the start.
+//! Each has a cgroup and a range of ids of its own. Its limits of memory and processes are those of the last start, since most are alike; if they are others,
+//! they are changed with the start. The limit of CPU comes with the start: at a hundredth of a core, what is made ahead would take long.
 
 use super::launch::{self, Launched, Walls, limits};
 use crate::cgroup::{Cgroup, Manager};
@@ -15,7 +16,7 @@ use crate::child::{
     ahead::{Ahead, Given},
     scratch,
 };
-use crate::spec::{Kernel, Mount, ProcessSpec, Root};
+use crate::spec::{Kernel, Limits, Mount, ProcessSpec, Root};
 use crate::sys::{self, Forked};
 use crate::userns::UserNamespace;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -39,6 +40,8 @@ struct Waiting {
     stderr: OwnedFd,
     report: OwnedFd,
     cgroup: Cgroup,
+    /// What it is held to already.
+    held: Limits,
     users: Option<UserNamespace>,
 }
 
@@ -58,6 +61,8 @@ pub(super) struct Pool {
     ending: Vec<Ending>,
     /// Set by the first container: where none was ever started, none is expected.
     wanted: bool,
+    /// Those of the last container, as far as they are set ahead.
+    expected: Limits,
 }
 
 impl Pool {
@@ -72,14 +77,22 @@ impl Pool {
         !self.ending.is_empty()
     }
 
-    /// A container was started: more are expected.
-    pub(super) fn expect_more(&mut self) {
+    /// A container was started: more are expected, with the same limits.
+    pub(super) fn expect_more(&mut self, limits: &Limits) {
         self.wanted = true;
+        // Who has none could not become one with it, so those of others stay.
+        if limits.memory_bytes.is_some() && limits.pids.is_some() {
+            self.expected = Limits {
+                memory_bytes: limits.memory_bytes,
+                pids: limits.pids,
+                ..Limits::default()
+            };
+        }
     }
 
     /// Makes one more. To be called when nobody waits.
     pub(super) fn refill(&mut self, manager: &mut Manager, walls: &mut Walls) {
-        match make(manager, walls) {
+        match make(manager, walls, self.expected.clone()) {
             Ok(waiting) => self.ready.push_back(waiting),
             Err(error) => {
                 self.wanted = false; // Until the next start.
@@ -96,7 +109,9 @@ impl Pool {
         spec: &ProcessSpec,
         given: &launch::Given,
     ) -> io::Result<Option<Launched>> {
-        let useful = !self.ready.is_empty() && can_become(spec, given);
+        let limits = limits(spec);
+        let fits = |it: &Waiting| missing(&it.held, &limits).is_some();
+        let useful = self.ready.front().is_some_and(fits) && can_become(spec, given);
         let Some(netns) = given.netns.as_ref().filter(|_| useful) else {
             return Ok(None);
         };
@@ -114,8 +129,9 @@ impl Pool {
         let Some(waiting) = self.take() else {
             return Ok(None);
         };
-        let begun = manager
-            .limit(&waiting.cgroup, &limits(spec))
+        let begun = missing(&waiting.held, &limits)
+            .ok_or_else(|| io::Error::other("it is held to more than the container"))
+            .and_then(|missing| manager.limit(&waiting.cgroup, &missing))
             .and_then(|()| child::ahead::send(waiting.orders.as_fd(), order));
         if let Err(error) = begun {
             eprintln!("spawner: a process made ahead was of no use: {error}");
@@ -235,6 +251,23 @@ fn can_become(spec: &ProcessSpec, given: &launch::Given) -> bool {
         && scratch::content(&spec.mounts) <= scratch::FILES
 }
 
+/// What is to be set of `limits` where `held` is set already. `None`: more is set than that.
+fn missing(held: &Limits, limits: &Limits) -> Option<Limits> {
+    let mut limits = limits.clone();
+    for (held, limit) in [
+        (held.memory_bytes, &mut limits.memory_bytes),
+        (held.pids, &mut limits.pids),
+    ] {
+        if held.is_some() && limit.is_none() {
+            return None;
+        }
+        if held == *limit {
+            *limit = None;
+        }
+    }
+    Some(limits)
+}
+
 /// The pipe of standard input, if it is to be one: the process's end, and the other.
 pub(super) fn stdin(spec: &ProcessSpec) -> io::Result<(Option<OwnedFd>, Option<OwnedFd>)> {
     if !spec.stdin_pipe {
@@ -244,13 +277,13 @@ pub(super) fn stdin(spec: &ProcessSpec) -> io::Result<(Option<OwnedFd>, Option<O
     Ok((Some(read), Some(write)))
 }
 
-fn make(manager: &mut Manager, walls: &mut Walls) -> io::Result<Waiting> {
+fn make(manager: &mut Manager, walls: &mut Walls, held: Limits) -> io::Result<Waiting> {
     let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
     let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
     let (report, child_report) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&report, true)?;
     let (orders, child_orders) = UnixStream::pair()?;
-    let cgroup = manager.take()?;
+    let cgroup = manager.create(&held)?;
     let users = match walls.users.as_mut().map(|pool| pool.take()).transpose() {
         Ok(users) => users,
         Err(error) => {
@@ -281,6 +314,7 @@ fn make(manager: &mut Manager, walls: &mut Walls) -> io::Result<Waiting> {
             stderr,
             report,
             cgroup,
+            held,
             users,
         }),
         Err(error) => {

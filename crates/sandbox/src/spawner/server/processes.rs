@@ -49,7 +49,7 @@ impl Server {
         })?;
         // In a virtual machine there is one.
         if matches!(spec.root, Root::Overlay { .. }) {
-            self.ahead.expect_more();
+            self.ahead.expect_more(&spec.limits);
         }
         let state = State::Starting {
             report: launched.report,

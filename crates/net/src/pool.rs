@@ -8,7 +8,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use wharf_sandbox::netns::{self, Listeners, Redirect};
@@ -32,8 +32,10 @@ pub(crate) const REDIRECT: Redirect = Redirect {
     ipv6: false,
 };
 
-/// A start has just taken one: what it does next is more urgent than a replacement.
+/// A start has just taken one: what it does next, and the starts that come with it, are more urgent than a replacement.
 const REFILL_DELAY: Duration = Duration::from_millis(20);
+/// With less than one of so many left, they are not.
+const LOW: usize = 4;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
@@ -159,6 +161,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     ready: VecDeque<Prepared>,
+    last_taken: Option<Instant>,
     closed: bool,
 }
 
@@ -184,7 +187,10 @@ impl Pool {
 
     /// One that is ready.
     pub(crate) fn take(&self) -> Option<Prepared> {
-        let taken = self.0.state().ready.pop_front();
+        let mut state = self.0.state();
+        let taken = state.ready.pop_front();
+        state.last_taken = Some(Instant::now());
+        drop(state);
         self.0.changed.notify_all();
         taken
     }
@@ -216,9 +222,11 @@ impl Shared {
         while !state.closed {
             if state.ready.len() >= self.size {
                 state = self.wait(state, None);
-                if !state.closed && !state.ready.is_empty() {
-                    state = self.wait(state, Some(REFILL_DELAY));
-                }
+                continue;
+            }
+            let since = state.last_taken.map_or(Duration::MAX, |at| at.elapsed());
+            if state.ready.len() >= self.size.div_ceil(LOW) && since < REFILL_DELAY {
+                state = self.wait(state, Some(REFILL_DELAY - since));
                 continue;
             }
             drop(state);

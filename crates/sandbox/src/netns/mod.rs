@@ -242,7 +242,7 @@ fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the descriptor is open for the call; only the calling thread, which is one of `on_own_thread`, changes namespace.
     if unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
         return Err(named(
-            "entering a network namespace",
+            "entering a network namespace (it needs root)",
             io::Error::last_os_error(),
         ));
     }

@@ -221,6 +221,7 @@ fn spec(id: &str, job: &Job, resolv_conf: String) -> ProcessSpec {
         stdin_pipe: false,
         disk: None,
         capabilities: wharf_sandbox::Capabilities::default(),
+        no_new_privileges: false,
         kernel: wharf_sandbox::Kernel::Host,
     }
 }

@@ -71,14 +71,8 @@ fn prepare() -> Result<network::Sockets> {
     let control = Path::new(CGROUPS).join("cgroup.subtree_control");
     fs::write(&control, "+memory +cpu +pids").context("giving the cgroups their controllers")?;
     stage("mounting the container's files");
-    mount(
-        keep::TAG,
-        ROOT,
-        "virtiofs",
-        MountFlags::NOSUID | MountFlags::NODEV,
-        none,
-    )
-    .context("mounting the container's files")?;
+    mount(keep::TAG, ROOT, "virtiofs", MountFlags::NODEV, none)
+        .context("mounting the container's files")?;
     stage("making the container's network");
     // The cgroup's limit decides, not a guess of how much there will be.
     fs::write("/proc/sys/vm/overcommit_memory", "1").context("vm.overcommit_memory")?;

@@ -9,10 +9,11 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use support::{Place, next_line, read_all};
 use wharf_sandbox::{
-    ExecSpec, ExecStreams, Exit, Kernel, Machine, Process, ProcessSpec, SpawnError, Spawner,
+    ExecSpec, ExecStreams, Exit, Kernel, Machine, Process, ProcessSpec, Root, SpawnError, Spawner,
     Streams, TerminalSize,
 };
 use wharf_testkit::is_alive;
+use wharf_testkit::set_id::{self, DOCKER, LOOK, gained, nothing_gained};
 
 #[tokio::test]
 async fn its_kernel_is_not_the_hosts_and_the_rest_is_as_asked() {
@@ -54,6 +55,39 @@ async fn its_kernel_is_not_the_hosts_and_the_rest_is_as_asked() {
     place.finish(spawner).await;
 }
 
+#[tokio::test]
+async fn programs_gain_what_their_file_says() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let layer = place.path("programs");
+    set_id::write(&layer);
+    let script = format!("{LOOK}; exec sleep 1000");
+    for (no_new_privileges, expected) in [(false, gained(DOCKER)), (true, nothing_gained())] {
+        let (mut spec, fds) = place.container("c", &script);
+        if let Root::Overlay { lower, .. } = &mut spec.root {
+            lower.insert(0, layer.clone());
+        }
+        spec.user = "app".into();
+        spec.no_new_privileges = no_new_privileges;
+        let process = spawner.spawn(&spec, fds).await.unwrap();
+        let mut lines = Vec::new();
+        for _ in &expected {
+            lines.push(next_line(&process).await);
+        }
+        assert_eq!(set_id::said(&lines.join("\n")), expected);
+        let look = ExecSpec {
+            user: "app".to_owned(),
+            ..exec(&["sh", "-c", LOOK])
+        };
+        let (_, out, err) = executed(&spawner, &look).await;
+        assert_eq!(set_id::said(&out), expected, "{err}");
+        spawner.kill("c").await.unwrap();
+        spawner.wait("c").await.unwrap();
+        spawner.forget("c").await.unwrap();
+    }
+    place.finish(spawner).await;
+}
+
 async fn idle(place: &Place, spawner: &Spawner, change: impl FnOnce(&mut ProcessSpec)) -> Process {
     let (mut spec, fds) = place.container("c", "echo ready; sleep 1000");
     change(&mut spec);
@@ -78,8 +112,8 @@ fn exec(argv: &[&str]) -> ExecSpec {
 }
 
 /// Its exit code, output and errors.
-async fn executed(spawner: &Spawner, argv: &[&str]) -> (i32, String, String) {
-    let (process, streams) = spawner.exec(&exec(argv)).await.unwrap();
+async fn executed(spawner: &Spawner, spec: &ExecSpec) -> (i32, String, String) {
+    let (process, streams) = spawner.exec(spec).await.unwrap();
     let Streams::Pipes { stdout, stderr, .. } = streams else {
         panic!()
     };
@@ -282,11 +316,11 @@ async fn processes_inside_a_running_one() {
     // Much of it, both ways.
     let (code, out, _) = executed(
         &spawner,
-        &[
+        &exec(&[
             "sh",
             "-c",
             "head -c 5m /dev/zero | wc -c; head -c 3m /dev/zero",
-        ],
+        ]),
     )
     .await;
     assert_eq!((code, out.len()), (0, 3 * 1024 * 1024 + "5242880\n".len()));
@@ -326,7 +360,7 @@ async fn processes_inside_a_running_one() {
     assert_eq!(process.wait().await.unwrap().code, 137);
     // The process itself is gone, too, not only who stands for it.
     wharf_testkit::eventually("the process's end", async || {
-        let (_, listed, _) = executed(&spawner, &["ps"]).await;
+        let (_, listed, _) = executed(&spawner, &exec(&["ps"])).await;
         (!listed.contains("1234")).then_some(())
     })
     .await;
@@ -381,7 +415,7 @@ async fn one_that_outlives_its_daemon_is_found_again(place: Place, spawner: Spaw
     drop(spawner);
     let (spawner, survivors) = place.0.start(20_000).await;
     assert_eq!(survivors.len(), 1);
-    let (code, out, _) = executed(&spawner, &["echo", "still here"]).await;
+    let (code, out, _) = executed(&spawner, &exec(&["echo", "still here"])).await;
     assert_eq!((code, out.as_str()), (0, "still here\n"));
     spawner.kill("c").await.unwrap();
     assert_eq!(spawner.wait("c").await.unwrap().code, 137);

@@ -172,6 +172,7 @@ async fn start(spawner: &Spawner, side: &Side, dir: &Path, round: usize) -> Dura
             at: instance.clone(),
         }),
         capabilities: Capabilities::default(),
+        no_new_privileges: false,
         kernel: side.kernel.clone(),
     };
     let fds = SpawnFds {

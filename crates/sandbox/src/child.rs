@@ -5,7 +5,10 @@
 //!
 //! ```text
 //! signals -> v1 cgroups -> session -> place -> user lookup -> working directory -> descriptors, terminal -> limits -> user namespace
-//!   -> keyring -> ids and capabilities -> no_new_privs -> Landlock, seccomp -> exec
+//!   -> keyring -> bounding set -> Landlock, seccomp -> ids and capabilities -> exec
+//!
+//! with no_new_privs:  ... -> bounding set -> ids and capabilities -> no_new_privs -> Landlock, seccomp -> exec
+//! (Without it, only CAP_SYS_ADMIN in the user namespace may restrict itself. So that comes before the capability is dropped.)
 //!
 //! place, new:     netns -> cgroup namespace -> owner of new files -> mounts, pivot -> hostname
 //! place, joined:  not dumpable -> every namespace of the container but the user namespace
@@ -146,10 +149,12 @@ pub(crate) struct Program<'a> {
     pub(crate) user: &'a str,
     pub(crate) nofile: Option<u64>,
     pub(crate) capabilities: Capabilities,
+    /// As of [`ProcessSpec::gains_no_privileges`].
+    pub(crate) no_new_privileges: bool,
 }
 
 impl<'a> Program<'a> {
-    pub(crate) fn of(spec: &'a ProcessSpec) -> Program<'a> {
+    pub(crate) fn of(spec: &'a ProcessSpec, users: Option<&UserNamespace>) -> Program<'a> {
         Program {
             argv: &spec.argv,
             env: &spec.env,
@@ -157,6 +162,7 @@ impl<'a> Program<'a> {
             user: &spec.user,
             nofile: spec.limits.nofile,
             capabilities: spec.capabilities,
+            no_new_privileges: spec.gains_no_privileges(users.is_some()),
         }
     }
 }
@@ -341,24 +347,39 @@ fn become_program(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infa
         caps::NONE
     };
     caps::bound(keep).step(|| "dropping capabilities from the bounding set".to_owned())?;
+    sys::block_signals(&[]).step(|| "unblocking signals".to_owned())?;
+    let no_new_privileges = program.no_new_privileges && !weak::is_down(Wall::NoNewPrivs);
+    if no_new_privileges {
+        become_user(&user, keep)?;
+        rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
+        restrict(plan, &kept)?;
+    } else {
+        restrict(plan, &kept)?;
+        become_user(&user, keep)?;
+    }
+    Err(execute(&program.argv[0], &candidates, &argv, &env))
+}
+
+/// Ids and capabilities.
+fn become_user(user: &user::User, keep: CapabilitySet) -> Result<(), Failure> {
     let groups: Vec<Gid> = user.groups.iter().map(|g| Gid::from_raw(*g)).collect();
     rustix::thread::set_thread_groups(&groups).step(|| "setgroups".to_owned())?;
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid).step(|| format!("setgid {}", user.gid))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).step(|| format!("setuid {}", user.uid))?;
     caps::limit(if user.uid == 0 { keep } else { caps::NONE })
-        .step(|| "setting capabilities".to_owned())?;
-    if !weak::is_down(Wall::NoNewPrivs) {
-        rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
-    }
-    sys::block_signals(&[]).step(|| "unblocking signals".to_owned())?;
+        .step(|| "setting capabilities".to_owned())
+}
+
+/// Landlock and the filter: needs no_new_privs, or CAP_SYS_ADMIN in the user namespace.
+fn restrict(plan: &Plan<'_>, kept: &Kept) -> Result<(), Failure> {
     if let Some(rules) = kept.landlock.filter(|_| !weak::is_down(Wall::Landlock)) {
         sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
     }
     if !weak::is_down(Wall::Seccomp) {
         sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
     }
-    Err(execute(&program.argv[0], &candidates, &argv, &env))
+    Ok(())
 }
 
 fn enter_network(netns: Option<BorrowedFd<'_>>) -> Result<(), Failure> {

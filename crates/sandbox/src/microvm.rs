@@ -74,6 +74,8 @@ pub struct Request {
     pub limits: Limits,
     /// As [`crate::ProcessSpec::capabilities`].
     pub capabilities: Capabilities,
+    /// As [`crate::ProcessSpec::no_new_privileges`].
+    pub no_new_privileges: bool,
     /// As [`crate::ProcessSpec::stdin_pipe`].
     pub stdin_pipe: bool,
     /// As [`crate::Machine::kvm`].

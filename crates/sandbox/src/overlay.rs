@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 /// The kernel's limit (OVL_MAX_STACK).
 const MAX_LAYERS: usize = 500;
 
-/// Device nodes in layers are never usable; set-user-id bits lose their power to no_new_privs instead.
+/// Device nodes in layers are never usable; set-user-id bits work, as in any container.
 fn attributes() -> MountAttrFlags {
     match weak::is_down(Wall::NoDevices) {
         true => MountAttrFlags::empty(),

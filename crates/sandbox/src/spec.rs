@@ -34,8 +34,24 @@ pub struct ProcessSpec {
     pub disk: Option<DiskMount>,
     /// What root in a container may do; [`Root::Bare`] has none whatever this says.
     pub capabilities: Capabilities,
+    /// Whether no program gains privileges when it is executed (`no_new_privs`, prctl(2)), so that neither set-user-id programs nor file
+    /// capabilities have an effect. [`ProcessSpec::gains_no_privileges`] says where that is so in any case.
+    pub no_new_privileges: bool,
     /// Whose kernel a container's system calls go to; [`Root::Bare`] takes [`Kernel::Host`] only.
     pub kernel: Kernel,
+}
+
+impl ProcessSpec {
+    /// Whether the process has `no_new_privs`: because the request asks for it, because the process is no container, or because root inside
+    /// would be the host's root, which a set-user-id program must not become. (A virtual machine's root is not the host's.)
+    pub(crate) fn gains_no_privileges(&self, has_users: bool) -> bool {
+        let root_is_the_hosts = match self.root {
+            Root::Bare => true,
+            Root::Overlay { .. } => !has_users,
+            Root::Directory(_) => false,
+        };
+        self.no_new_privileges || root_is_the_hosts
+    }
 }
 
 /// Whose kernel a container's system calls go to.
@@ -181,7 +197,7 @@ pub enum Root {
     /// capability.
     Bare,
     /// An overlay mounted in the process's own mount namespace: a container. Gets PID, IPC, UTS, cgroup, mount and user namespaces,
-    /// /proc, /sys (read-only), /dev, masked paths, dropped capabilities, no_new_privs, the Landlock scopes and the seccomp filter, and
+    /// /proc, /sys (read-only), /dev, masked paths, dropped capabilities, the Landlock scopes and the seccomp filter, and
     /// leaves no core dump. Directories belong, on disk, to the ids inside.
     Overlay {
         /// Read-only layers, topmost first; may be empty (an image from scratch without layers).

@@ -12,7 +12,7 @@ pub enum Wall {
     Seccomp,
     /// The bound on capabilities: without it root keeps all of its user namespace.
     Capabilities,
-    /// `no_new_privs`. Without it an unprivileged user cannot install the filter and Landlock's rules, so those must be down too.
+    /// `no_new_privs`, where the request asks for it.
     NoNewPrivs,
     /// Landlock's scopes.
     Landlock,

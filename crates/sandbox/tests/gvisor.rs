@@ -23,6 +23,28 @@ async fn run(place: &Place, spawner: &Spawner, id: &str, script: &str) -> Ran {
     place.run_with(spawner, id, script, on_gvisor).await
 }
 
+/// gVisor's kernel has none of this (COMPATIBILITY.md).
+#[tokio::test]
+async fn programs_gain_nothing_whatever_their_file_says() {
+    let place = Place::new();
+    let spawner = place.start().await;
+    let layer = place.path("programs");
+    wharf_testkit::set_id::write(&layer);
+    let ran = place
+        .run_with(&spawner, "c", wharf_testkit::set_id::LOOK, |spec| {
+            on_gvisor(spec);
+            if let Root::Overlay { lower, .. } = &mut spec.root {
+                lower.insert(0, layer.clone());
+            }
+            spec.user = "app".into();
+        })
+        .await;
+    let none =
+        |line: &&str| line.contains("Uid: 1000 1000") && line.contains("CapEff: 0000000000000000");
+    assert_eq!(ran.out.lines().filter(none).count(), 5, "{ran:?}");
+    place.finish(spawner).await;
+}
+
 #[tokio::test]
 async fn its_kernel_is_not_the_hosts_and_the_rest_is_as_asked() {
     let place = Place::new();

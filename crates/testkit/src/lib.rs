@@ -8,6 +8,7 @@ pub mod busybox;
 #[cfg(feature = "engine")]
 pub mod engine;
 mod place;
+pub mod set_id;
 
 pub use place::Place;
 

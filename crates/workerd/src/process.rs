@@ -289,6 +289,7 @@ impl Process {
             stdin_pipe: false,
             disk: None,
             capabilities: wharf_sandbox::Capabilities::NONE,
+            no_new_privileges: true,
             kernel: wharf_sandbox::Kernel::Host,
         };
         let fds = SpawnFds {

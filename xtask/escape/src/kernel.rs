@@ -426,17 +426,113 @@ fn devices() -> Vec<Case> {
     ]
 }
 
-fn privileges() -> Vec<Case> {
-    let gained = "no no_new_privs (and so no filter and no Landlock)";
-    let walls = || Walls::without(&[Wall::NoNewPrivs, Wall::Seccomp, Wall::Landlock]);
+/// By a user who is not root, in the image's set-user-id program, so that the user is root inside.
+fn set_user_id(name: &'static str, about: &'static str, probe: &'static str) -> Case {
+    of(name, about).probe(probe).change(|_, _, setup| {
+        setup.spec.argv[0] = "/probe-suid".to_owned();
+        setup.spec.user = "app".to_owned();
+        Ok(())
+    })
+}
+
+/// What such a program may do for the user, and what neither it nor root may.
+fn set_user_id_programs() -> Vec<Case> {
+    let power = "no filter, all capabilities, no user namespace, no no_new_privs";
+    let powerful = |more: &[Wall]| {
+        let mut all = vec![Wall::NoNewPrivs];
+        all.extend_from_slice(more);
+        Walls::privileged(&all)
+    };
+    let no_users = |down: &[Wall]| Walls {
+        users: false,
+        ..Walls::without(down)
+    };
     vec![
-        of(
+        set_user_id(
+            "setuid-no-users",
+            "a set-user-id program where root inside is the host's root",
             "setuid-program",
-            "a set-user-id program of the image, by a user",
+        )
+        .held(no_users(&[]))
+        .expect(&["not root"])
+        .weak("no no_new_privs", no_users(&[Wall::NoNewPrivs]), &["root"])
+        .emulated(),
+        set_user_id(
+            "setuid-host-user",
+            "who the root that a set-user-id program gives is to the host",
+            "host-user",
+        )
+        .emulated()
+        .expect(&["nobody"])
+        .weak(
+            "no user namespace, no no_new_privs",
+            no_users(&[Wall::NoNewPrivs]),
+            &["the host's root"],
+        ),
+        set_user_id(
+            "setuid-capabilities",
+            "what a set-user-id program gives a user",
+            "capabilities",
+        )
+        .expect(&["Docker's at most"])
+        .weak(
+            "all capabilities",
+            Walls::without(&[Wall::Capabilities]),
+            &["more"],
+        )
+        .emulated(),
+        set_user_id(
+            "setuid-raise-capability",
+            "a capability that root inside does not have, in a set-user-id program",
+            "raise-capability",
+        )
+        .weak(
+            "all capabilities",
+            Walls::without(&[Wall::Capabilities]),
+            &["worked"],
+        )
+        .emulated(),
+        set_user_id(
+            "setuid-mount",
+            "mount a /proc without masks, in a set-user-id program",
+            "mount-proc",
+        )
+        .weak(power, powerful(&[]), &["worked"])
+        .emulated(),
+        set_user_id(
+            "setuid-mknod",
+            "make the node of the kernel's log in a set-user-id program, and open it",
+            "mknod-kmsg",
+        )
+        .weak(power, powerful(&[Wall::NoDevices]), &["opened"]),
+        set_user_id(
+            "setuid-core-pattern",
+            "set the host's handler of core dumps in a set-user-id program",
+            "core-pattern",
+        )
+        .expect(&["EROFS", "EACCES"])
+        .weak(
+            power,
+            powerful(&[Wall::Masks, Wall::ReadOnlySys]),
+            &["worked"],
+        ),
+    ]
+}
+
+fn privileges() -> Vec<Case> {
+    let gained = "no no_new_privs";
+    let walls = || Walls::without(&[Wall::NoNewPrivs]);
+    let mut all = set_user_id_programs();
+    all.extend([
+        set_user_id(
+            "setuid-program",
+            "a set-user-id program of the image, by a user, where no_new_privileges is asked for",
+            "setuid-program",
         )
         .change(|_, _, setup| {
             setup.spec.argv[0] = "/probe-suid".to_owned();
             setup.spec.user = "app".to_owned();
+            setup.spec.no_new_privileges = true;
             Ok(())
         })
         .expect(&["not root"])
@@ -444,11 +540,12 @@ fn privileges() -> Vec<Case> {
         .emulated(),
         of(
             "file-capabilities",
-            "a program with file capabilities in the image, by a user",
+            "a program with file capabilities in the image, by a user, where no_new_privileges is asked for",
         )
         .change(|_, _, setup| {
             setup.spec.argv[0] = "/probe-caps".to_owned();
             setup.spec.user = "app".to_owned();
+            setup.spec.no_new_privileges = true;
             Ok(())
         })
         .expect(&["none"])
@@ -501,5 +598,6 @@ fn privileges() -> Vec<Case> {
         .expect(&["stays at 1"])
         .weak("no filter", Walls::without(&[Wall::Seccomp]), &["changed"])
         .emulated(),
-    ]
+    ]);
+    all
 }

@@ -275,6 +275,7 @@ impl World {
             stdin_pipe: false,
             disk: None,
             capabilities: Capabilities::default(),
+            no_new_privileges: false,
             kernel: self.class.kernel(self.place.path("guest"))?,
             id,
         };

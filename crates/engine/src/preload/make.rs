@@ -104,6 +104,7 @@ async fn run(
         stdin_pipe: true,
         disk: mount,
         capabilities: Capabilities::NONE,
+        no_new_privileges: true,
         kernel: Kernel::Host,
     };
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");

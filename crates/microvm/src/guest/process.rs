@@ -73,6 +73,7 @@ pub(super) async fn main(container: &Container, request: Request, stream: Stream
         stdin_pipe: request.stdin_pipe,
         disk: None,
         capabilities: request.capabilities,
+        no_new_privileges: request.no_new_privileges,
         kernel: Kernel::Host,
     };
     let fds = SpawnFds {

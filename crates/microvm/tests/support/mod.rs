@@ -86,6 +86,7 @@ impl Place {
             stdin_pipe: false,
             disk: None,
             capabilities: Capabilities::default(),
+            no_new_privileges: false,
             kernel: Kernel::Microvm(machine(self.dir.path())),
         };
         let fds = SpawnFds {

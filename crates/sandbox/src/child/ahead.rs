@@ -131,7 +131,7 @@ fn set_up<'a>(ahead: &Ahead<'a>, report: &Cell<BorrowedFd<'a>>) -> Result<Infall
     };
     let stdin = descriptors.next().filter(|_| order.stdin);
     let plan = Plan {
-        program: Program::of(spec),
+        program: Program::of(spec, ahead.users),
         place: Place::New {
             spec,
             netns: netns.as_ref().map(AsFd::as_fd),

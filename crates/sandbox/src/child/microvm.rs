@@ -79,6 +79,7 @@ pub(super) fn set_up(
                 hostname: spec.hostname.clone(),
                 limits: spec.limits.clone(),
                 capabilities: spec.capabilities,
+                no_new_privileges: spec.no_new_privileges,
                 stdin_pipe: spec.stdin_pipe,
                 kvm: matches!(&spec.kernel, Kernel::Microvm(machine) if machine.kvm),
             };

@@ -23,6 +23,7 @@ pub(super) struct Container<'a> {
     pub(super) cgroup: &'a Cgroup,
     pub(super) users: Option<&'a UserNamespace>,
     pub(super) capabilities: Capabilities,
+    pub(super) no_new_privileges: bool,
     pub(super) between: Option<Between>,
 }
 
@@ -76,6 +77,7 @@ pub(super) fn launch(
                 user: &spec.user,
                 nofile: spec.nofile,
                 capabilities: container.capabilities,
+                no_new_privileges: container.no_new_privileges,
             },
             place: Place::Joined {
                 container: container.pidfd,
@@ -135,6 +137,7 @@ pub(super) fn launch_kill(
                 user: "",
                 nofile: None,
                 capabilities: Capabilities::NONE,
+                no_new_privileges: true,
             },
             place: Place::Joined {
                 container: container.pidfd,

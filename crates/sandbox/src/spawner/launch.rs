@@ -139,7 +139,7 @@ pub(super) fn launch(
     });
     match forked {
         Ok(Forked::Child) => child::run(&Plan {
-            program: Program::of(spec),
+            program: Program::of(spec, taken.as_ref()),
             place: Place::New {
                 spec,
                 netns: given.netns.as_ref().map(AsFd::as_fd),

@@ -90,6 +90,7 @@ struct Entry {
     is_container: bool,
     /// Of what joins it, too.
     capabilities: Capabilities,
+    no_new_privileges: bool,
     between: Option<Between>,
     /// What a virtual machine says of its end.
     last_words: Option<OwnedFd>,

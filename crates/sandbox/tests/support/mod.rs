@@ -77,6 +77,7 @@ impl Place {
             stdin_pipe: false,
             disk: None,
             capabilities: Capabilities::default(),
+            no_new_privileges: false,
             kernel: wharf_sandbox::Kernel::Host,
         };
         (
@@ -139,6 +140,7 @@ impl Place {
             stdin_pipe: false,
             disk: None,
             capabilities: Capabilities::default(),
+            no_new_privileges: false,
             kernel: wharf_sandbox::Kernel::Host,
         };
         let fds = SpawnFds {

@@ -82,6 +82,7 @@ impl Server {
             cgroup: &entry.cgroup,
             users: entry.users.as_ref(),
             capabilities: entry.capabilities,
+            no_new_privileges: entry.no_new_privileges,
             between: entry.between,
         };
         let launched = match exec::launch(&container, &self.walls.filters.container, spec) {

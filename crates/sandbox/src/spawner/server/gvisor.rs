@@ -46,6 +46,7 @@ impl Server {
             cgroup: &entry.cgroup,
             users: entry.users.as_ref(),
             capabilities: entry.capabilities,
+            no_new_privileges: entry.no_new_privileges,
             between: entry.between,
         };
         if !(1..=MAX_SIGNAL).contains(&signal) {

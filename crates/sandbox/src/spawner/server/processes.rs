@@ -58,6 +58,7 @@ impl Server {
             requester,
             reaped: None,
         };
+        let no_new_privileges = spec.gains_no_privileges(launched.users.is_some());
         let entry = Entry {
             label: spec.label.clone(),
             pid: launched.pid,
@@ -70,6 +71,7 @@ impl Server {
             usage: None,
             is_container,
             capabilities: spec.capabilities,
+            no_new_privileges,
             between: spec.kernel.between(),
             last_words: launched.last_words,
             cpu_millis: spec

@@ -41,6 +41,8 @@ pub(crate) enum Kind {
     /// the same with Python 3, NumPy, FastAPI and uvicorn
     #[value(name = "numpy")]
     NumPy,
+    /// the same as debian with sudo and ping, for tests
+    Sudo,
 }
 
 /// Makes a base image, or finds the one made before, and returns its tar.
@@ -53,6 +55,7 @@ pub(crate) fn base_image(kind: Kind) -> anyhow::Result<PathBuf> {
         Kind::Debian => debian_image("debian", &[]),
         Kind::Python => debian_image("python", &["python3", "python3-pip"]),
         Kind::Node => debian_image("node", &["nodejs"]),
+        Kind::Sudo => debian_image("sudo", &["sudo", "iputils-ping"]),
         Kind::NumPy => debian_image(
             "numpy",
             &[

@@ -19,7 +19,7 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
     hello::prepare()?;
     setup::example("python")?;
     setup::published_packages()?;
-    for kind in [Kind::Busybox, Kind::Python, Kind::NumPy] {
+    for kind in [Kind::Busybox, Kind::Python, Kind::NumPy, Kind::Sudo] {
         base_image(kind)?;
     }
     if filter.is_empty() {

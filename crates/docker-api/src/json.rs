@@ -1,6 +1,7 @@
 //! Docker's JSON for containers, and how times are written in it.
 
 use crate::ports;
+use crate::script::security::NO_NEW_PRIVILEGES;
 use serde_json::{Value, json};
 use wharf_engine::Inspect;
 use wharf_engine::lifecycle::State;
@@ -79,7 +80,10 @@ pub(crate) fn container(container: &Inspect, image: &str) -> Value {
             "Labels": container.labels,
         },
         "NetworkSettings": { "Ports": ports::settings(&container.published), "Networks": {} },
-        "HostConfig": {"Runtime": container.isolation.as_str()},
+        "HostConfig": {
+            "Runtime": container.isolation.as_str(),
+            "SecurityOpt": container.no_new_privileges.then_some([NO_NEW_PRIVILEGES]),
+        },
         "Mounts": [],
     })
 }

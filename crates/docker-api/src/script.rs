@@ -34,6 +34,7 @@ use wharf_snapshot::Snapshots;
 mod admission;
 mod create;
 pub mod prelude;
+pub(crate) mod security;
 mod sidecar;
 pub mod standby;
 mod start_options;
@@ -73,6 +74,8 @@ pub struct ApplicationInfo {
     pub min_instances: u32,
     /// What separates its instances from the machine; `None` leaves it to the image's label and the node.
     pub isolation: Option<wharf_engine::Isolation>,
+    /// Whether set-user-id programs and file capabilities have no effect in its instances.
+    pub no_new_privileges: bool,
     /// Values of the CLOUDFLARE_* variables (`CLOUDFLARE_APPLICATION_ID`, ...), to replace workerd's placeholders.
     pub variables: Vec<(String, String)>,
 }

@@ -39,6 +39,7 @@ impl Applications for OwnApplications {
                 max_instances: 5,
                 min_instances: 0,
                 isolation: None,
+                no_new_privileges: false,
                 variables: Vec::new(),
             })
         })

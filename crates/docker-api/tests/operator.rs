@@ -206,6 +206,47 @@ async fn a_runtime_is_an_isolation_class() {
 }
 
 #[tokio::test]
+async fn security_options_are_honoured_or_refused_by_name() {
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let socket = Socket::open(&world, &daemon);
+    let script = "grep NoNewPrivs /proc/self/status | tr -dc 01";
+    for (name, options, flag) in [
+        ("none", json!(null), "0"),
+        ("asked", json!(["no-new-privileges"]), "1"),
+        ("colon", json!(["no-new-privileges:true"]), "1"),
+        ("denied", json!(["no-new-privileges=false"]), "0"),
+    ] {
+        socket
+            .create(name, script, json!({"SecurityOpt": options}))
+            .await;
+        let path = format!("/containers/{name}");
+        socket.call("POST", &format!("{path}/start"), None).await;
+        socket.call("POST", &format!("{path}/wait"), None).await;
+        let said = daemon.output(&Owner::Operator, name, false).await;
+        assert_eq!(said, flag, "{name}");
+        let (_, inspect) = socket.call("GET", &format!("{path}/json"), None).await;
+        let shown = &inspect["HostConfig"]["SecurityOpt"];
+        let expected = if flag == "1" {
+            json!(["no-new-privileges"])
+        } else {
+            json!(null)
+        };
+        assert_eq!(*shown, expected, "{name}");
+    }
+    let host = json!({"SecurityOpt": ["apparmor=unconfined"]});
+    let body = json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": host});
+    let (status, answer) = socket.call("POST", "/containers/create", Some(body)).await;
+    assert_eq!(status, 501);
+    assert!(
+        answer.to_string().contains("apparmor=unconfined"),
+        "{answer}"
+    );
+    socket.close().await;
+    world.end(daemon).await;
+}
+
+#[tokio::test]
 async fn logs_are_shown_and_followed() {
     let world = World::new(SPAWNER);
     let daemon = world.daemon(60_000).await;

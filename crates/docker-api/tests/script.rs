@@ -42,6 +42,7 @@ impl Applications for OneApplication {
                 max_instances: 2,
                 min_instances: 0,
                 isolation: None,
+                no_new_privileges: false,
                 variables: vec![("CLOUDFLARE_REGION".into(), "EEUR".into())],
             })
         })

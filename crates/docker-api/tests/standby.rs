@@ -67,6 +67,7 @@ impl Node {
             max_instances: 40,
             min_instances,
             isolation: None,
+            no_new_privileges: false,
             variables: vec![
                 ("CLOUDFLARE_REGION".into(), "EEUR".into()),
                 ("CLOUDFLARE_DEPLOYMENT_ID".into(), "one".into()),

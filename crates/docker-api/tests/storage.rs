@@ -39,6 +39,7 @@ impl Applications for OneApplication {
                 max_instances: 9,
                 min_instances: 0,
                 isolation: None,
+                no_new_privileges: false,
                 variables: Vec::new(),
             })
         })

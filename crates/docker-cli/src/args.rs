@@ -297,6 +297,9 @@ pub(crate) struct Create {
     /// The isolation class: namespace, gvisor or microvm
     #[arg(long)]
     pub(crate) runtime: Option<String>,
+    /// no-new-privileges[=true|=false]: set-user-id programs have no effect
+    #[arg(long)]
+    pub(crate) security_opt: Vec<String>,
     /// Instead of the image's entrypoint
     #[arg(long)]
     pub(crate) entrypoint: Option<String>,

@@ -183,6 +183,7 @@ pub(crate) fn fixed(
         own_network: request.own_network,
         auto_remove: request.auto_remove,
         isolation,
+        no_new_privileges: request.no_new_privileges,
         preload: None,
         handed: None,
         created_ms: now_ms(),

@@ -327,12 +327,20 @@ impl Engine {
         .await
     }
 
-    /// Stops (with grace) all running instances of an application whose image id is not `image_id`, or whose class another. Returns how many,
-    /// after their end.
-    pub async fn roll(&self, application: &str, image_id: &str, class: Isolation) -> usize {
+    /// Stops (with grace) all running instances of an application whose image id, class or [`Create::no_new_privileges`] is
+    /// another. Returns how many, after their end.
+    pub async fn roll(
+        &self,
+        application: &str,
+        image_id: &str,
+        class: Isolation,
+        no_new_privileges: bool,
+    ) -> usize {
         self.shared.preloads.rolled(application, Some(image_id));
         self.stop_all(application, EndedBy::Rollout, |of| {
-            of.image_id != image_id || of.isolation != class
+            of.image_id != image_id
+                || of.isolation != class
+                || of.no_new_privileges != no_new_privileges
         })
         .await
     }
@@ -543,6 +551,7 @@ fn inspect(handle: &Handle) -> Inspect {
         application: fixed.application.as_ref().map(|a| a.id.clone()),
         application_name: fixed.application.as_ref().map(|a| a.name.clone()),
         isolation: fixed.isolation,
+        no_new_privileges: fixed.no_new_privileges,
         state: view.state,
         pid: view.pid,
         handed: fixed.handed.is_some(),

@@ -221,6 +221,7 @@ mod tests {
             volumes: Vec::new(),
             snapshot: None,
             isolation: None,
+            no_new_privileges: false,
             start: crate::StartOptions::default(),
         }
     }

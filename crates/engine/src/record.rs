@@ -61,6 +61,8 @@ pub(crate) struct Fixed {
     pub(crate) handed: Option<Handed>,
     #[serde(default)]
     pub(crate) isolation: crate::Isolation,
+    #[serde(default)]
+    pub(crate) no_new_privileges: bool,
     pub(crate) created_ms: i64,
 }
 

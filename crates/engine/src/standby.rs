@@ -320,6 +320,7 @@ fn same_process(asked: &Fixed, ahead: &Fixed) -> bool {
         own_network,
         auto_remove,
         isolation,
+        no_new_privileges,
         // How it begins; what it then is, the others say.
         preload: _,
         handed,
@@ -340,6 +341,7 @@ fn same_process(asked: &Fixed, ahead: &Fixed) -> bool {
         && own_network.publish.is_empty()
         && !auto_remove
         && *isolation == ahead.isolation
+        && *no_new_privileges == ahead.no_new_privileges
         && handed.is_none()
         && ahead.handed.is_none()
 }

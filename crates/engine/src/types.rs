@@ -94,6 +94,8 @@ pub struct Create {
     pub start: StartOptions,
     /// What separates it from the machine; `None` leaves it to the image's label ([`isolation::LABEL`]) and the node.
     pub isolation: Option<Isolation>,
+    /// Whether no program gains privileges when it is executed (as [`wharf_sandbox::ProcessSpec::no_new_privileges`]).
+    pub no_new_privileges: bool,
 }
 
 /// Where the state is in an instance's life, with what a caller may want to know.
@@ -117,6 +119,8 @@ pub struct Inspect {
     pub application_name: Option<String>,
     /// What separates it from the machine.
     pub isolation: Isolation,
+    /// As [`Create::no_new_privileges`].
+    pub no_new_privileges: bool,
     /// State.
     pub state: lifecycle::State,
     /// Host pid while running.

@@ -210,14 +210,15 @@ async fn one_application_runs_no_more_than_its_maximum() {
             .roll(
                 "app",
                 &engine.inspect(&owner, "b").await.unwrap().image_id,
-                Isolation::Namespace
+                Isolation::Namespace,
+                false
             )
             .await,
         0
     );
     assert_eq!(
         engine
-            .roll("app", "sha256:other", Isolation::Namespace)
+            .roll("app", "sha256:other", Isolation::Namespace, false)
             .await,
         2
     );
@@ -341,7 +342,7 @@ async fn who_ended_a_container_is_known() {
     assert_eq!(ended_by("signalled").await, Some(EndedBy::Signal));
     assert_eq!(
         engine
-            .roll("app", "sha256:other", Isolation::Namespace)
+            .roll("app", "sha256:other", Isolation::Namespace, false)
             .await,
         1
     );

@@ -81,6 +81,8 @@ impl Application {
 pub struct Settings {
     /// The wall around each instance; `None` leaves it to the image's label and the node.
     pub isolation: Option<Isolation>,
+    /// Whether set-user-id programs and file capabilities have no effect in its instances.
+    pub no_new_privileges: bool,
     /// Instances to keep started ahead.
     pub min_instances: u32,
 }
@@ -95,7 +97,7 @@ impl Settings {
             return Ok(Settings::default());
         };
         Settings::deserialize(value).map_err(|e| {
-            format!("\"wharf\" in the container's \"configuration\" (the keys are \"isolation\" and \"min_instances\"): {e}")
+            format!("\"wharf\" in the container's \"configuration\" (the keys are \"isolation\", \"min_instances\" and \"no_new_privileges\"): {e}")
         })
     }
 }
@@ -215,8 +217,14 @@ mod tests {
             Settings::read(&json!({"wharf": {"isolation": "gvisor", "min_instances": 2}})).unwrap(),
             Settings {
                 isolation: Some(Isolation::Gvisor),
-                min_instances: 2
+                min_instances: 2,
+                no_new_privileges: false,
             }
+        );
+        assert!(
+            Settings::read(&json!({"wharf": {"no_new_privileges": true}}))
+                .unwrap()
+                .no_new_privileges
         );
         for (bad, word) in [
             (
@@ -224,6 +232,7 @@ mod tests {
                 "firecracker",
             ),
             (json!({"wharf": {"min_instances": -1}}), "-1"),
+            (json!({"wharf": {"no_new_privileges": "yes"}}), "yes"),
             (json!({"wharf": {"mininstances": 1}}), "mininstances"),
             (json!({"wharf": 3}), "3"),
         ] {

@@ -202,5 +202,6 @@ pub fn shell(owner: &Owner, name: &str, script: &str) -> Create {
         snapshot: None,
         start: StartOptions::default(),
         isolation: None,
+        no_new_privileges: false,
     }
 }

@@ -254,7 +254,8 @@ log_bytes = 1048576
 # object does not wake, milliseconds. setInactivityTimeout() of an object goes before the latter.
 orphan_grace_ms = 60000
 # Whether root in a container is nobody outside. Needs Linux 5.19 and a data directory on ext4, xfs or btrfs; without them a node does not
-# start, unless this is false: then root in a container is the host's root, held by nothing but the other walls.
+# start, unless this is false: then root in a container is the host's root, held by nothing but the other walls, and set-user-id programs
+# (sudo, su) have no effect.
 user_namespaces = true
 # The host's user and group ids that containers get: id_ranges times 65536, from id_first on, a range for each that runs. The default lies
 # where systemd, /etc/subuid and LXD have nothing. Two nodes on one machine should have ranges of their own.

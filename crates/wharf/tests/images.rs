@@ -154,6 +154,73 @@ fn the_docker_command_line_as_wrangler_uses_it() {
 }
 
 #[test]
+fn sudo_su_and_passwd_work_unless_the_container_may_gain_no_privileges() {
+    let node = Node::start();
+    import(&node, "debian:sudo", "sudo");
+    let context = Project::new(&[(
+        "Dockerfile",
+        "FROM debian:sudo
+RUN useradd -m dev && echo 'dev ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/dev && printf 'root:secret-of-root\\ndev:secret-of-dev\\n' | chpasswd
+USER dev
+RUN id -u > /tmp/user && sudo sh -c 'id -u > /etc/made-in-a-step'
+CMD [\"sudo\", \"cat\", \"/etc/shadow\"]
+",
+    )]);
+    let path = context.path();
+    let out = docker(&node, &["build", "-t", "app:1", path.to_str().unwrap()]);
+    assert!(out.status.success(), "{}", text(&out));
+    let run = |options: &[&str], command: &[&str]| {
+        docker(
+            &node,
+            &[&["run", "--rm"], options, &["app:1"], command].concat(),
+        )
+    };
+    let sh = |options: &[&str], script: &str| run(options, &["sh", "-c", script]);
+    let said = |out: &Output| String::from_utf8_lossy(&out.stdout).into_owned();
+
+    let out = sh(&[], "cat /tmp/user /etc/made-in-a-step; id -u; sudo id -u");
+    assert_eq!(said(&out), "1000\n0\n1000\n0\n", "{}", text(&out));
+    assert!(out.stderr.is_empty(), "{}", text(&out));
+    let out = run(&[], &[]);
+    assert!(said(&out).starts_with("root:"), "{}", text(&out));
+    let out = sh(
+        &[],
+        "echo secret-of-root | su -c 'id -u; cat /proc/self/status'",
+    );
+    assert!(said(&out).starts_with("0\n"), "{}", text(&out));
+    assert!(
+        said(&out).contains("CapPrm:\t00000000a80425fb"),
+        "{}",
+        text(&out)
+    );
+    let script = "printf 'secret-of-dev\\nq7Xw2-new\\nq7Xw2-new\\n' | passwd && echo q7Xw2-new | su dev -c 'id -un'";
+    let out = sh(&[], script);
+    assert!(said(&out).ends_with("dev.\ndev\n"), "{}", text(&out));
+    let out = sh(&[], "ping -c 1 -W 5 127.0.0.1");
+    assert!(said(&out).contains("1 received"), "{}", text(&out));
+
+    for option in [
+        "no-new-privileges",
+        "no-new-privileges:true",
+        "no-new-privileges=true",
+    ] {
+        let out = sh(&["--security-opt", option], "sudo id -u");
+        assert!(
+            text(&out).contains("no new privileges"),
+            "{option}: {}",
+            text(&out)
+        );
+        assert_eq!(said(&out), "", "{option}");
+    }
+    let options = ["--security-opt", "no-new-privileges"];
+    let out = sh(&options, "echo secret-of-root | su -c 'id -u'");
+    assert_eq!(said(&out), "", "{}", text(&out));
+    let out = run(&["--security-opt", "seccomp=unconfined"], &["true"]);
+    assert!(text(&out).contains("seccomp=unconfined"), "{}", text(&out));
+    assert!(!out.status.success());
+}
+
+#[test]
 fn a_fastapi_application() {
     let node = Node::start();
     import(&node, "wharf/python:3.11", "python");

@@ -96,6 +96,29 @@ fn runs_on_another_kernel(class: &str) {
 }
 
 #[test]
+fn an_application_that_asks_for_no_new_privileges_has_them_from_its_next_start_on() {
+    let world = World::with(60_000, "");
+    let flag = |object: &str| {
+        let status = world.app(object, "/file/proc/self/status");
+        let line = status.lines().find_map(|l| l.strip_prefix("NoNewPrivs:"));
+        line.expect(&status).trim().to_owned()
+    };
+    let before = world.start("a", Value::Null);
+    assert_eq!(before["no_new_privileges"], false);
+    assert_eq!(flag("a"), "0");
+    // What runs is ended, its object starts the new one.
+    world.deployed(json!({"no_new_privileges": true}), "");
+    wait_until("the rollout", || world.node.running("").is_none());
+    let instance = world.start("a", Value::Null);
+    assert_eq!(instance["no_new_privileges"], true);
+    assert_eq!(flag("a"), "1");
+    let out = world.deploy(json!({"no_new_privileges": "yes"}), "");
+    assert!(!out.status.success());
+    assert!(text(&out).contains("no_new_privileges"), "{}", text(&out));
+    world.ask("a", "destroy", Value::Null);
+}
+
+#[test]
 fn what_this_node_cannot_give_is_refused_in_words() {
     let world = World::with(60_000, &emulated("/nowhere"));
     let out = world.deploy(json!({"isolation": "microvm"}), "");

@@ -215,6 +215,7 @@ impl Applications for NoApplications {
             max_instances: 9,
             variables: Vec::new(),
             isolation: None,
+            no_new_privileges: false,
         });
         Box::pin(std::future::ready(found))
     }

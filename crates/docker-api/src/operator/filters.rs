@@ -104,6 +104,7 @@ mod tests {
             application: None,
             application_name: None,
             isolation: wharf_engine::Isolation::Namespace,
+            no_new_privileges: false,
             state: lifecycle::State::Running,
             pid: None,
             handed: false,

@@ -8,9 +8,11 @@
 //! | variables | real values for workerd's placeholders | as asked |
 //! | network | its sidecar's | as asked |
 //! | isolation class | its application's | as asked (`Runtime`) |
+//! | `no_new_privs` | if its application or `SecurityOpt` says so | if `SecurityOpt` says so |
 //! | a sidecar is known by | its name | its command and port |
 
 use super::create::{Body, environment, limits, no_image, object_of};
+use super::security::no_new_privileges;
 use super::sidecar::{INGRESS_PORT, sidecar_of};
 use super::standby::{Kept, Recipe, Standbys};
 use super::start_options::Carried;
@@ -47,6 +49,7 @@ pub(crate) struct Admitted {
     pub(crate) kept: Option<Kept>,
     pub(crate) start: StartOptions,
     pub(crate) isolation: Option<Isolation>,
+    pub(crate) no_new_privileges: bool,
 }
 
 impl Admission {
@@ -61,6 +64,8 @@ impl Admission {
         let env = body.env.clone().unwrap_or_default();
         let host = body.host_config.as_ref();
         let asked = body.image.as_deref().unwrap_or_default();
+        let options = host.and_then(|host| host.security_opt.as_deref());
+        let no_new_privileges = no_new_privileges(options.unwrap_or_default())?;
         let Admission::Script {
             script,
             applications,
@@ -75,6 +80,7 @@ impl Admission {
                 kept: None,
                 start: StartOptions::default(),
                 isolation: runtime(host.and_then(|host| host.runtime.as_deref()))?,
+                no_new_privileges,
             });
         };
         let (unique_key, object_id) = object_of(name).ok_or_else(|| {
@@ -132,6 +138,7 @@ impl Admission {
             kept,
             start: carried.into_start(),
             isolation: application.isolation,
+            no_new_privileges: no_new_privileges || application.no_new_privileges,
         })
     }
 

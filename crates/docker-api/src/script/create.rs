@@ -66,7 +66,7 @@ pub(crate) struct HostConfig {
     binds: Option<Vec<String>>,
     cap_add: Option<Vec<String>>,
     devices: Option<Vec<Value>>,
-    security_opt: Option<Vec<String>>,
+    pub(crate) security_opt: Option<Vec<String>>,
     privileged: Option<bool>,
     port_bindings: Option<Bindings>,
     publish_all_ports: Option<bool>,
@@ -125,6 +125,10 @@ impl Body {
                 memory: limit(|host| host.memory),
                 nano_cpus: limit(|host| host.nano_cpus),
                 pids_limit: limit(|host| host.pids_limit),
+                security_opt: self
+                    .host_config
+                    .as_ref()
+                    .and_then(|host| list(&host.security_opt)),
                 ..HostConfig::default()
             }),
             ..Body::default()
@@ -195,6 +199,7 @@ async fn create_container(
         kept,
         start,
         isolation,
+        no_new_privileges,
     } = shared
         .admission
         .admit(&shared.engine, &name, &body, carried.clone())
@@ -256,6 +261,7 @@ async fn create_container(
         snapshot,
         start,
         isolation,
+        no_new_privileges,
     };
     let repeatable = shared.admission.repeatable(&request, seen, &carried);
     let created = create_or_replace(shared, request, of_workerd).await?;
@@ -351,7 +357,6 @@ fn refuse_unsupported(host: &HostConfig) -> Result<(), ApiError> {
         (any(host.binds.as_ref()), "binding directories (-v)"),
         (any(host.cap_add.as_ref()), "adding capabilities"),
         (any(host.devices.as_ref()), "passing devices"),
-        (any(host.security_opt.as_ref()), "SecurityOpt"),
         (host.privileged == Some(true), "privileged mode"),
     ];
     match refused.iter().find(|(asked, _)| *asked) {
@@ -464,6 +469,7 @@ mod tests {
             max_instances: 3,
             min_instances: 0,
             isolation: None,
+            no_new_privileges: false,
             variables: variables.iter().map(owned).collect(),
         }
     }

@@ -243,6 +243,7 @@ mod tests {
             max_instances: 3,
             min_instances: 0,
             isolation: None,
+            no_new_privileges: false,
             variables: Vec::new(),
         }
     }

@@ -55,6 +55,7 @@ impl Applications for OneApplication {
                 max_instances: 10,
                 min_instances: 0,
                 isolation: None,
+                no_new_privileges: false,
                 variables: Vec::new(),
             })
         })

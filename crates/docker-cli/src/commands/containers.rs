@@ -199,6 +199,7 @@ async fn make(client: &Client, c: args::Create) -> Result<String, ClientError> {
         "HostConfig": {
             "AutoRemove": c.rm,
             "Runtime": c.runtime,
+            "SecurityOpt": c.security_opt,
             "NetworkMode": c.network.unwrap_or_else(|| "default".to_owned()),
             "PortBindings": bindings,
         },

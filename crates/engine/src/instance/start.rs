@@ -81,7 +81,7 @@ pub(super) async fn start_process(
         stdin_pipe: false,
         disk,
         capabilities: wharf_sandbox::Capabilities::default(),
-        no_new_privileges: false,
+        no_new_privileges: fixed.no_new_privileges,
         kernel,
     };
     let netns = network.namespace().map_err(|e| failed("network", &e))?;

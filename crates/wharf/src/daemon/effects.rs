@@ -168,12 +168,12 @@ async fn roll(node: &Node, id: &str) -> anyhow::Result<()> {
         .with_context(|| format!("the image of application \"{}\"", application.name))?;
     kept.into_iter()
         .for_each(|kept| node.standbys.application(kept));
-    let asked = application
-        .settings()
-        .map_err(anyhow::Error::msg)?
-        .isolation;
-    let class = node.engine.isolation_class(&image, asked)?;
-    let rolled = node.engine.roll(id, image.id.as_str(), class).await;
+    let settings = application.settings().map_err(anyhow::Error::msg)?;
+    let class = node.engine.isolation_class(&image, settings.isolation)?;
+    let rolled = node
+        .engine
+        .roll(id, image.id.as_str(), class, settings.no_new_privileges)
+        .await;
     tracing::info!(application = application.name, rolled, "image set");
     let size = application.limits();
     let limits = wharf_engine::Limits {

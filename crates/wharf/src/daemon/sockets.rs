@@ -215,6 +215,7 @@ impl StoredApplications {
                 namespace.class
             )
         })?;
+        let settings = application.settings()?;
         let image = application.image().map(str::to_owned);
         let limits = instance_limits(application.limits());
         let largest = if application.is_managed() {
@@ -251,7 +252,8 @@ impl StoredApplications {
             largest,
             max_instances: application.max_instances,
             min_instances: min_instances(&application),
-            isolation: application.settings()?.isolation,
+            isolation: settings.isolation,
+            no_new_privileges: settings.no_new_privileges,
             variables: variables.map(|(k, v)| (k.to_owned(), v)).to_vec(),
         })
     }

@@ -67,6 +67,7 @@ pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
         "image": i.image,
         "image_id": i.image_id,
         "isolation": i.isolation,
+        "no_new_privileges": i.no_new_privileges,
         "state": state,
         "exit": match &i.state {
             lifecycle::State::Exited(exit) => json!({"code": exit.code, "signal": exit.signal, "out_of_memory": exit.oom_killed}),

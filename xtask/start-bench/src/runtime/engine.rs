@@ -114,6 +114,7 @@ impl World {
             snapshot: None,
             start: Default::default(),
             isolation: None,
+            no_new_privileges: false,
         };
         self.engine.create(request).await?;
         self.engine.start_instance(&Owner::Operator, name).await?;

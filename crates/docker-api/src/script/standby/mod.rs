@@ -501,6 +501,7 @@ async fn create(
         application,
         start,
         isolation,
+        no_new_privileges,
         ..
     } = admitted.map_err(|error| error.message)?;
     let image = image.ok_or("its objects name an image with each start")?;
@@ -527,5 +528,6 @@ async fn create(
         snapshot: None,
         start,
         isolation,
+        no_new_privileges,
     })
 }

@@ -280,16 +280,19 @@ impl Build {
         };
         let wrong = |m: String| fail(step.line, m);
         let state = &mut now.state;
+        let mut notes = Vec::new();
         match &step.instruction {
             Instruction::From { .. } => return Err(fail(step.line, "FROM inside a stage")),
+            Instruction::Unsupported(what) => return Err(wrong(what.clone())),
             Instruction::Arg(args) => {
                 for (name, default) in args {
-                    let default = match default {
-                        Some(d) => Some(
-                            words::expand(d, escape, &|n| state.variable(n)).map_err(wrong)?,
-                        ),
-                        None => None,
-                    };
+                    // A default that is not needed may be wrong: `ARG A=${B:?give A or B}`.
+                    let needed = default
+                        .as_ref()
+                        .filter(|_| !self.request.build_args.contains_key(name));
+                    let default = needed
+                        .map(|d| words::expand(d, escape, &|n| state.variable(n)).map_err(wrong))
+                        .transpose()?;
                     state.declare(
                         name,
                         default,
@@ -316,7 +319,12 @@ impl Build {
             Instruction::Expose(ports) => {
                 let ports = words::expand_words(ports, escape, &|n| scope.variable(n));
                 for port in ports.map_err(wrong)? {
-                    state.expose(&port).map_err(wrong)?;
+                    if state.expose(&port).map_err(wrong)? {
+                        notes.push(format!(
+                            "warning: Dockerfile:{}: EXPOSE {port}: only the container's own port counts\n",
+                            step.line
+                        ));
+                    }
                 }
             }
             Instruction::Volume(paths) => {
@@ -327,7 +335,7 @@ impl Build {
             Instruction::Stopsignal(signal) => {
                 state.set_stop_signal(&expand(signal)?).map_err(wrong)?;
             }
-            Instruction::Maintainer(name) => state.set_author(&expand(name)?),
+            Instruction::Maintainer(name) => state.set_author(name),
             Instruction::Healthcheck => self.note(format!(
                 "warning: Dockerfile:{}: HEALTHCHECK is written to the image's history, but not run: instances are watched through their port\n",
                 step.line
@@ -346,6 +354,7 @@ impl Build {
                 return self.run(step, run, now, announce).await;
             }
         }
+        notes.into_iter().for_each(|note| self.note(note));
         let created = now.created.clone();
         now.state.remember(step.text.clone(), created, true);
         Ok(())

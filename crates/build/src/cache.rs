@@ -43,7 +43,7 @@ impl Key {
     pub(crate) fn new(kind: &str, parent: &[Layer]) -> Self {
         let mut key = Self(Sha256::new());
         // A change to what steps do must change this number.
-        key.add("wharf build 1");
+        key.add("wharf build 2");
         key.add(kind);
         key.list(parent.iter().map(|l| l.diff_id.as_str()));
         key

@@ -3,6 +3,7 @@
 //! A directory source gives its contents; a file goes into the destination if that is a directory or is written with a final slash, else it becomes the
 //! destination. Existing directories keep their place (links to directories are followed, inside the root), other entries are replaced.
 
+use crate::chmod::Chmod;
 use crate::source::{Entry, Origin, Source};
 use crate::tree::{self, Attributes, Stream, Tree};
 use crate::trouble::{Context, Result, Trouble};
@@ -32,22 +33,30 @@ struct Writer<'a> {
     origin: &'a Origin,
     target: &'a Tree,
     owner: Option<(u32, u32)>,
-    mode: Option<u32>,
+    chmod: Option<Chmod>,
     /// First copy of each file with several names.
     linked: HashMap<(u64, u64), (PathBuf, OsString)>,
 }
 
-/// Writes the sources.
-pub(crate) fn write(job: &Job, origin: &Origin, sources: &[Source], target: &Tree) -> Result<()> {
+/// Writes the sources. Returns warnings.
+pub(crate) fn write(
+    job: &Job,
+    origin: &Origin,
+    sources: &[Source],
+    target: &Tree,
+) -> Result<Vec<String>> {
+    let chmod = job.chmod.as_deref().map(Chmod::parse).transpose()?;
+    // Patterns that match nothing: not even the destination is made.
+    if sources.is_empty() && job.inline.is_empty() {
+        return Ok(vec!["no file matches: nothing is copied".to_owned()]);
+    }
+    let owner = job.chown.as_deref().map(|text| users::owner(target, text));
+    let owner = owner.transpose()?;
     let mut writer = Writer {
         origin,
         target,
-        owner: job
-            .chown
-            .as_deref()
-            .map(|c| users::owner(target, c))
-            .transpose()?,
-        mode: job.chmod.as_deref().map(users::mode).transpose()?,
+        owner: owner.as_ref().map(|owner| owner.ids),
+        chmod,
         linked: HashMap::new(),
     };
     let dest = PathBuf::from(crate::state::absolute(&job.workdir, &job.dest));
@@ -86,7 +95,7 @@ pub(crate) fn write(job: &Job, origin: &Origin, sources: &[Source], target: &Tre
             .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0));
         let (uid, gid) = writer.owner.unwrap_or((0, 0));
         let attributes = Attributes {
-            mode: writer.mode.unwrap_or(0o644),
+            mode: writer.mode(0o644, false),
             uid,
             gid,
             mtime: (now, 0),
@@ -95,7 +104,7 @@ pub(crate) fn write(job: &Job, origin: &Origin, sources: &[Source], target: &Tre
         tree::put_file(&dir, &name, &mut Stream(content.as_bytes()), &attributes)
             .context(|| writing(&parent.join(&name)))?;
     }
-    Ok(())
+    Ok(owner.map_or_else(Vec::new, |owner| owner.unknown))
 }
 
 fn writing(path: &Path) -> String {
@@ -182,12 +191,19 @@ impl Writer<'_> {
         };
         let (uid, gid) = self.owner.unwrap_or(kept);
         Ok(Attributes {
-            mode: self.mode.unwrap_or(entry.node.mode),
+            mode: self.mode(entry.node.mode, entry.node.is_dir()),
             uid,
             gid,
             mtime: entry.node.mtime,
             xattrs: self.origin.xattrs(entry)?,
         })
+    }
+
+    fn mode(&self, mode: u32, is_dir: bool) -> u32 {
+        match &self.chmod {
+            Some(chmod) => chmod.apply(mode, is_dir),
+            None => mode,
+        }
     }
 
     fn room(&self, dir: &OwnedFd, parent: &Path, name: &OsStr) -> Result<()> {
@@ -292,7 +308,7 @@ mod tests {
                 found.extend(origin.find(s)?);
             }
             let target = Tree::of_host(self.to.path()).expect("tree");
-            write(&job, &origin, &found, &target)
+            write(&job, &origin, &found, &target).map(drop)
         }
 
         fn copy(&self, sources: &[&str], dest: &str) -> Result<()> {
@@ -423,6 +439,26 @@ mod tests {
             assert_eq!(owner(path), (3, 4), "{path}");
         }
         assert_eq!(meta("own/deep/f").mode() & 0o7777, 0o711);
+
+        let symbolic = Job {
+            chmod: Some("u+x,g-r,o=rX".into()),
+            inline: vec![("EOF".into(), "hello\n".into())],
+            ..job("/symbolic/")
+        };
+        p.copy_as(&["d"], true, symbolic).expect("copy");
+        let mode = |path: &str| meta(path).mode() & 0o7777;
+        assert_eq!(mode("symbolic/f"), 0o704, "of 640");
+        assert_eq!(mode("symbolic/sub"), 0o715, "of 755");
+        assert_eq!(mode("symbolic/EOF"), 0o704, "of 644");
+    }
+
+    #[test]
+    fn where_nothing_is_to_be_copied_nothing_is_made() {
+        let p = Place::new(&["f"]);
+        p.copy(&["none*"], "/dir/").expect("nothing");
+        assert!(!p.to.path().join("dir").exists());
+        p.copy(&["none*", "f"], "/dir/").expect("one of two");
+        assert_eq!(p.read("dir/f"), "f");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Logical lines into typed instructions, variables not yet substituted. What is not supported is refused here, with its line. Pure.
+//! Logical lines into typed instructions, variables not yet substituted. What is no Dockerfile is refused here, with its line; what is one and is not
+//! supported becomes [`Instruction::Unsupported`], which is refused where a stage is needed that has it. Pure.
 
 use crate::BuildError;
 use crate::parse::{File, Heredoc, Line, fail, raw_words};
@@ -35,6 +36,32 @@ pub(crate) enum Instruction {
     Stopsignal(String),
     Maintainer(String),
     Healthcheck,
+    /// Why it cannot be carried out here.
+    Unsupported(String),
+}
+
+/// Why there is no instruction.
+enum Refusal {
+    /// It is wrong.
+    Wrong(String),
+    /// It is right, and not supported.
+    Unsupported(String),
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Refusal {
+        Refusal::Wrong(message)
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(message: &str) -> Refusal {
+        Refusal::Wrong(message.to_owned())
+    }
+}
+
+fn unsupported<T>(message: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::Unsupported(message.into()))
 }
 
 /// Shell form or exec form.
@@ -67,8 +94,10 @@ pub(crate) struct CacheMount {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Copy {
-    /// ADD: local tar archives are unpacked.
+    /// ADD, not COPY.
     pub(crate) add: bool,
+    /// Local tar archives are unpacked.
+    pub(crate) unpack: bool,
     pub(crate) sources: Vec<String>,
     /// Files given as here-documents.
     pub(crate) inline: Vec<Heredoc>,
@@ -83,7 +112,11 @@ pub(crate) fn steps(file: &File) -> Result<Vec<Step>, BuildError> {
     file.lines
         .iter()
         .map(|line| {
-            let instruction = instruction(line, file.escape).map_err(|m| fail(line.number, m))?;
+            let instruction = match instruction(line, file.escape) {
+                Ok(instruction) => instruction,
+                Err(Refusal::Unsupported(message)) => Instruction::Unsupported(message),
+                Err(Refusal::Wrong(message)) => return Err(fail(line.number, message)),
+            };
             Ok(Step {
                 line: line.number,
                 text: text(line),
@@ -110,11 +143,11 @@ fn text(line: &Line) -> String {
     out
 }
 
-fn instruction(line: &Line, escape: char) -> Result<Instruction, String> {
+fn instruction(line: &Line, escape: char) -> Result<Instruction, Refusal> {
     let rest = line.rest.as_str();
     let keyword = line.keyword.as_str();
     if rest.is_empty() {
-        return Err(format!("{keyword} needs an argument"));
+        return Err(format!("{keyword} needs an argument").into());
     }
     Ok(match keyword {
         "FROM" => from(line)?,
@@ -125,7 +158,7 @@ fn instruction(line: &Line, escape: char) -> Result<Instruction, String> {
                     Some((name, value)) => named("ARG", name, Some(value.to_owned())),
                     None => named("ARG", &w, None),
                 })
-                .collect::<Result<_, _>>()?,
+                .collect::<Result<_, String>>()?,
         ),
         "ENV" => Instruction::Env(pairs("ENV", rest, escape)?),
         "LABEL" => Instruction::Label(pairs("LABEL", rest, escape)?),
@@ -147,12 +180,11 @@ fn instruction(line: &Line, escape: char) -> Result<Instruction, String> {
         "MAINTAINER" => Instruction::Maintainer(rest.into()),
         "HEALTHCHECK" => healthcheck(line)?,
         "ONBUILD" => {
-            return Err(
-                "ONBUILD is not supported: write the instruction into the Dockerfile that uses this image"
-                    .into(),
+            return unsupported(
+                "ONBUILD is not supported: write the instruction into the Dockerfile that uses this image",
             );
         }
-        other => return Err(format!("unknown instruction \"{other}\"")),
+        other => return Err(format!("unknown instruction \"{other}\"").into()),
     })
 }
 
@@ -217,7 +249,7 @@ fn from(line: &Line) -> Result<Instruction, String> {
     for (name, v) in &line.flags {
         match name.as_str() {
             "platform" => platform = Some(value("FROM", name, v.as_ref())?),
-            other => return Err(format!("FROM --{other} is not supported")),
+            other => return Err(format!("FROM --{other}: there is no such flag")),
         }
     }
     let words: Vec<&str> = line.rest.split_whitespace().collect();
@@ -244,7 +276,7 @@ fn from(line: &Line) -> Result<Instruction, String> {
     })
 }
 
-fn run(line: &Line) -> Result<Instruction, String> {
+fn run(line: &Line) -> Result<Instruction, Refusal> {
     let mut caches = Vec::new();
     let mut network = true;
     for (name, v) in &line.flags {
@@ -254,7 +286,13 @@ fn run(line: &Line) -> Result<Instruction, String> {
             ("network", "default") => network = true,
             ("network", "none") => network = false,
             ("security", "sandbox") => {}
-            _ => return Err(format!("RUN --{name}={v} is not supported")),
+            ("network", "host") | ("security", "insecure") | ("device", _) => {
+                return unsupported(format!("RUN --{name}={v} is not supported"));
+            }
+            ("network" | "security", _) => {
+                return Err(format!("RUN --{name}={v}: there is no such value").into());
+            }
+            _ => return Err(format!("RUN --{name}: there is no such flag").into()),
         }
     }
     Ok(Instruction::Run(Run {
@@ -265,7 +303,7 @@ fn run(line: &Line) -> Result<Instruction, String> {
     }))
 }
 
-fn cache_mount(text: &str) -> Result<CacheMount, String> {
+fn cache_mount(text: &str) -> Result<CacheMount, Refusal> {
     let mut kind = "bind";
     let mut mount = CacheMount {
         target: String::new(),
@@ -282,13 +320,14 @@ fn cache_mount(text: &str) -> Result<CacheMount, String> {
             v.parse()
                 .map_err(|_| format!("RUN --mount: {key}={v} is not a number"))
         };
-        match key {
+        match key.to_ascii_lowercase().as_str() {
             "type" => kind = v,
             "target" | "dst" | "destination" => mount.target = v.to_owned(),
             "id" => mount.id = v.to_owned(),
-            "readonly" | "ro" => mount.read_only = v != "false",
-            // A directory is used by one RUN at a time here, which every sharing mode but `private` allows.
-            "sharing" if matches!(v, "shared" | "locked") => {}
+            "readonly" | "ro" => mount.read_only = !matches!(v, "false" | "0"),
+            "rw" | "readwrite" => mount.read_only = matches!(v, "false" | "0"),
+            // A directory is used by one RUN at a time, so that nobody sees a difference.
+            "sharing" if matches!(v, "shared" | "locked" | "private") => {}
             "mode" => {
                 mount.mode = u32::from_str_radix(v, 8)
                     .map_err(|_| format!("RUN --mount: mode={v} is not octal"))?;
@@ -299,12 +338,23 @@ fn cache_mount(text: &str) -> Result<CacheMount, String> {
         }
     }
     if kind != "cache" {
-        return Err(format!(
-            "RUN --mount=type={kind} is not supported yet; only type=cache is"
-        ));
+        return match kind {
+            "bind" | "tmpfs" | "secret" | "ssh" => unsupported(format!(
+                "RUN --mount=type={kind} is not supported yet; only type=cache is"
+            )),
+            _ => Err(format!("RUN --mount=type={kind}: there is no such type").into()),
+        };
     }
-    if let Some(part) = unknown {
-        return Err(format!("RUN --mount=type=cache: {part} is not supported"));
+    match unknown {
+        Some(part) if part.starts_with("from=") || part.starts_with("source=") => {
+            return unsupported(format!(
+                "RUN --mount=type=cache: {part} is not supported yet"
+            ));
+        }
+        Some(part) => {
+            return Err(format!("RUN --mount=type=cache: {part} is not known").into());
+        }
+        None => {}
     }
     if mount.target.is_empty() {
         return Err("RUN --mount=type=cache needs target=<directory>".into());
@@ -312,11 +362,12 @@ fn cache_mount(text: &str) -> Result<CacheMount, String> {
     Ok(mount)
 }
 
-fn copy(line: &Line, escape: char) -> Result<Instruction, String> {
+fn copy(line: &Line, escape: char) -> Result<Instruction, Refusal> {
     let keyword = line.keyword.as_str();
     let add = keyword == "ADD";
     let mut copy = Copy {
         add,
+        unpack: add,
         sources: Vec::new(),
         inline: line.heredocs.clone(),
         dest: String::new(),
@@ -332,9 +383,23 @@ fn copy(line: &Line, escape: char) -> Result<Instruction, String> {
             // Only where layers may be reused differs; the files are the same.
             "link" => match v.as_deref() {
                 None | Some("true" | "false") => {}
-                Some(other) => return Err(format!("{keyword} --link={other}: true or false")),
+                Some(other) => {
+                    return Err(format!("{keyword} --link={other}: true or false").into());
+                }
             },
-            other => return Err(format!("{keyword} --{other} is not supported yet")),
+            "unpack" if add => match v.as_deref() {
+                None | Some("true") => copy.unpack = true,
+                Some("false") => copy.unpack = false,
+                Some(other) => {
+                    return Err(format!("ADD --unpack={other}: true or false").into());
+                }
+            },
+            "exclude" => return unsupported(format!("{keyword} --exclude is not supported yet")),
+            "parents" if !add => return unsupported("COPY --parents is not supported yet"),
+            "keep-git-dir" | "checksum" if add => {
+                return unsupported(format!("ADD --{name} is not supported yet"));
+            }
+            other => return Err(format!("{keyword} --{other}: there is no such flag").into()),
         }
     }
     let mut words = match line.heredocs.is_empty() {
@@ -347,27 +412,28 @@ fn copy(line: &Line, escape: char) -> Result<Instruction, String> {
     }
     copy.sources = words;
     if copy.dest.starts_with("<<") || copy.sources.len() + copy.inline.len() == 0 {
-        return Err(format!(
-            "{keyword} needs at least one source and a destination"
-        ));
+        return Err(format!("{keyword} needs at least one source and a destination").into());
     }
-    if add
-        && let Some(url) = copy.sources.iter().find(|s| {
-            ["http://", "https://", "ftp://", "git@", "ssh://", "git://"]
-                .iter()
-                .any(|p| s.starts_with(p))
-        })
-    {
-        return Err(format!(
-            "ADD of a URL is not supported yet ({url}): download it before the build, or with RUN"
-        ));
+    if add && let Some(refusal) = copy.sources.iter().find_map(|s| url(s)) {
+        return unsupported(refusal);
     }
     if let Some(from) = copy.from.as_deref().filter(|f| f.contains('$')) {
         return Err(format!(
             "COPY --from={from}: variables are not substituted here; give a stage a name with FROM ${{...}} AS <name> and use that"
-        ));
+        )
+        .into());
     }
     Ok(Instruction::Copy(copy))
+}
+
+/// Why a source of an ADD, if it is a URL, cannot be added.
+pub(crate) fn url(source: &str) -> Option<String> {
+    let prefixes = ["http://", "https://", "ftp://", "git@", "ssh://", "git://"];
+    prefixes.iter().any(|p| source.starts_with(p)).then(|| {
+        format!(
+            "ADD of a URL is not supported yet ({source}): download it before the build, or with RUN"
+        )
+    })
 }
 
 fn healthcheck(line: &Line) -> Result<Instruction, String> {
@@ -396,7 +462,10 @@ mod tests {
     fn one(text: &str) -> Result<Instruction, String> {
         let file = crate::parse::parse(text).map_err(|e| e.to_string())?;
         let mut steps = steps(&file).map_err(|e| e.to_string())?;
-        Ok(steps.remove(0).instruction)
+        match steps.remove(0).instruction {
+            Instruction::Unsupported(message) => Err(format!("unsupported: {message}")),
+            instruction => Ok(instruction),
+        }
     }
 
     fn refused(text: &str) -> String {
@@ -458,7 +527,54 @@ mod tests {
         );
         assert!(refused("COPY a").contains("at least one source"));
         assert!(refused("COPY --parents a b").contains("--parents is not supported"));
-        assert!(refused("ADD https://example.com/x /x").starts_with("Dockerfile:1: ADD of a URL"));
+        assert!(refused("ADD https://example.com/x /x").starts_with("unsupported: ADD of a URL"));
+    }
+
+    #[test]
+    fn what_is_wrong_and_what_is_not_supported_are_told_apart() {
+        for text in [
+            "RUN --network=host x",
+            "RUN --security=insecure x",
+            "RUN --device=vendor.com/x y",
+            "RUN --mount=target=/x y",
+            "RUN --mount=type=tmpfs,target=/x y",
+            "RUN --mount=type=cache,target=/x,from=base y",
+            "COPY --parents a b",
+            "COPY --exclude=x a b",
+            "ADD --checksum=sha256:00 a b",
+            "ADD --keep-git-dir=true a b",
+            "ADD git@example.com:x.git /x",
+            "ONBUILD RUN x",
+        ] {
+            let message = refused(text);
+            assert!(message.starts_with("unsupported: "), "{text}: {message}");
+        }
+        for text in [
+            "RUN --network=moon x",
+            "RUN --frobnicate=1 x",
+            "RUN --mount=type=moon,target=/x y",
+            "RUN --mount=type=cache,target=/x,colour=red y",
+            "COPY --checksum=sha256:00 a b",
+            "COPY --unpack a b",
+            "ADD --unpack=perhaps a b",
+            "ADD --from=x a b",
+            "FROM --frobnicate=1 x",
+        ] {
+            let message = refused(text);
+            assert!(message.starts_with("Dockerfile:1: "), "{text}: {message}");
+        }
+        let unpack = |text: &str| match one(text) {
+            Ok(Instruction::Copy(copy)) => copy.unpack,
+            other => panic!("{text}: {other:?}"),
+        };
+        assert!(unpack("ADD a b") && unpack("ADD --unpack a b"));
+        assert!(!unpack("ADD --unpack=false a b") && !unpack("COPY a b"));
+        let Ok(Instruction::Run(run)) =
+            one("RUN --mount=TYPE=cache,type=cache,target=/c,sharing=private,ro=0 x")
+        else {
+            panic!("run")
+        };
+        assert!(!run.caches[0].read_only);
     }
 
     #[test]

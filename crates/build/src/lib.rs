@@ -14,6 +14,7 @@
 
 mod build;
 mod cache;
+mod chmod;
 mod copy;
 mod dockerignore;
 mod instruction;
@@ -22,6 +23,7 @@ mod parse;
 mod pattern;
 mod plan;
 mod run;
+mod shell_pattern;
 mod source;
 mod state;
 mod tree;

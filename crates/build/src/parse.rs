@@ -164,7 +164,12 @@ fn logical(
         _ => (Vec::new(), after),
     };
     let mut heredocs = Vec::new();
-    if matches!(keyword.as_str(), "RUN" | "COPY" | "ADD") {
+    // ONBUILD has the here-documents of what it is given.
+    let given = match keyword.as_str() {
+        "ONBUILD" => rest.split_whitespace().next().unwrap_or_default(),
+        _ => keyword.as_str(),
+    };
+    if matches!(given.to_ascii_uppercase().as_str(), "RUN" | "COPY" | "ADD") {
         for (name, expand, strip_tabs) in heredoc_heads(rest, escape) {
             let mut content = String::new();
             loop {

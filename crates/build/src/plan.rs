@@ -24,6 +24,8 @@ pub(crate) struct Stage {
     pub(crate) from: Step,
     /// What follows.
     pub(crate) steps: Vec<Step>,
+    /// Why it cannot be built here, whatever its steps are.
+    unsupported: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -56,6 +58,19 @@ impl Stage {
         self.name
             .clone()
             .unwrap_or_else(|| format!("stage-{index}"))
+    }
+
+    /// Refuses what is not supported, before anything is built.
+    fn check(&self) -> Result<(), BuildError> {
+        if let Some(message) = &self.unsupported {
+            return Err(fail(self.from.line, message.clone()));
+        }
+        for step in &self.steps {
+            if let Instruction::Unsupported(message) = &step.instruction {
+                return Err(fail(step.line, message.clone()));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -118,6 +133,9 @@ pub(crate) fn plan(
         })?,
     };
     let needed = needed(&stages, target)?;
+    for (stage, _) in stages.iter().zip(&needed).filter(|(_, needed)| **needed) {
+        stage.check()?;
+    }
     Ok(Plan {
         stages,
         target,
@@ -145,13 +163,16 @@ fn global(args: &BTreeMap<String, String>, name: &str) -> Option<String> {
     })
 }
 
-/// By name or number.
+/// By name or number. Of several stages with one name, the last one counts.
 fn find(stages: &[Stage], reference: &str) -> Option<usize> {
-    let lower = reference.to_ascii_lowercase();
+    named(stages, reference).or_else(|| reference.parse().ok().filter(|i| *i < stages.len()))
+}
+
+fn named(stages: &[Stage], name: &str) -> Option<usize> {
+    let lower = name.to_ascii_lowercase();
     stages
         .iter()
-        .position(|s| s.name.as_deref() == Some(lower.as_str()))
-        .or_else(|| reference.parse().ok().filter(|i| *i < stages.len()))
+        .rposition(|s| s.name.as_deref() == Some(lower.as_str()))
 }
 
 fn stage(
@@ -169,15 +190,15 @@ fn stage(
         return Err(fail(from.line, "FROM expected"));
     };
     let lookup = |n: &str| global(args, n);
+    let mut unsupported = None;
     if let Some(platform) = platform {
         let platform = words::expand(platform, escape, &lookup).map_err(|m| fail(from.line, m))?;
         if !matches!(
             platform.as_str(),
             "linux/amd64" | "linux/x86_64" | "linux/amd64/v1"
         ) {
-            return Err(fail(
-                from.line,
-                format!("FROM --platform={platform}: images are built for linux/amd64 only"),
+            unsupported = Some(format!(
+                "FROM --platform={platform}: images are built for linux/amd64 only"
             ));
         }
     }
@@ -190,21 +211,9 @@ fn stage(
             ),
         ));
     }
-    if let Some(name) = name
-        && earlier.iter().any(|s| s.name.as_ref() == Some(name))
-    {
-        return Err(fail(
-            from.line,
-            format!("the stage name {name} is used twice"),
-        ));
-    }
-    let lower = reference.to_ascii_lowercase();
-    let base = if lower == "scratch" {
+    let base = if reference.eq_ignore_ascii_case("scratch") {
         Base::Scratch
-    } else if let Some(i) = earlier
-        .iter()
-        .position(|s| s.name.as_deref() == Some(lower.as_str()))
-    {
+    } else if let Some(i) = named(earlier, &reference) {
         Base::Stage(i)
     } else {
         Base::Image(reference)
@@ -214,6 +223,7 @@ fn stage(
         base,
         from,
         steps: Vec::new(),
+        unsupported,
     })
 }
 
@@ -238,6 +248,7 @@ pub(crate) fn copy_source(
             line,
             format!("COPY --from={from}: there are only {} stages", stages.len()),
         )),
+        None if from.eq_ignore_ascii_case("scratch") => Ok(Base::Scratch),
         None => Ok(Base::Image(from.to_owned())),
     }
 }
@@ -296,6 +307,43 @@ mod tests {
     }
 
     #[test]
+    fn of_stages_with_one_name_the_later_one_counts() {
+        let text = "FROM one AS x\nFROM x AS y\nFROM two AS X\nFROM x\nCOPY --from=x /a /b";
+        let p = make(text, &[], None).expect("plan");
+        assert_eq!(p.stages[1].base, Base::Stage(0));
+        assert_eq!(p.stages[3].base, Base::Stage(2));
+        assert_eq!(p.needed, [false, false, true, true]);
+        assert_eq!(make(text, &[], Some("x")).expect("plan").target, 2);
+        // The one that counts comes after the stage that copies from it.
+        let text = "FROM one AS x\nFROM two AS y\nCOPY --from=x /a /b\nFROM three AS x\nFROM y";
+        let message = make(text, &[], None).expect_err("later");
+        assert!(
+            message.starts_with("Dockerfile:3: COPY --from=x: that stage comes later"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_where_it_is_needed() {
+        for (feature, base) in [
+            ("ONBUILD RUN cat <<E\nnot a line\nE", "a"),
+            ("RUN --mount=type=secret,id=x y", "a"),
+            ("RUN --network=host y", "a"),
+            ("COPY --parents x /y", "a"),
+            ("ADD https://example.com/x /y", "a"),
+            ("COPY --from=after x /y", "a"),
+            ("", "--platform=linux/arm64 a"),
+        ] {
+            let text =
+                format!("FROM {base} AS odd\n{feature}\nFROM b AS plain\nFROM plain AS after");
+            let plan = make(&text, &[], None).expect(&text);
+            assert_eq!(plan.needed, [false, true, true], "{text}");
+            let message = make(&text, &[], Some("odd")).expect_err(&text);
+            assert!(message.starts_with("Dockerfile:"), "{text}: {message}");
+        }
+    }
+
+    #[test]
     fn global_arguments_in_from() {
         let text = "ARG TAG=1\nARG IMG=base:$TAG\nFROM --platform=$BUILDPLATFORM ${IMG} AS x";
         assert_eq!(
@@ -321,10 +369,6 @@ mod tests {
                 "Dockerfile:1: the first instruction must be FROM",
             ),
             ("ARG a", "Dockerfile:1: there is no FROM"),
-            (
-                "FROM a AS x\nFROM a AS X",
-                "Dockerfile:2: the stage name x is used twice",
-            ),
             (
                 "FROM --platform=linux/arm64 a",
                 "Dockerfile:1: FROM --platform=linux/arm64",

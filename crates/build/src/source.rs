@@ -81,6 +81,16 @@ impl Origin {
                 None => Err(self.missing(argument, &path)),
             };
         }
+        // A pattern may match nothing; a directory that it names must be there.
+        let named: Vec<&str> = path
+            .split('/')
+            .take_while(|part| !pattern::is_wild(part))
+            .collect();
+        let named = pattern::unescape(&named.join("/"));
+        let there = self.tree.stat(Path::new(&named), true);
+        if there.context(|| format!("reading {named}"))?.is_none() {
+            return Err(self.missing(argument, &named));
+        }
         let mut found = Vec::new();
         for path in self.wild(&path)? {
             found.extend(self.source(&path)?);
@@ -367,6 +377,9 @@ mod tests {
             ]
         );
         assert!(listed(&o, "none*").is_empty());
+        assert!(listed(&o, "src/none*").is_empty());
+        assert!(listed(&o, "*/none/*").is_empty());
+        assert!(listed(&o, "a.txt/*").is_empty());
     }
 
     #[test]
@@ -379,6 +392,7 @@ mod tests {
         assert!(message("../a").contains("leads out of the build context"));
         assert!(message("x/../../a").contains("leads out of the build context"));
         assert_eq!(message("out"), "out: not found in the build context");
+        assert_eq!(message("zz/*"), "zz/*: not found in the build context");
         assert_eq!(listed(&o, "/a"), ["a"]);
         assert_eq!(listed(&o, "x/../a"), ["a"]);
     }

@@ -55,8 +55,10 @@ pub(crate) struct State {
     volumes: BTreeSet<String>,
     stop_signal: Option<String>,
     author: Option<String>,
-    /// ARGs declared in this stage so far, with values.
-    args: BTreeMap<String, String>,
+    /// What instructions and RUN see: ENV, and ARGs with a value, the last one of a name. Those of the stage that this one begins from, too.
+    scope: BTreeMap<String, String>,
+    /// Names of ARGs, in order, also those without a value.
+    args: Vec<String>,
     pub(crate) history: Vec<Past>,
 }
 
@@ -94,14 +96,16 @@ impl State {
                 empty: false,
             });
         }
+        let env: Vec<(String, String)> = config
+            .env()
+            .iter()
+            .flatten()
+            .filter_map(|e| e.split_once('='))
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect();
         Self {
-            env: config
-                .env()
-                .iter()
-                .flatten()
-                .filter_map(|e| e.split_once('='))
-                .map(|(k, v)| (k.to_owned(), v.to_owned()))
-                .collect(),
+            scope: env.iter().cloned().collect(),
+            env,
             user: config.user().clone().unwrap_or_default(),
             workdir: absolute("/", config.working_dir().as_deref().unwrap_or("/")),
             shell: default_shell(),
@@ -122,13 +126,12 @@ impl State {
         }
     }
 
-    /// A stage that begins where another ended: everything but its ARGs carries over.
+    /// A stage that begins where another ended: everything carries over, ARGs too. At its start, an ENV goes before an ARG of the same name.
     pub(crate) fn child(&self) -> Self {
-        Self {
-            args: BTreeMap::new(),
-            cmd_is_own: false,
-            ..self.clone()
-        }
+        let mut child = self.clone();
+        child.cmd_is_own = false;
+        child.scope.extend(self.env.iter().cloned());
+        child
     }
 
     pub(crate) fn set_env(&mut self, (name, value): (&str, &str)) {
@@ -136,9 +139,11 @@ impl State {
             Some((_, v)) => value.clone_into(v),
             None => self.env.push((name.to_owned(), value.to_owned())),
         }
+        self.scope.insert(name.to_owned(), value.to_owned());
     }
 
-    /// Declares an ARG: the build argument, else the default given here, else the value from before the first FROM, else the platform's.
+    /// Declares an ARG: the build argument, else the default given here, else the value from before the first FROM, else the platform's. Without any, a
+    /// variable of that name stays what it is.
     pub(crate) fn declare(
         &mut self,
         name: &str,
@@ -157,35 +162,37 @@ impl State {
                     .find(|(n, _)| *n == name)
                     .map(|(_, v)| (*v).to_owned())
             });
-        match value {
-            Some(v) => self.args.insert(name.to_owned(), v),
-            None => None,
-        };
+        if let Some(value) = value {
+            self.scope.insert(name.to_owned(), value);
+        }
+        if !self.args.iter().any(|arg| arg == name) {
+            self.args.push(name.to_owned());
+        }
     }
 
-    /// A variable as instructions see it: ENV wins over ARG.
+    /// A variable as instructions see it: the last ENV or ARG of that name.
     pub(crate) fn variable(&self, name: &str) -> Option<String> {
-        self.env
-            .iter()
-            .find(|(n, _)| n == name)
-            .map(|(_, v)| v)
-            .or_else(|| self.args.get(name))
-            .cloned()
+        self.scope.get(name).cloned()
     }
 
-    /// ARGs that a RUN sees as environment: those that no ENV hides.
+    /// The ARGs with their values, for the history.
     pub(crate) fn run_args(&self) -> Vec<String> {
-        self.args
+        let value = |name: &String| self.scope.get(name).map_or("", String::as_str);
+        let args = self.args.iter();
+        args.map(|name| format!("{name}={}", value(name))).collect()
+    }
+
+    /// All variables, for a step's key in the cache.
+    pub(crate) fn variables(&self) -> impl Iterator<Item = &str> {
+        self.scope
             .iter()
-            .filter(|(name, _)| !self.env.iter().any(|(n, _)| n == *name))
-            .map(|(n, v)| format!("{n}={v}"))
-            .collect()
+            .flat_map(|(name, value)| [name.as_str(), value.as_str()])
     }
 
     /// The environment of a RUN.
     pub(crate) fn run_env(&self, build_args: &BTreeMap<String, String>) -> Vec<String> {
-        let mut env: Vec<String> = self.env.iter().map(|(n, v)| format!("{n}={v}")).collect();
-        env.extend(self.run_args());
+        let entry = |(name, value): (&String, &String)| format!("{name}={value}");
+        let mut env: Vec<String> = self.scope.iter().map(entry).collect();
         for name in PREDEFINED {
             if let Some(v) = build_args.get(name)
                 && self.variable(name).is_none()
@@ -239,9 +246,14 @@ impl State {
         Ok(())
     }
 
-    /// `80`, `80/udp`, `8000-8010/tcp`.
-    pub(crate) fn expose(&mut self, text: &str) -> Result<(), String> {
-        let (range, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    /// `80`, `80/udp`, `8000-8010/tcp`; and `[address:][port:]80`, of which the last counts. Returns whether there was more than that.
+    pub(crate) fn expose(&mut self, text: &str) -> Result<bool, String> {
+        let (own, is_mapping) = match text.rsplit_once(':') {
+            Some((_, own)) => (own, true),
+            None => (text, false),
+        };
+        let (range, protocol) = own.split_once('/').unwrap_or((own, "tcp"));
+        let protocol = if protocol.is_empty() { "tcp" } else { protocol };
         let protocol = protocol.to_ascii_lowercase();
         if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
             return Err(format!(
@@ -251,9 +263,7 @@ impl State {
         let (low, high) = range.split_once('-').unwrap_or((range, range));
         let port = |p: &str| {
             p.parse::<u16>()
-                .ok()
-                .filter(|p| *p > 0)
-                .ok_or_else(|| format!("EXPOSE {text}: {p:?} is not a port (1 to 65535)"))
+                .map_err(|_| format!("EXPOSE {text}: {p:?} is not a port (0 to 65535)"))
         };
         let (low, high) = (port(low)?, port(high)?);
         if low > high {
@@ -261,14 +271,15 @@ impl State {
         }
         self.ports
             .extend((low..=high).map(|p| format!("{p}/{protocol}")));
-        Ok(())
+        Ok(is_mapping)
     }
 
     pub(crate) fn set_stop_signal(&mut self, text: &str) -> Result<(), String> {
-        const NAMES: [&str; 31] = [
-            "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV",
-            "USR2", "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN",
-            "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+        const NAMES: [&str; 34] = [
+            "CLD", "IOT", "POLL", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE",
+            "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT",
+            "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
+            "PWR", "SYS",
         ];
         let upper = text.to_ascii_uppercase();
         let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -416,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn env_hides_args_and_proxies_reach_only_the_run() {
+    fn the_last_env_or_arg_of_a_name_counts_and_proxies_reach_only_the_run() {
         let mut s = State::scratch();
         let args = BTreeMap::from([
             ("A".to_owned(), "arg".to_owned()),
@@ -425,24 +436,54 @@ mod tests {
         s.declare("A", None, &args, &BTreeMap::new());
         assert_eq!(s.run_args(), ["A=arg"]);
         s.set_env(("A", "env"));
-        assert!(s.run_args().is_empty());
+        assert_eq!(s.run_args(), ["A=env"]);
         let env = s.run_env(&args);
         assert!(env.contains(&"A=env".to_owned()) && env.contains(&"HTTPS_PROXY=p".to_owned()));
         assert_eq!(s.variable("HTTPS_PROXY"), None);
+        s.declare("A", None, &args, &BTreeMap::new());
+        assert_eq!(s.variable("A").as_deref(), Some("arg"));
+        assert_eq!(s.env.last(), Some(&("A".to_owned(), "env".to_owned())));
+        // Without a value it takes none away.
+        s.set_env(("B", "env"));
+        s.declare("B", None, &BTreeMap::new(), &BTreeMap::new());
+        assert_eq!(s.variable("B").as_deref(), Some("env"));
+    }
+
+    #[test]
+    fn a_stage_has_the_args_of_the_one_that_it_begins_from() {
+        let none = BTreeMap::new();
+        let mut base = State::scratch();
+        base.set_env(("E", "env"));
+        base.declare("E", Some("arg".into()), &none, &none);
+        base.declare("A", Some("a".into()), &none, &none);
+        let mut child = base.child();
+        assert_eq!(child.variable("A").as_deref(), Some("a"));
+        assert_eq!(child.variable("E").as_deref(), Some("env"));
+        child.declare("A", None, &none, &none);
+        assert_eq!(child.variable("A").as_deref(), Some("a"));
+        child.declare("A", Some("b".into()), &none, &none);
+        assert_eq!(child.variable("A").as_deref(), Some("b"));
+        // Of an image, whatever its ARGs were, only ENV is known.
+        let image = child.to_image("1970-01-01T00:00:00Z").expect("image");
+        assert_eq!(State::from_image(&image, 0).variable("A"), None);
     }
 
     #[test]
     fn ports_and_signals_are_checked() {
         let mut s = State::scratch();
-        assert!(s.expose("80").is_ok() && s.expose("90-91/UDP").is_ok());
+        assert_eq!(s.expose("80"), Ok(false));
+        assert_eq!(s.expose("90-91/UDP"), Ok(false));
+        for mapping in ["8080:80", "127.0.0.1:8080:80/tcp", "[::1]::80/"] {
+            assert_eq!(s.expose(mapping), Ok(true), "{mapping}");
+        }
         assert_eq!(
             s.ports.iter().map(String::as_str).collect::<Vec<_>>(),
             ["80/tcp", "90/udp", "91/udp"]
         );
-        for bad in ["0", "x", "70000", "9-8", "80/xyz", ""] {
+        for bad in ["x", "70000", "9-8", "80/xyz", "", "80:"] {
             assert!(s.expose(bad).is_err(), "{bad}");
         }
-        for good in ["SIGTERM", "quit", "9", "SIGRTMIN+3"] {
+        for good in ["SIGTERM", "quit", "9", "SIGRTMIN+3", "SIGCLD"] {
             assert!(s.set_stop_signal(good).is_ok(), "{good}");
         }
         for bad in ["SIGNOPE", "0", "65", "SIGRTMIN+99"] {

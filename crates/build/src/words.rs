@@ -1,15 +1,31 @@
-//! Variable substitution and quoting in instruction arguments, by the rules of the Dockerfile reference ("Environment replacement").
+//! Variable substitution and quoting in instruction arguments, by the rules of the Dockerfile reference ("Environment replacement"), and where it says
+//! nothing by what BuildKit does.
 //!
-//! `$x`, `${x}`, `${x:-d}`, `${x-d}`, `${x:+a}`, `${x+a}`, `${x:?m}`, `${x?m}`; single quotes are literal, double quotes substitute, the escape character
-//! takes the meaning off what follows. Pure.
+//! | | |
+//! |---|---|
+//! | `$x`, `${x}` | the value, or nothing |
+//! | `${x:-w}`, `${x-w}` | `w` where `x` is unset (with the colon: or empty) |
+//! | `${x:+w}`, `${x+w}` | `w` where it is not |
+//! | `${x:?w}`, `${x?w}` | an error that says `w` where it is |
+//! | `${x#p}`, `${x##p}`, `${x%p}`, `${x%%p}` | without the shortest or longest prefix or suffix that matches `p` |
+//! | `${x/p/w}`, `${x//p/w}` | with `w` in place of the first match of `p`, or of all |
+//!
+//! Single quotes are literal, double quotes substitute, the escape character takes the meaning off what follows. Pure.
 
+use crate::shell_pattern;
 use std::iter::Peekable;
 use std::str::Chars;
 
 /// Where values come from; `None` is unset.
 pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
+/// How deep substitutions may be nested: each takes some of the stack.
+const MAX_DEPTH: usize = 64;
+
 /// Substitutes and unquotes one argument.
+///
+/// # Errors
+/// What is wrong with it, for a person; so for the other two.
 pub(crate) fn expand(word: &str, escape: char, lookup: Lookup<'_>) -> Result<String, String> {
     let mut out = Out::default();
     Lexer::new(word, escape, lookup, true).until(None, &mut out)?;
@@ -31,14 +47,10 @@ pub(crate) fn expand_words(
     Ok(out.words)
 }
 
-/// Substitutes variables but leaves quotes alone: the content of a here-document.
-pub(crate) fn expand_heredoc(
-    text: &str,
-    escape: char,
-    lookup: Lookup<'_>,
-) -> Result<String, String> {
+/// Substitutes variables but leaves quotes alone: the content of a here-document. There, the escape character is always a backslash.
+pub(crate) fn expand_heredoc(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
     let mut out = Out::default();
-    Lexer::new(text, escape, lookup, false).until(None, &mut out)?;
+    Lexer::new(text, '\\', lookup, false).until(None, &mut out)?;
     Ok(out.text)
 }
 
@@ -75,6 +87,9 @@ struct Lexer<'a> {
     escape: char,
     lookup: Lookup<'a>,
     quotes: bool,
+    /// Escape characters stay, for a pattern that has its own use of them.
+    raw_escapes: bool,
+    depth: usize,
 }
 
 impl<'a> Lexer<'a> {
@@ -84,6 +99,8 @@ impl<'a> Lexer<'a> {
             escape,
             lookup,
             quotes,
+            raw_escapes: false,
+            depth: 0,
         }
     }
 
@@ -101,15 +118,15 @@ impl<'a> Lexer<'a> {
                         out.plain(c);
                     }
                 }
-                c if c == self.escape => match self.chars.next() {
-                    // A here-document is not a word: only what would be substituted can be escaped.
-                    Some(next) if !self.quotes && next != '$' && next != self.escape => {
+                c if c == self.escape => {
+                    if self.raw_escapes {
                         out.quoted(c);
+                    }
+                    // The last one escapes nothing, and is dropped.
+                    if let Some(next) = self.chars.next() {
                         out.quoted(next);
                     }
-                    Some(next) => out.quoted(next),
-                    None => out.quoted(c),
-                },
+                }
                 c => out.plain(c),
             }
         }
@@ -140,92 +157,126 @@ impl<'a> Lexer<'a> {
                         out.quoted(c);
                     }
                 }
-                c if c == self.escape => match self.chars.next() {
-                    Some(next) if next == '"' || next == '$' || next == self.escape => {
-                        out.quoted(next);
-                    }
-                    Some(next) => {
+                c if c == self.escape => {
+                    let special = |next: &char| matches!(next, '"' | '$') || *next == self.escape;
+                    let escaped = self.chars.next_if(special);
+                    if self.raw_escapes || escaped.is_none() {
                         out.quoted(c);
-                        out.quoted(next);
                     }
-                    None => break,
-                },
+                    escaped.into_iter().for_each(|next| out.quoted(next));
+                }
                 c => out.quoted(c),
             }
         }
         Err("a double quote is not closed".into())
     }
 
+    /// A word inside a substitution, up to `stop`.
+    fn word(&mut self, stop: char, raw_escapes: bool) -> Result<String, String> {
+        if self.depth == MAX_DEPTH {
+            return Err(format!(
+                "substitutions are nested more than {MAX_DEPTH} deep"
+            ));
+        }
+        self.depth += 1;
+        let before = std::mem::replace(&mut self.raw_escapes, raw_escapes);
+        let mut word = Out::default();
+        self.until(Some(stop), &mut word)?;
+        self.raw_escapes = before;
+        self.depth -= 1;
+        Ok(word.text)
+    }
+
     /// After a `$`.
     fn dollar(&mut self) -> Result<String, String> {
-        if self.chars.peek() != Some(&'{') {
+        if self.chars.next_if_eq(&'{').is_none() {
             let name = self.name();
             return Ok(match name.is_empty() {
                 true => "$".into(),
                 false => (self.lookup)(&name).unwrap_or_default(),
             });
         }
-        self.chars.next();
         let name = self.name();
         if name.is_empty() {
             return Err("bad substitution: ${ needs a name".into());
         }
         let value = (self.lookup)(&name);
         match self.chars.next() {
+            None => Err(format!("${{{name} has no closing brace")),
             Some('}') => Ok(value.unwrap_or_default()),
             Some(':') => {
                 let value = value.filter(|v| !v.is_empty());
-                let operator = self.chars.next();
-                self.modified(&name, value, operator, "is not set or empty")
+                match self.chars.next() {
+                    Some(op @ ('-' | '+' | '?')) => {
+                        self.alternative(&name, value, op, "is not set or empty")
+                    }
+                    Some(other) => Err(unknown(&name, &format!(":{other}"))),
+                    None => Err(format!("${{{name} has no closing brace")),
+                }
             }
-            operator => self.modified(&name, value, operator, "is not set"),
+            Some(op @ ('-' | '+' | '?')) => self.alternative(&name, value, op, "is not set"),
+            Some(op @ ('#' | '%')) => {
+                let word = self.word('}', true)?;
+                let (pattern, longest) = match word.strip_prefix(op) {
+                    Some(pattern) => (pattern, true),
+                    None => (word.as_str(), false),
+                };
+                let value = value.unwrap_or_default();
+                match op {
+                    '#' => shell_pattern::without_prefix(&value, pattern, longest),
+                    _ => shell_pattern::without_suffix(&value, pattern, longest),
+                }
+            }
+            Some('/') => {
+                let all = self.chars.next_if_eq(&'/').is_some();
+                let pattern = self.word('/', true)?;
+                let by = self.word('}', true)?;
+                shell_pattern::replace(&value.unwrap_or_default(), &pattern, &by, all)
+            }
+            Some(other) => Err(unknown(&name, &other.to_string())),
         }
     }
 
-    fn modified(
+    fn alternative(
         &mut self,
         name: &str,
         value: Option<String>,
-        operator: Option<char>,
+        operator: char,
         state: &str,
     ) -> Result<String, String> {
-        match operator {
-            Some(op @ ('-' | '+' | '?')) => {
-                let mut word = Out::default();
-                self.until(Some('}'), &mut word)?;
-                match (op, value) {
-                    ('-', Some(v)) => Ok(v),
-                    ('+', None) => Ok(String::new()),
-                    ('?', Some(v)) => Ok(v),
-                    ('?', None) if word.text.is_empty() => Err(format!("{name} {state}")),
-                    ('?', None) => Err(format!("{name}: {}", word.text)),
-                    _ => Ok(word.text),
-                }
-            }
-            Some(other) => Err(format!(
-                "${{{name}{other}...}}: this modifier is not supported; :-, :+ and :? are"
-            )),
-            None => Err(format!("${{{name} has no closing brace")),
+        let word = self.word('}', false)?;
+        match (operator, value) {
+            ('-' | '?', Some(value)) => Ok(value),
+            ('+', None) => Ok(String::new()),
+            ('?', None) if word.is_empty() => Err(format!("{name} {state}")),
+            ('?', None) => Err(format!("{name}: {word}")),
+            _ => Ok(word),
         }
     }
 
+    /// Letters, digits and `_`; or digits alone; or one of the shell's special parameters, which are never set here.
     fn name(&mut self) -> String {
         let mut name = String::new();
-        let digits = self.chars.peek().is_some_and(char::is_ascii_digit);
-        while let Some(&c) = self.chars.peek() {
-            let fits = if digits {
-                c.is_ascii_digit()
-            } else {
-                c == '_' || c.is_ascii_alphanumeric()
-            };
-            if !fits {
-                break;
-            }
+        if let Some(special) = self.chars.next_if(|c| "@*#?-$!".contains(*c)) {
+            name.push(special);
+            return name;
+        }
+        let digits = self.chars.peek().is_some_and(|c| c.is_numeric());
+        let fits = |c: &char| match digits {
+            true => c.is_numeric(),
+            false => *c == '_' || c.is_alphanumeric(),
+        };
+        while let Some(c) = self.chars.next_if(fits) {
             name.push(c);
-            self.chars.next();
         }
         name
     }
+}
+
+fn unknown(name: &str, modifier: &str) -> String {
+    format!(
+        "${{{name}{modifier}...}}: there is no such modifier; there are - + ? (also with a colon before), # ## % %% / and //"
+    )
 }
 
 #[cfg(test)]
@@ -279,6 +330,16 @@ mod tests {
             ("$ x", "$ x"),
             ("$1", ""),
             ("it\\'s", "it's"),
+            ("hello\\", "hello"),
+            ("hello\\\\", "hello\\"),
+            ("$.", "$."),
+            ("a$@b$$c", "abc"),
+            ("${1:-d}", "d"),
+            ("${x}}", "val}"),
+            ("${u:-a {b}", "a {b"),
+            ("${x:+${x}:}y", "val:y"),
+            ("${u:-\\$x:}y", "$x:y"),
+            ("$x\u{e9}", ""),
             ("", ""),
         ] {
             assert_eq!(ok(word), want, "{word}");
@@ -296,8 +357,17 @@ mod tests {
             ("${u:?set it}", "u: set it"),
             ("${u?}", "u is not set"),
             (
-                "${x%al}",
-                "${x%...}: this modifier is not supported; :-, :+ and :? are",
+                "${x:=a}",
+                "${x:=...}: there is no such modifier; there are - + ? (also with a colon before), # ## % %% / and //",
+            ),
+            (
+                "${x:#a}",
+                "${x:#...}: there is no such modifier; there are - + ? (also with a colon before), # ## % %% / and //",
+            ),
+            ("${x//a}", "a substitution has no closing '/'"),
+            (
+                "${x#\\a}",
+                "the pattern \"\\\\a\" has a \\ before \"a\": only * ? \\ / and } can be escaped",
             ),
         ] {
             assert_eq!(expand(word, '\\', &env).expect_err(word), want);
@@ -315,8 +385,8 @@ mod tests {
     #[test]
     fn heredocs_keep_quotes() {
         assert_eq!(
-            expand_heredoc("it's \"$x\" \\$x \\n \\\\\n", '\\', &env).expect("text"),
-            "it's \"val\" $x \\n \\\n"
+            expand_heredoc("it's \"$x\" \\$x \\n \\\\\n\\\n", &env).expect("text"),
+            "it's \"val\" $x n \\\n\n"
         );
     }
 
@@ -330,7 +400,7 @@ mod tests {
         fn never_panics(word in "[ -~]{0,40}|[$:{}'\"\\\\x?+-]{0,12}") {
             let _ = expand(&word, '\\', &env);
             let _ = expand_words(&word, '\\', &env);
-            let _ = expand_heredoc(&word, '\\', &env);
+            let _ = expand_heredoc(&word, &env);
         }
 
         #[test]

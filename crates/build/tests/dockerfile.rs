@@ -357,13 +357,129 @@ async fn ignored_missing_and_escaping_files() {
             "Dockerfile:2: ../x: the path leads out of the build context",
         ),
         (
-            "COPY --chown=nobody src /",
-            "Dockerfile:2: the user \"nobody\" is not in the image's /etc/passwd",
+            "COPY --chmod=u+q src /",
+            "Dockerfile:2: --chmod=u+q: a mode is octal",
         ),
     ] {
         let error = node.build(&format!("FROM scratch\n{line}")).await.error();
         assert!(error.starts_with(want), "{error}");
     }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_stage_has_the_args_of_the_stage_that_it_begins_from() {
+    let node = Node::new().await;
+    node.busybox();
+    let text = "ARG GLOBAL=global\n\
+        FROM busybox AS base\nARG GLOBAL\nARG V=1.2.3\nENV E=env\nARG E=arg\nRUN echo \"$V $E\" > /base\n\
+        FROM base AS middle\nRUN echo \"$GLOBAL $V $E\" > /middle\n\
+        FROM middle\nARG LATER=${V%.*}-${V##*.}\nENV F=${LATER/-/+}\nRUN echo \"$V $LATER $F\" > /last\nWORKDIR /v${V%%.*}\n\
+        FROM middle AS other\nARG V=other\nRUN echo \"$V\" > /other";
+    let of = async |target: &str, v: Option<&str>| {
+        let mut request = node.request(text);
+        request.target = Some(target.to_owned());
+        request
+            .build_args
+            .extend(v.map(|v| ("V".to_owned(), v.to_owned())));
+        node.build_with(request).await.image()
+    };
+    let last = of("2", None).await;
+    assert_eq!(node.read(&last, "base"), "1.2.3 arg\n");
+    assert_eq!(node.read(&last, "middle"), "global 1.2.3 env\n");
+    assert_eq!(node.read(&last, "last"), "1.2.3 1.2-3 1.2+3\n");
+    let config = last.config.config().clone().unwrap();
+    assert_eq!(config.working_dir().as_deref(), Some("/v1"));
+    let env = config.env().clone().unwrap();
+    assert!(env.contains(&"F=1.2+3".to_owned()), "{env:?}");
+    assert!(!env.iter().any(|e| e.starts_with("V=")), "{env:?}");
+    let last = of("2", Some("9.8")).await;
+    assert_eq!(node.read(&last, "middle"), "global 9.8 env\n");
+    assert_eq!(node.read(&last, "last"), "9.8 9-8 9+8\n");
+    let other = of("other", None).await;
+    assert_eq!(node.read(&other, "other"), "other\n");
+    // An image has no ARGs.
+    let image = node.build("FROM result\nRUN echo \"$V $E\" > /image").await;
+    assert_eq!(node.read(&image.image(), "image"), " env\n");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_the_target_does_not_need_may_have_what_is_not_supported() {
+    let node = Node::new().await;
+    node.busybox();
+    let text = "FROM --platform=linux/arm64 registry.invalid/nothing:1 AS foreign\nRUN --mount=type=secret,id=x --network=host y\n\
+        ONBUILD RUN <<E\nnot a line\nE\nADD https://registry.invalid/x /x\n\
+        FROM busybox AS twice\nRUN echo first > /which\n\
+        FROM twice AS from-first\nRUN cp /which /copy\n\
+        FROM busybox AS twice\nRUN echo second > /which\n\
+        FROM twice\nCOPY --from=from-first /copy /first\nCOPY --from=twice /which /second\nEXPOSE 8080:80\nMAINTAINER Someone O'Else";
+    let built = node.build(text).await;
+    assert!(
+        built
+            .output
+            .contains("warning: Dockerfile:16: EXPOSE 8080:80"),
+        "{}",
+        built.output
+    );
+    let image = built.image();
+    let read = |path: &str| node.read(&image, path);
+    assert_eq!(read("which"), "second\n");
+    assert_eq!(
+        (read("first"), read("second")),
+        ("first\n".into(), "second\n".into())
+    );
+    assert_eq!(image.config.author().as_deref(), Some("Someone O'Else"));
+    let ports = image
+        .config
+        .config()
+        .clone()
+        .unwrap()
+        .exposed_ports()
+        .clone();
+    assert_eq!(ports.unwrap(), ["80/tcp"]);
+    let mut request = node.request(text);
+    request.target = Some("foreign".to_owned());
+    let error = node.build_with(request).await.error();
+    assert!(
+        error.starts_with("Dockerfile:1: FROM --platform=linux/arm64"),
+        "{error}"
+    );
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn copy_gives_files_to_groups_and_changes_modes_as_chmod_does() {
+    let node = Node::new().await;
+    node.busybox();
+    node.file("tool", "x");
+    let built = node
+        .build(
+            "FROM busybox\nCOPY --chown=:web tool /group\nCOPY --chown=app tool /user\n\
+             COPY --chown=ghost:web tool /ghost\nCOPY --chmod=u+x,go-r tool /mode\n\
+             COPY --chown=7:root --chmod=g=u,o= <<EOF /doc\ntext\\\\n \\$x\nEOF\n\
+             COPY none* /none/\nCOPY none* tool /some/\nADD --unpack=false tool /added\n\
+             RUN test ! -e /none && stat -c '%n %u %g %a' /group /user /ghost /mode /doc /some/tool /added > /facts",
+        )
+        .await;
+    for warning in [
+        "warning: Dockerfile:4: the user \"ghost\" is not in the image's /etc/passwd",
+        "warning: Dockerfile:9: no file matches",
+    ] {
+        assert!(built.output.contains(warning), "{}", built.output);
+    }
+    let image = built.image();
+    assert_eq!(
+        node.read(&image, "facts"),
+        "/group 0 50 644\n/user 1000 1001 644\n/ghost 0 50 644\n/mode 0 0 700\n/doc 7 0 660\n/some/tool 0 0 644\n/added 0 0 644\n"
+    );
+    assert_eq!(node.read(&image, "doc"), "text\\n $x\n");
+    // Where there is no /etc/passwd, root is root all the same.
+    let built = node
+        .build("FROM scratch\nCOPY --chown=root:root tool /tool")
+        .await;
+    assert_eq!(built.output, "");
+    built.image();
     node.finish().await;
 }
 

@@ -10,7 +10,7 @@ use crate::source::Origin;
 use crate::state::absolute;
 use crate::tree::Tree;
 use crate::trouble::{Context, Result as Tried, Trouble};
-use crate::{BuildError, copy, leftovers, run, users, words};
+use crate::{BuildError, copy, instruction, leftovers, run, users, words};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use tokio::sync::OwnedMutexGuard;
@@ -86,10 +86,7 @@ impl Build {
                 return Ok(Some(made));
             }
             announce.say(false);
-            let owner = match user.as_str() {
-                "" => (0, 0),
-                user => users::owner(&tree, user)?,
-            };
+            let owner = users::owner(&tree, &user)?.ids;
             let scratch = Scratch::new(&shared.images)?;
             let tree = open(&shared.images, &layers, Some(&scratch))?;
             tree.walk(Path::new(&dir), Some(owner))
@@ -125,7 +122,7 @@ impl Build {
             workdir: state.workdir.clone(),
             chown: copy.chown.as_ref().map(expand).transpose()?,
             chmod: copy.chmod.as_ref().map(expand).transpose()?,
-            unpack: copy.add,
+            unpack: copy.unpack,
             inline: Vec::new(),
         };
         if job.dest.is_empty() {
@@ -136,7 +133,7 @@ impl Build {
         }
         for heredoc in &copy.inline {
             let content = match heredoc.expand {
-                true => words::expand_heredoc(&heredoc.content, escape, &|n| state.variable(n))
+                true => words::expand_heredoc(&heredoc.content, &|n| state.variable(n))
                     .map_err(wrong)?,
                 false => heredoc.content.clone(),
             };
@@ -144,7 +141,13 @@ impl Build {
         }
         let mut sources = Vec::new();
         for source in &copy.sources {
-            sources.push(expand(source)?);
+            let source = expand(source)?;
+            if copy.add
+                && let Some(refusal) = instruction::url(&source)
+            {
+                return Err(wrong(refusal));
+            }
+            sources.push(source);
         }
         let from = match &copy.from {
             None => None,
@@ -158,7 +161,7 @@ impl Build {
         };
         let (shared, context) = (self.shared.clone(), self.context.clone());
         let (layers, no_cache) = (now.layers.clone(), self.request.no_cache);
-        let made = blocking(step.line, move || {
+        let (made, warnings) = blocking(step.line, move || {
             let origin = match from {
                 None => context,
                 Some(from) => Arc::new(Origin {
@@ -170,12 +173,6 @@ impl Build {
             let mut found = Vec::new();
             for source in &sources {
                 found.extend(origin.find(source)?);
-            }
-            if found.is_empty() && job.inline.is_empty() {
-                return Err(Trouble::Refused(format!(
-                    "no file matches {}",
-                    sources.join(" ")
-                )));
             }
             let mut key = Key::new(if job.unpack { "add" } else { "copy" }, &layers);
             // Joined, since `b` in /a and /a/b are the same; the slash decides what a file becomes.
@@ -197,16 +194,19 @@ impl Build {
             let key = key.finish();
             if let Some(made) = cached(&shared, &key, no_cache)? {
                 announce.say(true);
-                return Ok(made);
+                return Ok((made, Vec::new()));
             }
             announce.say(false);
             let scratch = Scratch::new(&shared.images)?;
             let target = open(&shared.images, &layers, Some(&scratch))?;
-            copy::write(&job, &origin, &found, &target)?;
+            let warnings = copy::write(&job, &origin, &found, &target)?;
             drop(target);
-            commit(&shared, &key, &scratch)
+            Ok((commit(&shared, &key, &scratch)?, warnings))
         })
         .await?;
+        for warning in warnings {
+            self.note(format!("warning: Dockerfile:{}: {warning}\n", step.line));
+        }
         add(now, made, step.text.clone());
         Ok(())
     }
@@ -233,8 +233,7 @@ impl Build {
         let mut key = Key::new("run", &now.layers);
         key.list(argv.iter().map(String::as_str));
         key.list(script.iter().flat_map(|(p, c)| [p.as_str(), c.as_str()]));
-        key.list(state.env.iter().flat_map(|(n, v)| [n.as_str(), v.as_str()]));
-        key.list(shown_args.iter().map(String::as_str));
+        key.list(state.variables());
         key.list([state.workdir.as_str(), state.user.as_str()]);
         key.add(if run.network { "network" } else { "no network" });
         key.list(

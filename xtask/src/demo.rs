@@ -31,7 +31,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     check_port(options.control_listen, "--control-listen")?;
     interrupt::install()?;
     let project = hello::prepare()?;
-    let binary = build(Profile::Dev)?;
+    let binary = build(Profile::Release)?;
     let node = Node::start(&binary, options.listen, options.control_listen)?;
     node.deploy(&project)?;
 
@@ -68,7 +68,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ms(warm[warm.len() / 2]),
         warm.len()
     );
-    println!("  (an unoptimised build; `cargo xtask bench` measures an optimised one)");
     println!("  URL         http://{host}/\n");
     if options.once {
         return Ok(());

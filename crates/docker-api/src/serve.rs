@@ -22,6 +22,9 @@ use tower::ServiceExt;
 /// How long requests in progress may go on after `shutdown`.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// Largest head of a request, bytes.
+const MAX_HEAD: usize = 64 * 1024;
+
 /// What one socket's clients may use up.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
@@ -124,7 +127,9 @@ pub(crate) async fn connection(
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(bounds.head);
+        .header_read_timeout(bounds.head)
+        .max_header_size(MAX_HEAD)
+        .max_headers(wharf_http_head::fields_within(MAX_HEAD));
     let serving = builder
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .with_upgrades();

@@ -18,6 +18,9 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'~');
 
+/// Largest head of an answer, bytes.
+const MAX_HEAD: usize = 64 * 1024;
+
 /// Percent-encodes a path segment or a query value.
 pub fn escape(text: &str) -> String {
     utf8_percent_encode(text, ESCAPED).to_string()
@@ -118,7 +121,10 @@ impl Client {
             .await
             .map_err(|e| ClientError::Connect(self.socket.clone(), e))?;
         let transport = |e: hyper::Error| ClientError::Transport(e.to_string());
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+            .max_header_size(MAX_HEAD)
+            .max_headers(wharf_http_head::fields_within(MAX_HEAD))
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(transport)?;
         tokio::spawn(async move {

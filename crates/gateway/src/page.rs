@@ -13,6 +13,8 @@ pub(crate) enum Refusal {
     HostMissing,
     #[error("the request has more than one Host header")]
     HostRepeated,
+    #[error("the request has more than one {0} header, and they differ")]
+    FieldRepeated(http::HeaderName),
     #[error("the Host header is not a host name")]
     HostInvalid,
     #[error("CONNECT is not supported: this is not a forward proxy")]
@@ -38,6 +40,7 @@ impl Refusal {
         match self {
             Self::HostMissing
             | Self::HostRepeated
+            | Self::FieldRepeated(_)
             | Self::HostInvalid
             | Self::Asterisk
             | Self::RequestBody => StatusCode::BAD_REQUEST,

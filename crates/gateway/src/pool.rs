@@ -24,7 +24,7 @@ const MAX_IDLE: Duration = Duration::from_secs(3);
 /// More than this many idle connections to one process are of no use.
 const MAX_IDLE_PER_PROCESS: usize = 256;
 /// Largest response head, and most that is buffered of a body, bytes.
-const BUFFER: usize = 256 * 1024;
+pub(crate) const BUFFER: usize = 256 * 1024;
 /// A full accept queue answers `EAGAIN` (unix(7)); how often, and how far apart, connecting is tried.
 const CONNECT_TRIES: u32 = 200;
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
@@ -63,6 +63,8 @@ impl Pool {
         let stream = connect_unix(socket).await?;
         let (connection, driver) = http1::Builder::new()
             .max_buf_size(BUFFER)
+            .max_header_size(BUFFER)
+            .max_headers(wharf_http_head::fields_within(BUFFER))
             .handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;

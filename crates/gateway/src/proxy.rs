@@ -11,11 +11,12 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use wharf_http_head::Ambiguous;
 
 use crate::body::{ReplyBody, RequestBody};
 use crate::headers::{self, CF_RAY, ClientAddress, Rays};
 use crate::page::{self, Refusal};
-use crate::pool::{Connection, Lease, Pool};
+use crate::pool::{self, Connection, Lease, Pool};
 use crate::{GatewayConfig, Unavailable, Upstream, Upstreams, route};
 
 /// How often a request is tried again, when nothing of it can have been acted on.
@@ -104,6 +105,8 @@ impl Gateway {
             }
             parts.uri = origin_form(&parts.uri)?;
         }
+        wharf_http_head::unite_request(&mut parts.headers)
+            .map_err(|Ambiguous(name)| Refusal::FieldRepeated(name))?;
         let strip = &self.config.strip_headers;
         headers::to_upstream(&mut parts.headers, &client.address, ray, strip, websocket);
 
@@ -286,9 +289,17 @@ fn refusal(script: &str, error: &hyper::Error) -> Refusal {
         return Refusal::RequestBody;
     }
     tracing::debug!(script, %error, "no answer from workerd");
+    if error.is_parse_too_large() {
+        return Refusal::BadGateway(format!(
+            "the Worker \"{script}\" sent a response whose headers are larger than {} KiB or more \
+             than {}",
+            pool::BUFFER / 1024,
+            wharf_http_head::fields_within(pool::BUFFER),
+        ));
+    }
     if error.is_parse() {
         return Refusal::BadGateway(format!(
-            "the Worker \"{script}\" sent a response that is not valid HTTP or has too large a head ({error})"
+            "the Worker \"{script}\" sent a response that is not valid HTTP ({error})"
         ));
     }
     Refusal::BadGateway(format!(

@@ -120,6 +120,7 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(config.idle_timeout_ms))
         .max_header_size(config.max_header_bytes)
+        .max_headers(wharf_http_head::fields_within(config.max_header_bytes))
         .max_buf_size(BUFFER.max(config.max_header_bytes))
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();

@@ -16,7 +16,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,10 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 type Body = BoxBody<Bytes, hyper::Error>;
+
+/// Largest head of a message, bytes; as the gateway allows.
+const MAX_HEAD: usize = 256 * 1024;
+const MAX_FIELDS: usize = wharf_http_head::fields_within(MAX_HEAD);
 
 /// Why a connection is given up; the caller sees a lost connection, as from any server that goes away.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +118,8 @@ async fn serve(stream: UnixStream, target: Arc<Target>) {
     });
     let served = hyper::server::conn::http1::Builder::new()
         .half_close(true)
+        .max_header_size(MAX_HEAD)
+        .max_headers(MAX_FIELDS)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await;
@@ -214,7 +220,16 @@ async fn request_through(
             return Err(Failure::Other("no connection"));
         };
         up.sender.ready().await?;
-        up.sender.send_request(request).await?
+        match up.sender.send_request(request).await {
+            Ok(response) => response,
+            Err(error) if error.is_parse_too_large() => {
+                return Ok(refusal(format!(
+                    "the called Worker sent a response whose headers are larger than {} KiB",
+                    MAX_HEAD / 1024
+                )));
+            }
+            Err(error) => return Err(error.into()),
+        }
     };
     lease.answered();
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -252,7 +267,11 @@ async fn request_through(
 
 async fn open(socket: &Path) -> Result<SendRequest<Incoming>, Failure> {
     let stream = UnixStream::connect(socket).await?;
-    let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+    let (sender, connection) = Builder::new()
+        .max_header_size(MAX_HEAD)
+        .max_headers(MAX_FIELDS)
+        .handshake(TokioIo::new(stream))
+        .await?;
     tokio::spawn(async move {
         // Errors come out of the requests; the task ends with the sender.
         let _ = connection.with_upgrades().await;

@@ -404,3 +404,147 @@ async fn an_absolute_form_target_is_its_own_host() {
     assert!(text.contains("GET /x?y HTTP/1.1\r\n"), "{text}");
     assert!(text.contains("host: hello.localhost\r\n"), "{text}");
 }
+
+#[tokio::test]
+async fn several_cookie_headers_reach_the_worker_as_one() {
+    let it = gateway(config()).await;
+    it.worker("hello", 1, mirror);
+    let reply = it
+        .ask(
+            "GET / HTTP/1.1\r\nHost: hello.localhost\r\nCookie: a=1\r\nX: 1\r\nCookie: b=2; c=3\r\n\
+             X: 2\r\nUser-Agent: one\r\nUser-Agent: two\r\n\r\n",
+        )
+        .await;
+    let text = reply.text();
+    assert!(text.contains("cookie: a=1; b=2; c=3\r\n"), "{text}");
+    assert_eq!(text.matches("cookie:").count(), 1, "{text}");
+    assert!(text.contains("user-agent: one\r\n"), "{text}");
+    assert_eq!(text.matches("user-agent:").count(), 1, "{text}");
+    assert!(
+        text.contains("x: 1\r\n") && text.contains("x: 2\r\n"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn headers_that_contradict_each_other_are_refused_by_name() {
+    let it = gateway(config()).await;
+    it.worker("hello", 1, mirror);
+    for (name, one, other) in [
+        ("authorization", "Basic YQ==", "Basic Yg=="),
+        ("origin", "http://a.example", "http://b.example"),
+        (
+            "if-modified-since",
+            "Wed, 09 Jun 2027 10:18:14 GMT",
+            "Thu, 10 Jun 2027 10:18:14 GMT",
+        ),
+    ] {
+        let ask = async |first: &str, second: &str| {
+            it.ask(&format!(
+                "GET / HTTP/1.1\r\nHost: hello.localhost\r\n{name}: {first}\r\n{name}: {second}\r\n\r\n"
+            ))
+            .await
+        };
+        let reply = ask(one, other).await;
+        assert_eq!(reply.status, 400);
+        assert!(reply.text().contains(name), "{}", reply.text());
+        let reply = ask(one, one).await;
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.text().matches(&format!("{name}:")).count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn several_set_cookie_headers_reach_the_client_as_several() {
+    let it = gateway(config()).await;
+    it.worker("hello", 1, |mut stream, _| async move {
+        read_request(&mut stream, &mut Vec::new()).await;
+        let reply = "HTTP/1.1 200 OK\r\nSet-Cookie: a=1; Expires=Wed, 09 Jun 2027 10:18:14 GMT\r\n\
+                     Set-Cookie: b=2\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(reply.as_bytes()).await.unwrap();
+    });
+    let reply = it.ask(GET).await;
+    let cookies: Vec<_> = reply
+        .head
+        .lines()
+        .filter_map(|line| line.strip_prefix("set-cookie: "))
+        .collect();
+    assert_eq!(
+        cookies,
+        ["a=1; Expires=Wed, 09 Jun 2027 10:18:14 GMT", "b=2"]
+    );
+}
+
+fn many(count: usize) -> String {
+    (0..count).map(|n| format!("x-{n}: v\r\n")).collect()
+}
+
+#[tokio::test]
+async fn a_thousand_small_headers_and_trailers_pass_both_ways() {
+    let it = gateway(config()).await;
+    it.worker("hello", 1, |mut stream, _| async move {
+        let (head, body) = read_request(&mut stream, &mut Vec::new()).await.unwrap();
+        let seen = head.lines().filter(|line| line.starts_with("x-")).count();
+        let reply = format!(
+            "HTTP/1.1 200 OK\r\nX-Seen: {seen} {}\r\n{}Transfer-Encoding: chunked\r\n\
+             Trailer: {}\r\n\r\n2\r\nok\r\n0\r\n{}\r\n",
+            body.len(),
+            many(1000),
+            (0..1000).map(|n| format!("x-{n},")).collect::<String>(),
+            many(1000)
+        );
+        stream.write_all(reply.as_bytes()).await.unwrap();
+    });
+    let mut client = it.connect().await;
+    let request = format!(
+        "POST / HTTP/1.1\r\nHost: hello.localhost\r\nTE: trailers\r\n{}Content-Length: 2\r\n\r\nhi",
+        many(1000)
+    );
+    client.send(request).await;
+    let head = client.head().await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    // The gateway itself sets x-forwarded-for, x-forwarded-proto and x-real-ip.
+    assert!(head.contains("x-seen: 1003 2\r\n"), "{head}");
+    assert!(head.contains("\r\nx-0: v\r\n") && head.contains("\r\nx-999: v\r\n"));
+    let end = "x-999: v\r\n\r\n";
+    while !client.buffer.ends_with(end.as_bytes()) {
+        let seen = String::from_utf8_lossy(&client.buffer).into_owned();
+        assert!(
+            crate::common::fill(&mut client.stream, &mut client.buffer).await,
+            "{seen}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn more_small_headers_than_the_bound_on_bytes_allows_are_a_431() {
+    let it = gateway(config()).await;
+    it.worker("hello", 1, mirror);
+    let headers = many(2000);
+    assert!(headers.len() > config().max_header_bytes);
+    let reply = it
+        .ask(&format!(
+            "GET / HTTP/1.1\r\nHost: hello.localhost\r\n{headers}\r\n"
+        ))
+        .await;
+    assert_eq!(reply.status, 431);
+}
+
+#[tokio::test]
+async fn a_response_with_too_large_a_head_is_a_502_that_says_so() {
+    let it = gateway(config()).await;
+    it.worker("hello", 1, |mut stream, _| async move {
+        read_request(&mut stream, &mut Vec::new()).await;
+        let big = "v".repeat(300 * 1024);
+        let reply = format!("HTTP/1.1 200 OK\r\nX: {big}\r\nContent-Length: 0\r\n\r\n");
+        // The gateway stops reading when it has seen enough.
+        let _ = stream.write_all(reply.as_bytes()).await;
+    });
+    let reply = it.ask(GET).await;
+    assert_eq!(reply.status, 502);
+    assert!(
+        reply.text().contains("headers are larger than 256 KiB"),
+        "{}",
+        reply.text()
+    );
+}

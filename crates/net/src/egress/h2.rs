@@ -10,13 +10,14 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
-use http_body_util::{Either, Empty};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
+use wharf_http_head::Ambiguous;
 
 use super::decide::{Asked, Way};
 use super::prefixed::Prefixed;
@@ -24,7 +25,10 @@ use super::tunnel::{Answer, Hint, Tunnel};
 use crate::Shared;
 
 const MAX_STREAMS: u32 = 256;
-const MAX_HEAD: u32 = 64 * 1024;
+/// Largest head of a message, bytes; as the gateway allows. HTTP/2 counts 32 more for each field
+/// (RFC 9113, 6.5.2).
+const MAX_HEAD: usize = 256 * 1024;
+const MAX_HEADER_LIST: u32 = MAX_HEAD as u32;
 
 /// Fields that belong to one connection (RFC 9110, 7.6.1), and what this proxy does not carry on. TE stays: in HTTP/2 it can only say that trailers
 /// are welcome, and they are.
@@ -39,7 +43,7 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     HeaderName::from_static("http2-settings"),
 ];
 
-type Body = Either<Incoming, Empty<Bytes>>;
+type Body = Either<Incoming, Full<Bytes>>;
 
 /// Where the requests of one connection go.
 #[derive(Debug)]
@@ -89,25 +93,44 @@ impl Route {
 
     async fn answer(&self, request: Request<Incoming>) -> io::Result<Response<Body>> {
         if request.method() == Method::CONNECT {
-            let mut answer = Response::new(Either::Right(Empty::new()));
-            *answer.status_mut() = StatusCode::NOT_IMPLEMENTED;
-            return Ok(answer);
+            let text = "CONNECT is not carried to Workers.\n".to_owned();
+            return Ok(refusal(StatusCode::NOT_IMPLEMENTED, text));
         }
         let host = authority(&request)?;
         match self.target(&host).await? {
             Target::Worker(tunnel) => {
                 let io = TokioIo::new(Prefixed::new(tunnel.early, tunnel.stream));
-                let (mut sender, connection) =
-                    http1::handshake(io).await.map_err(io::Error::other)?;
+                let (mut sender, connection) = http1::Builder::new()
+                    .max_header_size(MAX_HEAD)
+                    .max_headers(wharf_http_head::fields_within(MAX_HEAD))
+                    .handshake(io)
+                    .await
+                    .map_err(io::Error::other)?;
                 self.asked.shared.spawn(async move {
                     if let Err(error) = connection.await {
                         tracing::debug!(%error, "a request of HTTP/2 to workerd ended");
                     }
                 });
-                let request = to_http1(request, &host)?;
-                let answer = sender.send_request(request).await;
-                let (mut parts, body) = answer.map_err(io::Error::other)?.into_parts();
+                let request = match to_http1(request, &host)? {
+                    Ok(request) => request,
+                    Err(Ambiguous(name)) => {
+                        let text = format!("The request has several different {name} headers.\n");
+                        return Ok(refusal(StatusCode::BAD_REQUEST, text));
+                    }
+                };
+                let (mut parts, body) = match sender.send_request(request).await {
+                    Ok(answer) => answer.into_parts(),
+                    Err(error) if error.is_parse_too_large() => {
+                        let text = format!(
+                            "The Worker's answer has headers larger than {} KiB.\n",
+                            MAX_HEAD / 1024
+                        );
+                        return Ok(refusal(StatusCode::BAD_GATEWAY, text));
+                    }
+                    Err(error) => return Err(io::Error::other(error)),
+                };
                 remove_hop_by_hop(&mut parts.headers);
+                wharf_http_head::unite_response(&mut parts.headers);
                 Ok(Response::from_parts(parts, Either::Left(body)))
             }
             Target::Outside(mut sender) => {
@@ -178,7 +201,7 @@ where
     });
     hyper::server::conn::http2::Builder::new(tasks)
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEAD)
+        .max_header_list_size(MAX_HEADER_LIST)
         .serve_connection(TokioIo::new(client), service)
         .await
         .map_err(io::Error::other)
@@ -193,7 +216,9 @@ async fn connect(shared: &Arc<Shared>, way: Way) -> io::Result<http2::SendReques
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let io = TokioIo::new(Prefixed::new(tunnel.early, tunnel.stream));
-    let (sender, connection) = http2::handshake(Tasks(shared.clone()), io)
+    let (sender, connection) = http2::Builder::new(Tasks(shared.clone()))
+        .max_header_list_size(MAX_HEADER_LIST)
+        .handshake(io)
         .await
         .map_err(io::Error::other)?;
     let mut policy = shared.policy.subscribe();
@@ -223,7 +248,21 @@ fn authority(request: &Request<Incoming>) -> io::Result<Authority> {
     Authority::try_from(host.as_bytes()).map_err(|_| malformed())
 }
 
-fn to_http1(request: Request<Incoming>, host: &Authority) -> io::Result<Request<Incoming>> {
+/// An answer of this proxy's own.
+fn refusal(status: StatusCode, text: String) -> Response<Body> {
+    let mut answer = Response::new(Either::Right(Full::from(text)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    answer
+}
+
+fn to_http1(
+    request: Request<Incoming>,
+    host: &Authority,
+) -> io::Result<Result<Request<Incoming>, Ambiguous>> {
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path_and_query().cloned();
     parts.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
@@ -231,30 +270,17 @@ fn to_http1(request: Request<Incoming>, host: &Authority) -> io::Result<Request<
     // Of HTTP/2; an extension of the URI that is gone now.
     parts.extensions.clear();
     remove_hop_by_hop(&mut parts.headers);
-    join_cookies(&mut parts.headers);
+    if let Err(ambiguous) = wharf_http_head::unite_request(&mut parts.headers) {
+        return Ok(Err(ambiguous));
+    }
     let host = HeaderValue::from_str(host.as_str()).map_err(io::Error::other)?;
     parts.headers.insert(header::HOST, host);
-    Ok(Request::from_parts(parts, body))
+    Ok(Ok(Request::from_parts(parts, body)))
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in HOP_BY_HOP {
         headers.remove(name);
-    }
-}
-
-/// HTTP/2 may send each cookie as a field of its own; HTTP/1.1 has one field (RFC 9113, 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
-    let cookies: Vec<_> = headers.get_all(header::COOKIE).iter().cloned().collect();
-    if cookies.len() > 1 {
-        let joined = cookies
-            .iter()
-            .map(HeaderValue::as_bytes)
-            .collect::<Vec<_>>()
-            .join(&b"; "[..]);
-        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
-            headers.insert(header::COOKIE, joined);
-        }
     }
 }
 

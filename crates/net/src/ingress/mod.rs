@@ -65,6 +65,7 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, slot: Slot) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
+        .max_headers(wharf_http_head::fields_within(MAX_HEAD))
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await;

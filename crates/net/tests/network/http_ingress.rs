@@ -667,3 +667,55 @@ async fn a_slow_client_holds_the_app_up() {
             .unwrap();
     }
 }
+
+fn many(count: usize) -> String {
+    (0..count).map(|n| format!("x-{n}: v\r\n")).collect()
+}
+
+#[tokio::test]
+async fn a_thousand_small_headers_pass_both_ways() {
+    let network = network(config()).await;
+    let (mut client, app) = tunnel(&network).await;
+    let mut inside = accept(&app).await;
+    let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", many(1000));
+    send(&mut client, &request).await;
+    assert_eq!(read_head(&mut inside).await, request);
+    let answer = format!("HTTP/1.1 200 OK\r\n{}Content-Length: 0\r\n\r\n", many(1000));
+    send(&mut inside, &answer).await;
+    assert_eq!(read_head(&mut client).await, answer);
+}
+
+#[tokio::test]
+async fn an_answer_with_too_large_a_head_is_a_502_that_says_so() {
+    let network = network(config()).await;
+    let (mut client, app) = tunnel(&network).await;
+    let mut inside = accept(&app).await;
+    send(&mut client, GET).await;
+    read_head(&mut inside).await;
+    let big = "v".repeat(500 * 1024);
+    let answer = format!("HTTP/1.1 200 OK\r\nX: {big}\r\nContent-Length: 0\r\n\r\n");
+    // The ingress stops reading when it has seen enough.
+    let (_, seen) = tokio::join!(
+        inside.write_all(answer.as_bytes()),
+        read_until(&mut client, "24000.\n")
+    );
+    assert!(seen.starts_with("HTTP/1.1 502 "), "{seen}");
+    assert!(seen.contains("headers larger than 256 KiB"), "{seen}");
+}
+
+/// workerd would join them with a comma, which no program can read as a date.
+#[tokio::test]
+async fn a_repeated_date_of_an_app_reaches_workerd_once() {
+    let network = network(config()).await;
+    let (mut client, app) = tunnel(&network).await;
+    let mut inside = accept(&app).await;
+    let answer = "HTTP/1.1 200 OK\r\nDate: Wed, 09 Jun 2027 10:18:14 GMT\r\nDate: Thu, 10 Jun 2027 10:18:14 GMT\r\n\
+                  Set-Cookie: a=1\r\nSet-Cookie: b=2\r\nWWW-Authenticate: Basic\r\nWWW-Authenticate: Bearer\r\n\
+                  Content-Length: 0\r\n\r\n";
+    let got = exchange(&mut client, &mut inside, GET, answer, "\r\n\r\n").await;
+    assert_eq!(
+        got,
+        "HTTP/1.1 200 OK\r\nDate: Wed, 09 Jun 2027 10:18:14 GMT\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n\
+         WWW-Authenticate: Basic\r\nWWW-Authenticate: Bearer\r\nContent-Length: 0\r\n\r\n"
+    );
+}

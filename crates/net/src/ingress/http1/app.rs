@@ -24,8 +24,10 @@ use crate::bandwidth::{Bandwidth, Limited};
 
 /// For how long after an answer a connection takes requests that cannot be repeated.
 const REUSE: Duration = Duration::from_millis(100);
-/// Apps send more headers than hyper's usual hundred.
-pub(super) const MAX_HEADERS: usize = 512;
+/// Largest head of a message, bytes; as the gateway allows.
+pub(super) const MAX_HEAD: usize = 256 * 1024;
+/// hyper allows 100 otherwise.
+pub(super) const MAX_HEADERS: usize = wharf_http_head::fields_within(MAX_HEAD);
 
 type Driver = hyper::client::conn::http1::Connection<AppIo, RequestBody>;
 
@@ -72,6 +74,7 @@ impl App {
         };
         let (sender, driver) = Builder::new()
             .preserve_header_case(true)
+            .max_header_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
             .handshake(io)
             .await

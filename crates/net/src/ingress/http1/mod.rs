@@ -31,7 +31,7 @@ use tokio::net::TcpStream;
 
 use super::tunnel::Upstream;
 use crate::relay::{Guarded, relay};
-use app::{App, MAX_HEADERS, Reuse};
+use app::{App, MAX_HEAD, MAX_HEADERS, Reuse};
 use body::{AnswerBody, Busy, RequestBody, Signs};
 use io::Prefixed;
 
@@ -76,6 +76,7 @@ pub(super) async fn serve<U: Upstream>(
     });
     let mut server = Builder::new()
         .preserve_header_case(true)
+        .max_header_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
         // Headers are the app's alone.
         .auto_date_header(false)
@@ -189,6 +190,7 @@ impl<U: Upstream> Tunnel<U> {
         *answer.version_mut() = Version::HTTP_11;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             headers::strip(answer.headers_mut());
+            wharf_http_head::unite_response(answer.headers_mut());
         }
         Ok(answer.map(|body| AnswerBody { body, _busy: busy }))
     }
@@ -296,7 +298,14 @@ impl std::error::Error for Broken {}
 
 /// 502, in words that name the app: who reads it looks for the mistake there.
 fn malformed(error: &hyper::Error) -> Response<Full<Bytes>> {
-    let text = format!("The container's answer is not valid HTTP/1.1: {error}\n");
+    let text = if error.is_parse_too_large() {
+        format!(
+            "The container's answer has headers larger than {} KiB, or more than {MAX_HEADERS}.\n",
+            MAX_HEAD / 1024
+        )
+    } else {
+        format!("The container's answer is not valid HTTP/1.1: {error}\n")
+    };
     let mut answer = Response::new(Full::from(text));
     *answer.status_mut() = StatusCode::BAD_GATEWAY;
     answer.headers_mut().insert(

@@ -13,7 +13,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 type Body = BoxBody<Bytes, Infallible>;
 
 async fn client(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> SendRequest<Body> {
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .max_header_list_size(256 * 1024)
+        .handshake(TokioIo::new(io))
         .await
         .unwrap();
     tokio::spawn(connection);
@@ -165,4 +167,42 @@ async fn other_hosts_requests_go_outside_whole() {
         .unwrap()
         .unwrap_err();
     assert_eq!(exchange(&mut sender, "http://a.example/rpc").await.0, SEEN);
+}
+
+#[tokio::test]
+async fn a_thousand_small_headers_reach_a_worker() {
+    let workerd = Workerd::new(mapping).await;
+    let (network, _) = mapped(&workerd, &["a.example"], false, World::default()).await;
+    let mut sender = client(connect_inside(&network, "11.0.0.1:50051").await.unwrap()).await;
+    let mut request = post("http://a.example/many");
+    for n in 0..1000 {
+        request = request.header(format!("x-{n}"), "v");
+    }
+    let request = request.body(Full::from("x").boxed()).unwrap();
+    let answer = timeout(WAIT, sender.send_request(request))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(answer.status(), 200);
+    // The Worker sends back as many.
+    assert_eq!(answer.headers()["x-999"], "v");
+}
+
+#[tokio::test]
+async fn headers_that_contradict_each_other_are_refused() {
+    let workerd = Workerd::new(mapping).await;
+    let (network, _) = mapped(&workerd, &["a.example"], false, World::default()).await;
+    let mut sender = client(connect_inside(&network, "11.0.0.1:50051").await.unwrap()).await;
+    let request = post("http://a.example/")
+        .header("authorization", "Basic YQ==")
+        .header("authorization", "Basic Yg==")
+        .body(Full::from("x").boxed())
+        .unwrap();
+    let answer = timeout(WAIT, sender.send_request(request))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(answer.status(), 400);
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&body).contains("authorization"));
 }

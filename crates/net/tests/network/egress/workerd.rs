@@ -2,7 +2,7 @@
 
 use crate::*;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
@@ -127,6 +127,7 @@ async fn connection(
         Verdict::Http => {
             let service = hyper::service::service_fn(worker);
             let _ = hyper::server::conn::http1::Builder::new()
+                .max_headers(5000)
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades()
                 .await;
@@ -144,7 +145,7 @@ async fn connection(
     }
 }
 
-/// The Worker: says what it sees, at once, then repeats the body as it comes, then ends.
+/// The Worker: sends back headers that begin with `x-`, says what it sees, at once, then repeats the body as it comes, then ends.
 async fn worker(
     request: Request<Incoming>,
 ) -> Result<Response<BoxBody<Bytes, hyper::Error>>, Infallible> {
@@ -168,6 +169,13 @@ async fn worker(
         let value = request.headers().get(name);
         value.map_or("-", |v| v.to_str().unwrap()).to_owned()
     };
+    let of_many = |name: &HeaderName| name.as_str().starts_with("x-");
+    let many: HeaderMap = request
+        .headers()
+        .iter()
+        .filter(|(name, _)| of_many(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
     let seen = format!(
         "worker saw {} {} host={} cookie={} {:?}\n",
         request.method(),
@@ -200,5 +208,6 @@ async fn worker(
     answer
         .headers_mut()
         .insert("keep-alive", "timeout=5".parse().unwrap());
+    answer.headers_mut().extend(many);
     Ok(answer)
 }

@@ -17,6 +17,9 @@ mod cache;
 mod chmod;
 mod copy;
 mod dockerignore;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod instruction;
 mod leftovers;
 mod parse;

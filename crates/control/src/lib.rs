@@ -23,6 +23,9 @@ mod containers;
 mod deploying;
 mod deployments;
 mod envelope;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod jwt;
 mod namespaces;
 mod schedules;

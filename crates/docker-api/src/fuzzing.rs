@@ -71,6 +71,13 @@ fn expand(input: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// What the prelude of a Worker sends along with a start.
+pub fn start_options(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        read_start_options(text);
+    }
+}
+
 /// One connection: the first byte says into how many pieces the rest is cut, and whether the client ends its side.
 ///
 /// # Panics

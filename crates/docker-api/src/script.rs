@@ -391,7 +391,34 @@ pub(crate) fn read_create(name: &str, body: &[u8]) {
 /// Reads what a prelude sent along with a start.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn read_start_options(text: &str) {
-    let _ = start_options::Carried::take(&mut vec![format!("{START_VARIABLE}={text}")]);
+    let mut env = vec!["A=b".to_owned(), format!("{START_VARIABLE}={text}")];
+    let carried = start_options::Carried::take(&mut env);
+    assert_eq!(env, ["A=b"], "the container sees no more");
+    let Ok(carried) = carried else { return };
+    let most = wharf_engine::Limits {
+        memory_bytes: Some(1 << 28),
+        cpu_millis: Some(500),
+        disk_bytes: Some(2_000_000_000),
+        ..wharf_engine::Limits::default()
+    };
+    let application = ApplicationInfo {
+        id: "a".to_owned(),
+        name: "a".to_owned(),
+        image: None,
+        named_images: Vec::new(),
+        limits: most.clone(),
+        largest: most,
+        max_instances: 1,
+        min_instances: 0,
+        isolation: None,
+        no_new_privileges: false,
+        variables: Vec::new(),
+    };
+    if let Ok(limits) = carried.limits(&application) {
+        // The kernel's least, and never none at all.
+        assert!(limits.cpu_millis.is_some_and(|millis| millis >= 10));
+        assert!(limits.memory_bytes.is_some() && limits.disk_bytes.is_some());
+    }
 }
 
 /// Docker's booleans in queries: anything but nothing and these is true.

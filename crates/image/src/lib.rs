@@ -30,6 +30,9 @@ mod content;
 mod digest;
 mod error;
 mod extract;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod garbage;
 mod index;
 mod layers;

@@ -62,7 +62,10 @@ impl Reference {
                     || first == "localhost"
                     || first.bytes().any(|b| b.is_ascii_uppercase()) =>
             {
-                (first.to_ascii_lowercase(), rest)
+                // Lower case, unless it is a host by its capitals alone: then it would not be one when it is read again.
+                let lower = first.to_ascii_lowercase();
+                let is_host = lower.contains(['.', ':']) || lower == "localhost";
+                (if is_host { lower } else { first.to_owned() }, rest)
             }
             _ => (DEFAULT_HOST.to_owned(), name),
         };
@@ -134,8 +137,10 @@ pub(crate) fn familiar(full: &str) -> &str {
     {
         Some(rest) => match rest.strip_prefix(OFFICIAL) {
             // `docker.io/library/a/b` is `library/a/b` to people, not `a/b`, which would be another repository.
-            Some(single) if !single.contains('/') => single,
-            _ => rest,
+            // 64 hex digits would be an image's id.
+            Some(single) if single.contains('/') || single.len() == 64 && is_hex(single) => rest,
+            Some(single) => single,
+            None => rest,
         },
         None => full,
     }
@@ -233,7 +238,12 @@ mod tests {
                 "localhost/hello:latest",
                 "localhost/hello",
             ),
-            ("LOCAL/hello", "local/hello:latest", "local/hello"),
+            ("LOCAL/hello", "LOCAL/hello:latest", "LOCAL/hello"),
+            (
+                "Registry.Example/hello",
+                "registry.example/hello:latest",
+                "registry.example/hello",
+            ),
             (
                 "[::1]:7400/hello:a",
                 "[::1]:7400/hello:a",
@@ -253,6 +263,24 @@ mod tests {
                 }
                 Err(_) => assert_eq!(full, "", "{text}"),
             }
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_read_as_the_same() {
+        let id = "a".repeat(64);
+        for text in [
+            "Fd/d",
+            "LOCALHOST/x",
+            "Index.docker.io/x",
+            &format!("library/{id}"),
+        ] {
+            let reference = Reference::parse(text).unwrap();
+            assert_eq!(
+                Reference::parse(&reference.familiar()).unwrap(),
+                reference,
+                "{text}"
+            );
         }
     }
 

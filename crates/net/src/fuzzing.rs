@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::bandwidth::Bandwidth;
+use crate::egress::hosts::Hosts;
 use crate::ingress::sniff::{self, Verdict};
 use crate::ingress::tunnel::{self, Upstream};
 
@@ -62,6 +63,39 @@ pub fn sniff(bytes: &[u8]) {
     crate::egress::sniff::fuzz(bytes);
 }
 
+/// A name, and the host patterns of mappings, one a line. A name of which workerd would find a mapping is never said to have none.
+///
+/// # Panics
+/// It is.
+pub fn hosts(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let mut lines = text.lines().map(str::to_owned);
+    let name = lines.next().unwrap_or_default();
+    let patterns: Vec<String> = lines.collect();
+    let hosts = Hosts::new(&patterns);
+    let found = hosts.may_match(&name);
+    let is_plain = name
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
+    let same = |pattern: &String| pattern.eq_ignore_ascii_case(&name) || pattern == "*";
+    let ends = |pattern: &String| {
+        let end = pattern.strip_prefix("*.").map(str::to_ascii_lowercase);
+        end.is_some_and(|end| {
+            let name = name.to_ascii_lowercase();
+            let is_literal = !end.contains('*');
+            is_literal
+                && name
+                    .strip_suffix(&end)
+                    .is_some_and(|rest| rest.ends_with('.'))
+        })
+    };
+    if is_plain && !name.is_empty() && patterns.iter().any(|p| same(p) || ends(p)) {
+        assert!(found, "{name:?} in {patterns:?}");
+    }
+}
+
 /// What one side does.
 #[derive(Debug, Clone)]
 enum Step {
@@ -87,6 +121,10 @@ pub fn ingress(bytes: &[u8]) {
     let ended = runtime.block_on(async { timeout(WAIT, play(client, apps)).await });
     match ended {
         Ok(Ok(())) => {}
+        // The kernel keeps ports of connections that ended for a while (TIME_WAIT); with all of them in use, nothing was tried.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::AddrInUse => {
+            std::thread::sleep(Duration::from_secs(1));
+        }
         Ok(Err(error)) => panic!("the test's own sockets: {error}"),
         Err(_) => panic!("the tunnel hangs"),
     }

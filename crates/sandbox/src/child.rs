@@ -29,7 +29,7 @@ pub(crate) mod outer;
 mod rooted;
 pub(crate) mod scratch;
 mod stage;
-mod user;
+pub(crate) mod user;
 
 use crate::cgroup::Cgroup;
 use crate::process_image;

@@ -17,6 +17,9 @@ pub mod spawner;
 pub mod spec;
 
 mod child;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod process_end;
 mod process_image;
 mod received;

@@ -8,6 +8,9 @@
 
 pub mod config;
 mod folder;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod machine;
 mod output;
 pub mod prelude;

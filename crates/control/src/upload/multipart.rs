@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::body::Body;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, header};
 use multer::{Constraints, Multipart, SizeLimit};
 use wharf_model::{Module, ModuleKind};
@@ -32,9 +35,26 @@ enum Part {
     Ignored,
 }
 
+/// Stores a module's content, and returns its hash.
+pub(crate) type Put<'a> = &'a (dyn Fn(Bytes) -> BoxFuture<'static, ApiResult<String>> + Sync);
+
 /// Reads an upload. `json_part` names the part that holds JSON.
 pub(crate) async fn read(
     app: &Arc<App>,
+    headers: &HeaderMap,
+    body: Body,
+    json_part: &str,
+) -> ApiResult<Parts> {
+    let put = |content: Bytes| -> BoxFuture<'static, ApiResult<String>> {
+        let app = Arc::clone(app);
+        async move { app.db(move |store| store.put_blob(&content)).await }.boxed()
+    };
+    read_into(&put, headers, body, json_part).await
+}
+
+/// [`read`] with another place for modules.
+pub(crate) async fn read_into(
+    put: Put<'_>,
     headers: &HeaderMap,
     body: Body,
     json_part: &str,
@@ -49,7 +69,7 @@ pub(crate) async fn read(
     );
     let parts = {
         let multipart = Multipart::with_constraints(&mut stream, boundary, constraints);
-        read_parts(app, multipart, json_part).await
+        read_parts(put, multipart, json_part).await
     };
     if parts.is_err() {
         drain(&mut stream).await;
@@ -86,7 +106,7 @@ pub(crate) fn refused(error: multer::Error) -> ApiError {
 }
 
 async fn read_parts(
-    app: &Arc<App>,
+    put: Put<'_>,
     mut multipart: Multipart<'_>,
     json_part: &str,
 ) -> ApiResult<Parts> {
@@ -121,7 +141,7 @@ async fn read_parts(
                         "the upload has two modules named {name:?}"
                     )));
                 }
-                let blob = app.db(move |store| store.put_blob(&content)).await?;
+                let blob = put(content).await?;
                 modules.push(Module { name, kind, blob });
             }
         }

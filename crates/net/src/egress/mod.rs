@@ -29,7 +29,7 @@
 mod config;
 mod decide;
 mod h2;
-mod hosts;
+pub(crate) mod hosts;
 mod prefixed;
 pub(crate) mod sniff;
 pub(crate) mod tls;

@@ -8,12 +8,12 @@ const MAX_FILE: u64 = 16 * 1024 * 1024;
 
 /// Who the process becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct User {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(crate) struct User {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     /// Supplementary groups.
-    pub(super) groups: Vec<u32>,
-    pub(super) home: String,
+    pub(crate) groups: Vec<u32>,
+    pub(crate) home: String,
 }
 
 impl User {
@@ -54,6 +54,11 @@ fn read(path: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// The highest number means "as it is" to setuid(2), so nobody has it.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
+}
+
 struct Passwd<'a> {
     name: &'a str,
     uid: u32,
@@ -73,8 +78,8 @@ fn passwd_entry(line: &str) -> Option<Passwd<'_>> {
     );
     Some(Passwd {
         name,
-        uid: uid.parse().ok()?,
-        gid: gid.parse().ok()?,
+        uid: id(uid)?,
+        gid: id(gid)?,
         home,
     })
 }
@@ -88,16 +93,16 @@ fn group_entry(line: &str) -> Option<(&str, u32, &str)> {
         fields.next()?,
         fields.next()?,
     );
-    Some((name, gid.parse().ok()?, members))
+    Some((name, id(gid)?, members))
 }
 
-fn resolve(text: &str, passwd: &str, group: &str) -> Result<User, String> {
+pub(crate) fn resolve(text: &str, passwd: &str, group: &str) -> Result<User, String> {
     let (user, wanted_group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|g| !g.is_empty())),
         None => (text, None),
     };
     let user = if user.is_empty() { "0" } else { user };
-    let number: Option<u32> = user.parse().ok();
+    let number = id(user);
     let entries: Vec<Passwd<'_>> = passwd.lines().filter_map(passwd_entry).collect();
     // A name wins over the number that it looks like.
     let entry = entries
@@ -106,7 +111,7 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Result<User, String> {
         .or_else(|| entries.iter().find(|e| Some(e.uid) == number));
     let uid = match (entry, number) {
         (Some(entry), _) => entry.uid,
-        (None, Some(number)) if number != u32::MAX => number,
+        (None, Some(number)) => number,
         _ => {
             return Err(format!(
                 "unable to find user {user}: no matching entries in the image's /etc/passwd"
@@ -117,11 +122,11 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Result<User, String> {
     let gid = match wanted_group {
         Some(wanted) => match groups.iter().find(|(name, _, _)| *name == wanted) {
             Some((_, gid, _)) => *gid,
-            None => wanted
-                .parse()
-                .ok()
-                .filter(|gid| *gid != u32::MAX)
-                .ok_or_else(|| format!("unable to find group {wanted}: no matching entries in the image's /etc/group"))?,
+            None => id(wanted).ok_or_else(|| {
+                format!(
+                    "unable to find group {wanted}: no matching entries in the image's /etc/group"
+                )
+            })?,
         },
         None => entry.map_or(0, |e| e.gid),
     };
@@ -169,6 +174,23 @@ mod tests {
         assert_eq!(ok("5000"), (5000, 0, vec![], "/".into()));
         assert_eq!(ok("5000:6000"), (5000, 6000, vec![], "/".into()));
         assert_eq!(ok("7"), (70, 71, vec![], "/seven".into()));
+    }
+
+    /// setuid(2) would leave them root.
+    #[test]
+    fn the_number_that_means_no_change_is_nobodys() {
+        let passwd = "evil:x:4294967295:0::/:\nother:x:5:4294967295::/:\nuser:x:5:6::/:\n";
+        let group = "evil:x:4294967295:user\nmore:x:7:user\n";
+        for text in [
+            "evil",
+            "other",
+            "4294967295",
+            "user:evil",
+            "user:4294967295",
+        ] {
+            assert!(resolve(text, passwd, group).is_err(), "{text}");
+        }
+        assert_eq!(resolve("user", passwd, group).unwrap().groups, [7]);
     }
 
     #[test]

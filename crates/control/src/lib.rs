@@ -61,6 +61,14 @@ pub trait Effects: Send + Sync + 'static {
         &'a self,
         script: &'a str,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+    /// Whether the script has an address of its own changed. What runs is not disturbed.
+    ///
+    /// # Errors
+    /// When the node could not read the change; it is in the store all the same.
+    fn address_changed<'a>(
+        &'a self,
+        script: &'a str,
+    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
     /// An application was made, deleted (the store has it no more), or its configuration changed: instances that run another image are
     /// rolled over.
     fn application_changed<'a>(

@@ -254,7 +254,8 @@ struct Subdomain {
     previews_enabled: Option<bool>,
 }
 
-/// `POST workers/scripts/<name>/subdomain`: whether the script has its own host name.
+/// `POST workers/scripts/<name>/subdomain`: whether the script has its own host name. wrangler
+/// sends it at the end of each deploy: `workers_dev`, or true when there are no routes.
 pub(crate) async fn set_subdomain(
     State(app): State<Arc<App>>,
     Path((_, script)): Path<(String, String)>,
@@ -267,8 +268,13 @@ pub(crate) async fn set_subdomain(
             "preview URLs (\"preview_urls\": true)",
         ));
     }
-    let settings =
-        change_script_settings(&app, script, move |settings| settings.enabled = new.enabled)
-            .await?;
+    let settings = change_script_settings(&app, script.clone(), move |settings| {
+        settings.enabled = new.enabled;
+    })
+    .await?;
+    app.effects
+        .address_changed(&script)
+        .await
+        .map_err(ApiError::internal)?;
     Ok(ok(show_subdomain(&settings)))
 }

@@ -122,12 +122,17 @@ async fn a_first_deploy_is_what_every_endpoint_then_tells() {
     assert_eq!(settings["bindings"].as_array().unwrap().len(), 4);
     assert_eq!(settings["observability"]["enabled"], true);
 
+    // Until the client asks for an address, there is none, as at Cloudflare.
+    let before = node.get("workers/scripts/hello/subdomain").await.ok();
+    assert_eq!(before["enabled"], false);
     let subdomain = json!({"enabled": true, "previews_enabled": null});
     let set = node
         .json(Method::POST, "workers/scripts/hello/subdomain", subdomain)
         .await
         .ok();
     assert_eq!(set, json!({"enabled": true, "previews_enabled": false}));
+    let calls = node.effects.take_calls();
+    assert_eq!(calls.last().unwrap(), "address_changed hello");
     let previews = json!({"enabled": true, "previews_enabled": true});
     node.json(Method::POST, "workers/scripts/hello/subdomain", previews)
         .await

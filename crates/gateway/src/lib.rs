@@ -65,6 +65,8 @@ pub trait Upstreams: Send + Sync + 'static {
         &'a self,
         script: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<Upstream, Unavailable>> + Send + 'a>>;
+    /// Whether the script is served to clients of the gateway under its own host name.
+    fn is_public(&self, script: &str) -> bool;
     /// Names of deployed scripts, for the 404 page of `--dev`.
     fn scripts(&self) -> Vec<String>;
 }

@@ -118,3 +118,12 @@ pub(crate) fn no_worker(host: &str, dev: Option<(&[String], &str, u16)>) -> Refu
     text += "\n\nTo deploy one, run in its directory:\n  wharf wrangler deploy";
     Refusal::NoWorker(text)
 }
+
+/// The 404's text for a script that is deployed without an address; in dev mode only.
+pub(crate) fn not_public(host: &str, script: &str) -> Refusal {
+    Refusal::NoWorker(format!(
+        "the Worker \"{script}\" is not served at \"{host}\": \"workers_dev\" is false in its \
+         configuration, so it is reached by service bindings and cron triggers alone\n\n\
+         To serve it here, set \"workers_dev\": true and deploy it again."
+    ))
+}

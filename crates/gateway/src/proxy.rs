@@ -92,6 +92,10 @@ impl Gateway {
         let script = route::script_of(&host, &self.config.base_domains)
             .ok_or_else(|| self.no_worker(&host))?;
 
+        if !self.upstreams.is_public(script) {
+            return Err(self.not_public(&host, script));
+        }
+
         let websocket = headers::wants_websocket(request.headers());
         let client_upgrade = websocket.then(|| hyper::upgrade::on(&mut request));
         let (mut parts, incoming) = request.into_parts();
@@ -224,10 +228,20 @@ impl Gateway {
         if !self.config.dev {
             return page::no_worker(host, None);
         }
-        let scripts = self.upstreams.scripts();
+        let mut scripts = self.upstreams.scripts();
+        scripts.retain(|script| self.upstreams.is_public(script));
         let base = self.config.base_domains.first();
         let base = base.map_or("localhost", String::as_str);
         page::no_worker(host, Some((&scripts, base, self.port)))
+    }
+
+    /// A stranger is not told that the script exists.
+    fn not_public(&self, host: &str, script: &str) -> Refusal {
+        let exists = self.config.dev && self.upstreams.scripts().iter().any(|it| it == script);
+        if exists {
+            return page::not_public(host, script);
+        }
+        self.no_worker(host)
     }
 }
 

@@ -12,7 +12,8 @@ use crate::{Result, Store, StoreError, from_json, now_ms, to_json};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ScriptSettings {
-    /// Whether the script is served under its own host name (Cloudflare: workers.dev).
+    /// Whether the script is served under its own host name (Cloudflare: workers.dev). A new
+    /// script is not until its client asks for it, which wrangler does at the end of a deploy.
     pub enabled: bool,
     /// What `script-settings` carries: tags, observability, ...
     pub values: serde_json::Map<String, serde_json::Value>,

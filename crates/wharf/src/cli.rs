@@ -292,6 +292,9 @@ async fn status(socket: &Path, json: bool) -> anyhow::Result<i32> {
     Ok(0)
 }
 
+/// Stands for the URL of a Worker that has none.
+const NO_ADDRESS: &str = "none (workers_dev is false; service bindings and cron reach it)";
+
 /// The status for a person; `now` is since 1970.
 fn describe(status: &Value, now: Duration) -> String {
     let text = |v: &Value| match v {
@@ -315,7 +318,7 @@ fn describe(status: &Value, now: Duration) -> String {
             cell("state"),
             cell("pid"),
             cell("crashes"),
-            cell("url")
+            s["url"].as_str().unwrap_or(NO_ADDRESS)
         ));
         if let Some(error) = first_line(&s["last_error"]) {
             lines.push(format!("  last error: {error}"));

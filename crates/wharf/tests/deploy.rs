@@ -156,6 +156,72 @@ fn secrets_services_and_crons() {
 }
 
 #[test]
+fn a_worker_without_workers_dev_is_reached_by_service_bindings_alone() {
+    let mut node = Node::start();
+    let config = |workers_dev: &str| {
+        format!(
+            r#"{{"name":"inner","main":"w.js","compatibility_date":"2026-11-01"{workers_dev}}}"#
+        )
+    };
+    let off = config(r#","workers_dev":false,"preview_urls":false"#);
+    let inner = Project::new(&[
+        ("wrangler.json", off.as_str()),
+        (
+            "w.js",
+            r#"export default { fetch() { return new Response("inner answers"); } };"#,
+        ),
+    ]);
+    let front = Project::new(&[
+        (
+            "wrangler.json",
+            r#"{"name":"front","main":"w.js","compatibility_date":"2026-11-01",
+                "services":[{"binding":"INNER","service":"inner"}]}"#,
+        ),
+        (
+            "w.js",
+            r#"export default { fetch(request, env) { return env.INNER.fetch("http://inner/"); } };"#,
+        ),
+    ]);
+    let process = |node: &Node, script: &str| {
+        let status = node.status();
+        let scripts = status["scripts"].as_array().unwrap().clone();
+        scripts.into_iter().find(|s| s["script"] == script).unwrap()
+    };
+    for wrangler in WRANGLERS {
+        inner.write("wrangler.json", &off);
+        node.wrangler_ok(wrangler, &inner.path(), &["deploy"]);
+        node.wrangler_ok(wrangler, &front.path(), &["deploy"]);
+        assert_eq!(node.get("inner", "/").status, 404, "with {wrangler}");
+        assert_eq!(node.get("front", "/").body, "inner answers");
+        assert!(process(&node, "inner")["url"].is_null());
+        let said = node.command().arg("status").output().unwrap();
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let line = said.lines().find(|l| l.starts_with("inner")).unwrap();
+        assert!(line.contains("workers_dev is false"), "{said}");
+
+        // It keeps to that after a crash of the node.
+        node.kill_9();
+        node.launch();
+        assert_eq!(node.get("inner", "/").status, 404);
+        assert_eq!(node.get("front", "/").body, "inner answers");
+
+        // Without the key it is public, since it has no routes.
+        inner.write("wrangler.json", &config(""));
+        node.wrangler_ok(wrangler, &inner.path(), &["deploy"]);
+        assert_eq!(node.get("inner", "/").body, "inner answers");
+        assert!(process(&node, "inner")["url"].is_string());
+    }
+
+    // A Worker that is deleted takes its address with it.
+    node.wrangler_ok(WRANGLERS[1], &front.path(), &["delete", "--force"]);
+    node.wrangler_ok(WRANGLERS[1], &inner.path(), &["delete", "--force"]);
+    assert_eq!(node.get("inner", "/").status, 404);
+    inner.write("wrangler.json", &off);
+    node.wrangler_ok(WRANGLERS[1], &inner.path(), &["deploy"]);
+    assert_eq!(node.get("inner", "/").status, 404);
+}
+
+#[test]
 fn refusals_say_why() {
     let node = Node::start();
     let project = Project::new(&[

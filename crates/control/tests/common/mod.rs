@@ -66,6 +66,10 @@ impl Effects for Recorder {
         self.note(format!("script_deleted {script}"));
         Box::pin(async {})
     }
+    fn address_changed<'a>(&'a self, script: &'a str) -> Answer<'a, Result<(), String>> {
+        self.note(format!("address_changed {script}"));
+        Box::pin(async { self.answer() })
+    }
     fn application_changed<'a>(&'a self, id: &'a str) -> Answer<'a, Result<(), String>> {
         self.note(format!("application_changed {id}"));
         Box::pin(async { self.answer() })

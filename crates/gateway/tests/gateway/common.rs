@@ -1,6 +1,6 @@
 //! A gateway on a real port, and Workers' processes in its place: servers on Unix sockets that read and write raw bytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,6 +22,8 @@ type Process = Result<(PathBuf, u64), String>;
 #[derive(Default)]
 pub(crate) struct Scripts {
     processes: Mutex<HashMap<String, Process>>,
+    /// Scripts without an address.
+    pub(crate) private: Mutex<HashSet<String>>,
     /// Guards that are held now.
     pub(crate) held: Arc<AtomicUsize>,
     /// Cancelled: every process is about to end.
@@ -99,6 +101,10 @@ impl Upstreams for Scripts {
                 }
             }
         })
+    }
+
+    fn is_public(&self, script: &str) -> bool {
+        !self.private.lock().unwrap().contains(script)
     }
 
     fn scripts(&self) -> Vec<String> {

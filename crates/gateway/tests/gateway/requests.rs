@@ -72,6 +72,58 @@ async fn an_unknown_host_is_told_what_exists_only_in_dev() {
 }
 
 #[tokio::test]
+async fn a_worker_without_an_address_is_not_served_and_strangers_do_not_learn_of_it() {
+    let it = gateway(config()).await;
+    it.worker("hello", 1, mirror);
+    it.worker("other", 2, mirror);
+    it.scripts
+        .private
+        .lock()
+        .unwrap()
+        .insert("hello".to_owned());
+    let reply = it.ask(GET).await;
+    assert_eq!(reply.status, 404);
+    assert!(
+        reply.text().contains("\"workers_dev\" is false"),
+        "{}",
+        reply.text()
+    );
+    let reply = it
+        .ask("GET / HTTP/1.1\r\nHost: nobody.localhost\r\n\r\n")
+        .await;
+    assert!(reply.text().contains("http://other.localhost"));
+    assert!(!reply.text().contains("http://hello.localhost"));
+
+    let mut settings = config();
+    settings.dev = false;
+    let real = gateway(settings).await;
+    real.worker("hello", 1, mirror);
+    real.scripts
+        .private
+        .lock()
+        .unwrap()
+        .insert("hello".to_owned());
+    let reason = |reply: &crate::common::Reply| {
+        let text = reply.text();
+        text.lines().next().unwrap_or_default().to_owned()
+    };
+    let private = real.ask(GET).await;
+    let unknown = real
+        .ask("GET / HTTP/1.1\r\nHost: nobody.localhost\r\n\r\n")
+        .await;
+    assert_eq!(private.status, 404);
+    assert_eq!(reason(&private), reason(&unknown));
+    assert_eq!(
+        real.scripts.acquired.load(Ordering::SeqCst),
+        1,
+        "only for the unknown host"
+    );
+
+    real.scripts.private.lock().unwrap().clear();
+    assert_eq!(real.ask(GET).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_broken_worker_is_a_503_with_the_reason() {
     let it = gateway(config()).await;
     it.scripts

@@ -88,6 +88,9 @@ impl wharf_control::Effects for Effects {
         Box::pin(async move {
             self.0.schedules.notify_one();
             self.0.supervisor.remove(script, true).await;
+            if let Err(e) = self.address_changed(script).await {
+                tracing::error!("the address of {script} could not be taken away: {e}");
+            }
             let owner = Owner::Script(script.to_owned());
             self.0.standbys.script_gone(script);
             self.0.engine.remove_all(Some(&owner)).await;
@@ -101,6 +104,16 @@ impl wharf_control::Effects for Effects {
                 Ok(Err(e)) => tracing::error!("snapshots of {script} could not be removed: {e:#}"),
                 Err(e) => tracing::error!("snapshots of {script} could not be removed: {e}"),
             }
+        })
+    }
+
+    fn address_changed<'a>(&'a self, script: &'a str) -> Boxed<'a, Result<(), String>> {
+        Box::pin(async move {
+            let (node, script) = (self.0.clone(), script.to_owned());
+            tokio::task::spawn_blocking(move || node.addresses.reload(&node.store, &script))
+                .await
+                .map_err(|e| e.to_string())?
+                .map_err(|e| e.to_string())
         })
     }
 

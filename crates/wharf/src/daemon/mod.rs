@@ -5,6 +5,7 @@
 //! Start: lock, store, images, spawner (with what an earlier daemon left), workerd of an earlier daemon ended, engine (adopts its
 //! containers), sockets bound, scripts started, schedules armed, gateway opened.
 
+mod addresses;
 mod effects;
 mod housekeeping;
 mod schedule;
@@ -39,6 +40,7 @@ pub(crate) struct Node {
     pub(crate) engine: Engine,
     pub(crate) supervisor: Supervisor,
     pub(crate) standbys: Standbys,
+    pub(crate) addresses: addresses::Addresses,
     /// Told when scripts or their schedules change.
     pub(crate) schedules: Arc<tokio::sync::Notify>,
 }
@@ -266,6 +268,7 @@ async fn serve(
         docker_sockets,
     );
     supervisor.reap(workers).await;
+    let addresses = addresses::Addresses::load(&store)?;
     let node = Node {
         config: config.clone(),
         store: store.clone(),
@@ -275,6 +278,7 @@ async fn serve(
         engine: engine.clone(),
         supervisor: supervisor.clone(),
         standbys: standbys.clone(),
+        addresses,
         schedules: Arc::new(tokio::sync::Notify::new()),
     };
     let mut scripts = Vec::new();

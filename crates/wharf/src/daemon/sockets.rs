@@ -343,6 +343,10 @@ impl Upstreams for Workers {
         })
     }
 
+    fn is_public(&self, script: &str) -> bool {
+        self.0.addresses.is_public(script)
+    }
+
     fn scripts(&self) -> Vec<String> {
         self.0
             .supervisor

@@ -10,7 +10,10 @@ use wharf_engine::lifecycle::{self, EndedBy};
 
 pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
     let scripts = node.supervisor.status().into_iter().map(|s| {
-        let url = node.url(&s.script);
+        let url = node
+            .addresses
+            .is_public(&s.script)
+            .then(|| node.url(&s.script));
         let mut value = json!(s);
         value["url"] = url.into();
         value

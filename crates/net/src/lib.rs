@@ -28,6 +28,7 @@ mod peer;
 mod pool;
 mod ports;
 mod publish;
+mod pulse;
 pub mod ranges;
 mod relay;
 mod succession;
@@ -138,6 +139,7 @@ struct Config {
     dialer: Arc<dyn Dial>,
     ipv6: bool,
     ports: ports::Ports,
+    pulse: pulse::Pulse,
 }
 
 /// What a network's tasks share.
@@ -201,6 +203,7 @@ impl Networks {
                 dialer,
                 ipv6,
                 ports: ports::Ports::new(),
+                pulse: pulse::Pulse::default(),
             }),
             pool: Arc::new(Pool::new(config.pool_size, ipv6)),
             worker: None,

@@ -31,6 +31,17 @@ const CLOSE_STEP: Duration = Duration::from_millis(1);
 /// and then two.
 const STEP: Duration = Duration::from_millis(2);
 
+/// A held connection also looks at its port itself: this far apart for the first second,
+const SOON_FOR: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_millis(4);
+/// and this far apart later.
+const LATER: Duration = Duration::from_millis(16);
+
+/// How long a connection that has been held for `held` relies on being told, before it looks for itself.
+pub(super) fn look_again(held: Duration) -> Duration {
+    if held < SOON_FOR { SOON } else { LATER }
+}
+
 /// For how long a connection is held that came when the process had run for `age` (`None`: has not been started). If the process starts
 /// or starts anew meanwhile, ask again.
 pub(super) fn held_for(port: u16, bound: Duration, age: Option<Duration>) -> Duration {

@@ -28,6 +28,7 @@ mod http1;
 mod ready;
 pub(crate) mod sniff;
 pub(crate) mod tunnel;
+mod wait;
 
 use ready::DialError;
 pub(crate) use ready::Lookouts;

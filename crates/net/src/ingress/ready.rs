@@ -3,18 +3,21 @@
 //! Those that wait for the same port share one task that looks at it ([`Lookouts`]); it ends with the last of them. Looking is asking the
 //! kernel for a listener (sock_diag), not connecting: the program sees only the connections that are meant for it. Where the kernel
 //! cannot be asked, each look wakes those who wait, and they try.
+//! What a connection does that is held is in [`wait`].
 
 use std::collections::HashMap;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::Instant;
 use wharf_sandbox::netns::{Listeners, Pause};
 
 use super::hold;
+use super::wait::{self, Behind};
+use crate::inside::Attempt;
+use crate::pulse::Held;
 use crate::{Shared, Target, succession};
 
 /// Why there is no connection.
@@ -117,7 +120,7 @@ async fn watch_port(shared: Arc<Shared>, port: u16, seen: watch::Sender<u64>) {
 }
 
 /// How long the process has been running.
-fn age(target: &Target) -> Option<Duration> {
+pub(super) fn age(target: &Target) -> Option<Duration> {
     match target {
         Target::Running(since) => Some(since.elapsed()),
         Target::Pending | Target::Ended(_) => None,
@@ -141,33 +144,51 @@ pub(super) async fn dial(
 }
 
 async fn dial_in(shared: &Arc<Shared>, port: u16) -> Result<TcpStream, DialError> {
-    let mut targets = shared.target.subscribe();
-    let mut attempt = shared.inside.attempt(port);
-    let mut seen = None;
-    loop {
-        let target = targets.borrow_and_update().clone();
-        if let Target::Ended(how) = target {
-            return Err(DialError::Ended(how));
-        }
-        let held_for = hold::held_for(port, shared.config.hold, age(&target));
-        let deadline = Instant::now() + held_for;
-        // Until the target changes.
-        loop {
-            match attempt.connect().await {
-                Ok(stream) => return Ok(stream),
-                Err(e) if e.kind() == ErrorKind::ConnectionRefused => {}
-                Err(e) => return Err(DialError::Io(e)),
-            }
-            if Instant::now() >= deadline {
-                return Err(DialError::NotListening(age(&target)));
-            }
-            let seen = seen.get_or_insert_with(|| shared.lookouts.join(shared, port));
-            tokio::select! {
-                // Its task lives as long as this receiver.
-                _ = seen.changed() => {}
-                () = tokio::time::sleep_until(deadline) => {}
-                _ = targets.changed() => break,
-            }
+    let mut inside = Inside {
+        shared,
+        port,
+        targets: shared.target.subscribe(),
+        attempt: shared.inside.attempt(port),
+        waiting: None,
+    };
+    wait::connect(&mut inside, port, shared.config.hold, hold::look_again).await
+}
+
+/// A port inside.
+struct Inside<'a> {
+    shared: &'a Arc<Shared>,
+    port: u16,
+    targets: watch::Receiver<Target>,
+    attempt: Attempt,
+    /// Since the first try has failed.
+    waiting: Option<(watch::Receiver<u64>, Held)>,
+}
+
+impl Behind for Inside<'_> {
+    type Stream = TcpStream;
+
+    fn target(&mut self) -> Target {
+        self.targets.borrow_and_update().clone()
+    }
+
+    fn look(&self) -> bool {
+        self.shared.lookouts.look(self.port)
+    }
+
+    async fn dial(&mut self) -> io::Result<TcpStream> {
+        self.attempt.connect().await
+    }
+
+    async fn news(&mut self) {
+        let (shared, port) = (self.shared, self.port);
+        let (seen, _) = self.waiting.get_or_insert_with(|| {
+            let held = shared.config.pulse.hold();
+            (shared.lookouts.join(shared, port), held)
+        });
+        tokio::select! {
+            // The task behind it lives as long as this receiver.
+            _ = seen.changed() => {}
+            _ = self.targets.changed() => {}
         }
     }
 }

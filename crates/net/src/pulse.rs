@@ -128,7 +128,9 @@ mod tests {
         let pulse = Pulse::default();
         let kick = |sender: &mpsc::Sender<()>| {
             let sender = sender.clone();
-            Box::new(move || drop(sender.send(()))) as Kick
+            Box::new(move || {
+                let _ = sender.send(());
+            }) as Kick
         };
         let (one, other) = (
             pulse.hold_with(|| kick(&sender)),

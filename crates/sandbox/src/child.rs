@@ -52,6 +52,9 @@ use std::path::Path;
 /// Docker's default for images that set no PATH; only for the look-up of the program.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Places in the table of descriptors of a runtime; 8 bytes each.
+const RUNTIME_DESCRIPTORS: u64 = 8192;
+
 /// One atomic write to a pipe.
 pub(crate) const MAX_REPORT: usize = libc::PIPE_BUF;
 
@@ -322,6 +325,9 @@ fn become_program(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infa
             .step(|| "taking the terminal".to_owned())?;
     }
     limit_files(program)?;
+    if !is_container {
+        reserve_descriptors();
+    }
     // Neither a file nor the host's handler, which would run outside (core(5)); the filter keeps it so.
     rustix::process::setrlimit(
         Resource::Core,
@@ -617,6 +623,22 @@ fn limit_files(program: &Program<'_>) -> Result<(), Failure> {
         other => other,
     }
     .step(|| format!("limit of {wanted} open files"))
+}
+
+/// Makes the table of descriptors large while there is one thread. A runtime with many threads, such
+/// as workerd, would stand still for an RCU grace period each time that the kernel doubles it.
+fn reserve_descriptors() {
+    let limit = rustix::process::getrlimit(Resource::Nofile).current;
+    let places = limit
+        .unwrap_or(RUNTIME_DESCRIPTORS)
+        .min(RUNTIME_DESCRIPTORS);
+    if let Ok(highest) = i32::try_from(places.saturating_sub(1)) {
+        // Closed again at once: the table does not shrink. Without it, it grows when it is full.
+        drop(rustix::io::fcntl_dupfd_cloexec(
+            rustix::stdio::stderr(),
+            highest,
+        ));
+    }
 }
 
 fn execute(name: &str, candidates: &[CString], argv: &[CString], env: &[CString]) -> Failure {

@@ -50,6 +50,11 @@ async fn it_has_no_privileges_and_exactly_the_given_descriptors() {
         assert_eq!(find(set), ["0000000000000000"], "{set}");
     }
     assert_eq!(find("NoNewPrivs:"), ["1"]);
+    let places: u64 = find("FDSize:")[0].parse().unwrap();
+    assert!(
+        places >= 8192,
+        "its table of descriptors would grow: {text}"
+    );
     assert_eq!(find("Seccomp:"), ["2"]);
     assert_eq!(find("Uid:"), ["12345"; 4]);
     assert_eq!(find("Gid:"), ["12345"; 4]);

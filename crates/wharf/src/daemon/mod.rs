@@ -6,6 +6,7 @@
 //! containers), sockets bound, scripts started, schedules armed, gateway opened.
 
 mod addresses;
+mod descriptors;
 mod effects;
 mod housekeeping;
 mod schedule;
@@ -78,6 +79,9 @@ pub(crate) async fn up(mut config: Config) -> anyhow::Result<()> {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
         .init();
+    if let Err(error) = descriptors::reserve(std::io::stderr()) {
+        tracing::debug!(%error, "the table of descriptors grows when it is full");
+    }
 
     prepare_directories(&config)?;
     let _lock = lock(&config.run_dir())?;

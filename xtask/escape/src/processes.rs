@@ -256,7 +256,12 @@ async fn by_directory(
     directory: fn(i32, &Path) -> Result<String>,
 ) -> Result<String> {
     let walls = walls(side, &[Wall::MagicLinks]);
-    for number in 3..32 {
+    // The spawner's numbers depend on how many processes it has made ahead. Behind the walls none leads out, so that a few are enough.
+    let numbers = match side {
+        Side::Held => 3..32,
+        Side::Weak => 3..160,
+    };
+    for number in numbers {
         let layer = world.place.path(&world.fresh("work-layer"));
         let mut setup = world.setup("directory", "working-directory", &[world.marker()])?;
         setup.spec.cwd = directory(number, &layer)?;

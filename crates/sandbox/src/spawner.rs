@@ -11,6 +11,7 @@ mod process;
 pub(crate) mod protocol;
 mod restorer;
 mod server;
+mod warden;
 
 pub use client::{ExecProcess, Spawner, Streams, Terminal};
 pub use process::run;

@@ -128,6 +128,47 @@ async fn a_crashed_spawner_leaves_nothing_to_the_next_one() {
     place.finish(spawner).await;
 }
 
+async fn warden(spawner: u32) -> i32 {
+    let watches = async || support::warden_of(spawner);
+    wharf_testkit::eventually("a warden watches", watches).await
+}
+
+#[tokio::test]
+async fn everything_ends_when_daemon_and_spawner_are_killed_and_nobody_comes() {
+    let place = Place::new();
+    let (spawner, _) = place.start_with(300).await;
+    let (spec, fds) = place.container("c", "sleep 1000 & sleep 1000");
+    let container = spawner.spawn(&spec, fds).await.unwrap();
+    let (spec, fds) = place.bare("h", &["/bin/busybox", "sleep", "1000"]);
+    let bare = spawner.spawn(&spec, fds).await.unwrap();
+    let pid = spawner.pid();
+    let first = warden(pid).await;
+    kill(first);
+    until("it is gone", || !is_alive(first)).await;
+    let warden = warden(pid).await;
+    kill(pid as i32);
+    drop(spawner);
+    until("the warden ends", || !is_alive(warden)).await;
+    assert!(!is_alive(container.pid) && !is_alive(bare.pid));
+    place.assert_gone(pid).await;
+}
+
+#[tokio::test]
+async fn what_the_next_spawner_runs_is_safe_from_the_last_ones_warden() {
+    let place = Place::new();
+    let (spawner, _) = place.start_with(300).await;
+    let pid = spawner.pid();
+    let warden = warden(pid).await;
+    kill(pid as i32);
+    drop(spawner);
+    let spawner = place.start().await;
+    let (spec, fds) = place.container("c", "sleep 1000");
+    let container = spawner.spawn(&spec, fds).await.unwrap();
+    until("the first warden ends", || !is_alive(warden)).await;
+    assert!(is_alive(container.pid));
+    place.finish(spawner).await;
+}
+
 #[tokio::test]
 async fn a_handle_recovers_from_a_crashed_spawner() {
     let place = Place::new();

@@ -2,6 +2,7 @@
 
 use super::launch::{Filters, Walls};
 use super::server::Server;
+use super::warden::{Charge, Warden};
 use crate::IdRanges;
 use crate::cgroup::Manager;
 use crate::child::mapped;
@@ -136,8 +137,21 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     )?;
 
     let lock = Lock::take(&arguments.socket)?;
+    let warden = Warden::start(Charge {
+        socket: arguments.socket.clone(),
+        cgroup_name: arguments.cgroup_name.clone(),
+        grace: arguments.grace,
+    });
+    let warden = match warden {
+        Ok(warden) => warden,
+        Err(error) => {
+            lock.release()?;
+            return Err(error);
+        }
+    };
     let users = match arguments.ids.map(|ids| first_users(ids, &arguments.socket)) {
         Some(Err(error)) => {
+            warden.dismiss();
             lock.release()?;
             return Err(error);
         }
@@ -157,11 +171,12 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
         Ok(listener) => listener,
         Err(error) => {
             manager.remove()?;
+            warden.dismiss();
             lock.release()?;
             return Err(error);
         }
     };
-    let mut server = Server::new(listener, signals, manager, walls, arguments.grace);
+    let mut server = Server::new(listener, signals, manager, walls, arguments.grace, warden);
     let result = announce().and_then(|()| server.run());
     // Whatever happened: nobody may connect any more, and the next spawner cleans up what is left in the cgroups.
     match std::fs::remove_file(&arguments.socket) {
@@ -171,6 +186,7 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     let end = result.and_then(|()| server.remove_cgroups());
     lock.release()?;
     if end.is_ok() {
+        server.dismiss_warden();
         server.say_goodbye();
     }
     end
@@ -218,6 +234,11 @@ fn announce() -> io::Result<()> {
     let mut out = io::stdout();
     writeln!(out, "{READY}")?;
     out.flush()?;
+    let_go_of_streams()
+}
+
+/// Makes /dev/null of standard input and output: the daemon waits for the end of the pipe that they are.
+pub(super) fn let_go_of_streams() -> io::Result<()> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     for number in [0, 1] {
         // SAFETY: the standard streams are owned by nobody; they stay open.
@@ -227,17 +248,35 @@ fn announce() -> io::Result<()> {
 }
 
 /// `<socket>.lock`: held for life, so that there is one spawner per socket.
-struct Lock {
+pub(super) struct Lock {
     path: PathBuf,
     _file: File,
 }
 
 impl Lock {
+    /// Waits for a spawner that is just ending.
     fn take(socket: &Path) -> io::Result<Lock> {
-        let mut path = socket.as_os_str().to_owned();
-        path.push(".lock");
-        let path = PathBuf::from(path);
         let start = Instant::now();
+        loop {
+            if let Some(lock) = Lock::try_take(socket)? {
+                return Ok(lock);
+            }
+            if start.elapsed() >= LOCK_WAIT {
+                return Err(io::Error::other(format!(
+                    "another spawner holds {}",
+                    Lock::path(socket).display()
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// `None`: somebody else holds it.
+    ///
+    /// # Errors
+    /// NotFound if the socket's directory is gone; otherwise those of open(2) and flock(2).
+    pub(super) fn try_take(socket: &Path) -> io::Result<Option<Lock>> {
+        let path = Lock::path(socket);
         loop {
             let file = OpenOptions::new()
                 .write(true)
@@ -250,25 +289,24 @@ impl Lock {
                 // An ending spawner removes the file: then this lock is on a file that nobody finds any more.
                 Ok(()) => match std::fs::metadata(&path) {
                     Ok(found) if found.ino() == file.metadata()?.ino() => {
-                        return Ok(Lock { path, _file: file });
+                        return Ok(Some(Lock { path, _file: file }));
                     }
                     _ => continue,
                 },
-                Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < LOCK_WAIT => {
-                    std::thread::sleep(Duration::from_millis(10))
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => {
-                    return Err(io::Error::other(format!(
-                        "another spawner holds {}",
-                        path.display()
-                    )));
-                }
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    fn release(self) -> io::Result<()> {
+    fn path(socket: &Path) -> PathBuf {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        PathBuf::from(path)
+    }
+
+    /// Removes the file, and with it the lock.
+    pub(super) fn release(self) -> io::Result<()> {
         std::fs::remove_file(&self.path)
     }
 }

@@ -17,6 +17,7 @@ mod processes;
 
 use super::launch::Walls;
 use super::protocol::{Inbox, Outbox, ReplyBody};
+use super::warden::Warden;
 use super::{Exit, ahead};
 use crate::cgroup::{Cgroup, Manager, Usage};
 use crate::spec::{Between, Capabilities};
@@ -135,6 +136,8 @@ pub(super) struct Server {
     ending: Option<Instant>,
     shutdown_requests: Vec<Requester>,
     tick: Duration,
+    /// `None` when it has been told of the spawner's end.
+    warden: Option<Warden>,
 }
 
 /// What `poll` reported.
@@ -157,6 +160,7 @@ impl Server {
         manager: Manager,
         walls: Walls,
         grace: Duration,
+        warden: Warden,
     ) -> Server {
         Server {
             listener,
@@ -176,6 +180,7 @@ impl Server {
             ending: None,
             shutdown_requests: Vec::new(),
             tick: DRAIN_TICK.0,
+            warden: Some(warden),
         }
     }
 
@@ -204,6 +209,9 @@ impl Server {
             if self.deadline.is_some_and(|d| d <= Instant::now()) {
                 self.deadline = None;
                 self.end();
+            }
+            if let Some(warden) = &mut self.warden {
+                warden.replace_if_due();
             }
             self.drain();
             if ready.quiet {
@@ -234,6 +242,13 @@ impl Server {
         self.manager.remove()
     }
 
+    /// After everything is removed: nothing is left for the warden to end.
+    pub(super) fn dismiss_warden(&mut self) {
+        if let Some(warden) = self.warden.take() {
+            warden.dismiss();
+        }
+    }
+
     /// After everything is removed: answers those who asked for the end.
     pub(super) fn say_goodbye(&mut self) {
         for requester in std::mem::take(&mut self.shutdown_requests) {
@@ -249,6 +264,9 @@ impl Server {
         let mut timeout = self
             .deadline
             .map(|d| d.saturating_duration_since(Instant::now()));
+        if let Some(due) = self.warden.as_ref().and_then(Warden::due_in) {
+            timeout = Some(timeout.map_or(due, |t| t.min(due)));
+        }
         if draining || self.ending.is_some() || self.ahead.is_ending() {
             timeout = Some(timeout.map_or(self.tick, |t| t.min(self.tick)));
         }

@@ -196,12 +196,27 @@ pub(crate) async fn run(
 /// As many processes are made ahead, once a container was started.
 pub(crate) const AHEAD: usize = 8;
 
-/// The spawner's children.
+/// The spawner's children, without its warden.
 pub(crate) fn children(spawner: u32) -> BTreeSet<i32> {
+    let mut children = all_children(spawner);
+    children.retain(|pid| !is_warden(*pid));
+    children
+}
+
+/// The process beside the spawner that outlives it.
+pub(crate) fn warden_of(spawner: u32) -> Option<i32> {
+    all_children(spawner).into_iter().find(|pid| is_warden(*pid))
+}
+
+fn all_children(spawner: u32) -> BTreeSet<i32> {
     let text = fs::read_to_string(format!("/proc/{spawner}/task/{spawner}/children"));
     let text = text.unwrap_or_default();
     let pids = text.split_whitespace().map(str::parse);
     pids.collect::<Result<_, _>>().unwrap()
+}
+
+fn is_warden(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "wharf-warden")
 }
 
 /// Until the spawner has made ahead all that it makes, and has so many containers besides.

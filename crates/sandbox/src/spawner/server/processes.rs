@@ -219,7 +219,11 @@ impl Server {
                 State::Starting { reaped: None, .. } | State::Running | State::Refused { .. }
             )
         };
-        if self.exec_reaped(pid, status) || self.kill_reaped(pid, status) || self.ahead.reaped(pid)
+        let is_warden = self.warden.as_mut().is_some_and(|w| w.reaped(pid));
+        if is_warden
+            || self.exec_reaped(pid, status)
+            || self.kill_reaped(pid, status)
+            || self.ahead.reaped(pid)
         {
             return;
         }

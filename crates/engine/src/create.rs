@@ -37,6 +37,7 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
     if let Some(id) = standby::hand_over(shared, &request, &image, &lower, isolation).await? {
         return Ok(id);
     }
+    shared.admit(request.application.as_ref())?;
     let id = format!(
         "{}{}",
         uuid::Uuid::new_v4().simple(),
@@ -60,7 +61,7 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
             Some(disk) => Some(disk),
             None => blocking(move || disks.take(bytes))
                 .await?
-                .map_err(|error| EngineError::Internal(format!("the instance's disk: {error}")))?,
+                .map_err(|error| no_disk(shared, &request, &error))?,
         },
         None => None,
     };
@@ -115,6 +116,15 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         return Err(error);
     }
     Ok(id)
+}
+
+/// What a missing disk is to the caller: what it is made of runs out, and comes back.
+fn no_disk(shared: &Shared, request: &Create, error: &io::Error) -> EngineError {
+    let reason = format!("no disk for the instance: {error}");
+    match wharf_sandbox::is_exhaustion(error) {
+        true => shared.short(request.application.as_ref(), reason),
+        false => EngineError::Internal(reason),
+    }
 }
 
 /// The image, and its layers' directories.

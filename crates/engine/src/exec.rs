@@ -81,6 +81,7 @@ impl Engine {
                 message,
                 exit_code: if exit_code == 127 { 127 } else { 126 },
             },
+            SpawnError::Exhausted(reason) => EngineError::Limit(reason).into(),
             SpawnError::Spawner(_) => EngineError::Internal(error.to_string()).into(),
         })
     }

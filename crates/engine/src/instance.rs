@@ -2,7 +2,7 @@
 
 use crate::disks::Lent;
 use crate::lifecycle::{
-    Answer, Effect, EndedBy, Event, HardTimeout, Machine, State, Token, describe,
+    Answer, Effect, EndedBy, Event, Fault, HardTimeout, Machine, State, Token, describe,
 };
 use crate::own_network::Published;
 use crate::record::{Fixed, Progress, Record};
@@ -207,8 +207,12 @@ impl Instance {
             && !self.machine.state().is_live()
             && !self.machine.is_removing()
         {
-            // Counted here, by the only one who also counts it off: what is checked is what then runs.
             let fixed = self.handle.fixed.clone();
+            if let Err(short) = self.admit(&fixed) {
+                let _ = reply.send(Err(short));
+                return None;
+            }
+            // Counted here, by the only one who also counts it off: what is checked is what then runs.
             let mut table = self.shared.table();
             if let Some(application) = &fixed.application {
                 if let Err(limit) = table.check_limit(application) {
@@ -236,6 +240,14 @@ impl Instance {
             }
             Ask::SetLabels(_) | Ask::SetInactivity(_) | Ask::Become(_) => return None,
         })
+    }
+
+    /// One that was started ahead has all that it takes.
+    fn admit(&self, fixed: &Fixed) -> Result<(), EngineError> {
+        match self.ahead {
+            Some(_) => Ok(()),
+            None => self.shared.admit(fixed.application.as_ref()),
+        }
     }
 
     /// Records what its object says of it while it lives; what is acknowledged a new daemon knows too.
@@ -327,9 +339,10 @@ impl Instance {
                 Event::Spawned { generation }
             }
             Err(error) => {
-                let (code, refused) = match &error {
-                    SpawnError::Refused { exit_code, .. } => (*exit_code, true),
-                    SpawnError::NotRunning(_) | SpawnError::Spawner(_) => (125, false),
+                let (code, fault) = match &error {
+                    SpawnError::Refused { exit_code, .. } => (*exit_code, Fault::Request),
+                    SpawnError::Exhausted(_) => (125, Fault::Shortage),
+                    SpawnError::NotRunning(_) | SpawnError::Spawner(_) => (125, Fault::Machine),
                 };
                 let message = error.to_string();
                 // workerd tells the Worker no more than that its container failed to start.
@@ -353,7 +366,7 @@ impl Instance {
                 Event::SpawnFailed {
                     generation,
                     code,
-                    refused,
+                    fault,
                     message,
                 }
             }

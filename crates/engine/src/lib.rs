@@ -20,6 +20,7 @@ mod object;
 mod own_network;
 mod preload;
 mod record;
+pub mod resources;
 mod standby;
 mod table;
 mod types;
@@ -41,7 +42,7 @@ pub use wharf_model::Isolation;
 pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
 
 use crate::instance::{Ask, Handle, Instance};
-use crate::lifecycle::{Answer, EndedBy, Until};
+use crate::lifecycle::{Answer, EndedBy, Fault, Until};
 use crate::record::{Fixed, Progress};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -68,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) directories: Arc<directories::Directories>,
     later: Arc<later::Later>,
     pub(crate) preloads: preload::Preloads,
+    readings: resources::reading::Reader,
     table: Mutex<table::Table>,
     standbys: Mutex<standby::Pool>,
 }
@@ -75,6 +77,25 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn table(&self) -> MutexGuard<'_, table::Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the machine has enough of everything for one more start. A refusal is remembered, for people.
+    pub(crate) fn admit(&self, application: Option<&Application>) -> Result<(), EngineError> {
+        let figures = self.readings.figures(self.spawner.pid());
+        let admitted = resources::admit(&figures, || self.table().biggest_user());
+        admitted.map_err(|shortage| self.short(application, shortage.to_string()))
+    }
+
+    /// The error for a start that something is missing for, which is also remembered.
+    pub(crate) fn short(&self, application: Option<&Application>, reason: String) -> EngineError {
+        let repeated = match application {
+            Some(application) => self.table().refused(application, &reason),
+            None => false,
+        };
+        if !repeated {
+            tracing::warn!(reason, "instance refused");
+        }
+        EngineError::Limit(reason)
     }
 
     pub(crate) fn standbys(&self) -> MutexGuard<'_, standby::Pool> {
@@ -104,6 +125,7 @@ impl Engine {
             directories: Arc::new(directories::Directories::new(&config.dir, later.clone())),
             later,
             preloads: preload::Preloads::new(config.preloads),
+            readings: resources::reading::Reader::new(&config.dir),
             config,
             spawner,
             images,
@@ -257,6 +279,12 @@ impl Engine {
                 tracing::warn!(%error, "no disk could be made ahead");
             }
         });
+    }
+
+    /// How much of everything that runs out is in use on this node, and which application or script has most instances.
+    pub fn resources(&self) -> (Vec<resources::Figure>, Option<resources::User>) {
+        let figures = self.shared.readings.figures(self.shared.spawner.pid());
+        (figures, self.shared.table().biggest_user())
     }
 
     /// The last refusal of each application since the daemon's start, oldest first.
@@ -480,11 +508,11 @@ impl Engine {
             } else {
                 format!("container {name} is already stopped")
             })),
-            Answer::StartFailed {
-                refused: true,
-                message,
-            } => Err(EngineError::Invalid(message)),
-            Answer::StartFailed { message, .. } => Err(EngineError::Internal(message)),
+            Answer::StartFailed { fault, message } => Err(match fault {
+                Fault::Request => EngineError::Invalid(message),
+                Fault::Shortage => EngineError::Limit(message),
+                Fault::Machine => EngineError::Internal(message),
+            }),
             Answer::NotRunning => Err(EngineError::Conflict(format!(
                 "container {name} is not running"
             ))),

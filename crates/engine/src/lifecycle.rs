@@ -79,8 +79,8 @@ pub enum Event {
         generation: u64,
         /// Exit code a shell would give (127: not found, 126: not executable, 125: else).
         code: i32,
-        /// Whether the request is at fault (Docker 400) or the machine (500).
-        refused: bool,
+        /// What is at fault.
+        fault: Fault,
         /// For a person.
         message: String,
     },
@@ -203,6 +203,17 @@ pub enum Effect {
     },
 }
 
+/// Whose fault it is that a start has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The request's (Docker answers 400).
+    Request,
+    /// Something is used up, and may be there later (503).
+    Shortage,
+    /// The machine's (500).
+    Machine,
+}
+
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -214,8 +225,8 @@ pub enum Answer {
     NotModified,
     /// The process did not start.
     StartFailed {
-        /// Whether the request is at fault.
-        refused: bool,
+        /// What is at fault.
+        fault: Fault,
         /// For a person.
         message: String,
     },
@@ -324,10 +335,10 @@ impl Machine {
             Event::SpawnFailed {
                 generation,
                 code,
-                refused,
+                fault,
                 message,
             } if generation == self.generation => {
-                self.spawn_failed(code, refused, &message, &mut out);
+                self.spawn_failed(code, fault, &message, &mut out);
             }
             Event::Adopted { ran_ms } => self.arm_hard_timeout(ran_ms, &mut out),
             Event::HardTimeout { generation } if generation == self.generation => {
@@ -429,13 +440,13 @@ impl Machine {
         }
     }
 
-    fn spawn_failed(&mut self, code: i32, refused: bool, message: &str, out: &mut Vec<Effect>) {
+    fn spawn_failed(&mut self, code: i32, fault: Fault, message: &str, out: &mut Vec<Effect>) {
         if self.state != State::Starting {
             return;
         }
         for token in self.starters.drain(..) {
             let message = message.to_owned();
-            reply(out, token, Answer::StartFailed { refused, message });
+            reply(out, token, Answer::StartFailed { fault, message });
         }
         let exit = Exit {
             code,

@@ -1,6 +1,7 @@
 //! The table of all instances: by id, by owner and name; who is idle; how many of an application run. Behind one short lock, never held over an await.
 
 use crate::instance::Handle;
+use crate::resources::User;
 use crate::{Application, EngineError, Owner, Refusal};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -251,6 +252,27 @@ impl Table {
     /// The last refusal of each application, oldest first.
     pub(crate) fn refusals(&self) -> Vec<Refusal> {
         self.refusals.iter().cloned().collect()
+    }
+
+    /// Who has most instances with a process. Looks at all.
+    pub(crate) fn biggest_user(&self) -> Option<User> {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for handle in self.by_id.values() {
+            if !handle.view.borrow().state.is_live() {
+                continue;
+            }
+            let fixed = &handle.fixed;
+            let name = match (&fixed.application, &fixed.owner) {
+                (Some(application), _) => format!("application \"{}\"", application.name),
+                (None, Owner::Script(script) | Owner::Standby(script)) => {
+                    format!("script \"{script}\"")
+                }
+                (None, Owner::Operator) => "the operator".to_owned(),
+            };
+            *counts.entry(name).or_default() += 1;
+        }
+        let most = counts.into_iter().max_by_key(|(_, instances)| *instances);
+        most.map(|(name, instances)| User { name, instances })
     }
 
     /// Counts an instance as running.

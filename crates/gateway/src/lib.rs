@@ -84,6 +84,9 @@ pub struct GatewayConfig {
     pub idle_timeout_ms: u64,
     /// Most client connections at a time.
     pub max_connections: usize,
+    /// Asked at each new connection: whether the machine has enough of everything for one more. If
+    /// not, the client is told so, as it is beyond `max_connections`.
+    pub has_room: fn() -> bool,
     /// Headers removed from requests besides those that always are: the one that carries `request.cf` to workerd must be here, or
     /// clients could set it.
     pub strip_headers: Vec<http::HeaderName>,

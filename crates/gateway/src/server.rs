@@ -70,7 +70,8 @@ pub(crate) async fn run(
                 }
             }
         };
-        if let Ok(permit) = places.clone().try_acquire_owned() {
+        let place = places.clone().try_acquire_owned().ok();
+        if let Some(permit) = place.filter(|_| (gateway.config.has_room)()) {
             let task = connection(gateway.clone(), stream, peer, permit, abort.clone());
             gateway.tasks.spawn(task);
         } else if let Ok(permit) = away.clone().try_acquire_owned() {

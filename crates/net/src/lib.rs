@@ -387,6 +387,11 @@ impl Network {
         self.shared().target.send_replace(target);
     }
 
+    /// Whether there is nothing behind the ingress any more.
+    pub fn has_ended(&self) -> bool {
+        matches!(*self.shared().target.borrow(), Target::Ended(_))
+    }
+
     /// The TCP ports that the container listens on, at any address of its own; `None` if the kernel cannot say.
     pub fn listening(&self) -> Option<Vec<u16>> {
         let mut ports = self.shared().lookouts.listening()?;

@@ -8,6 +8,7 @@
 //! (the mount option `discard`), removing many small files took four times as long. Its content is of no use after a crash of the machine: no journal,
 //! no barriers.
 
+use crate::exhaustion::UsedUp;
 use crate::sys;
 use rustix::fs::{FileType, IFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -438,7 +439,7 @@ fn attach_loop(file: &File) -> io::Result<(PathBuf, File)> {
             Err(error) => return Err(error),
         }
     }
-    Err(io::Error::other("no free loop device"))
+    Err(UsedUp("no free loop device (max_loop of the kernel's module loop)".to_owned()).into())
 }
 
 #[cfg(test)]

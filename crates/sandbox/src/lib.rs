@@ -17,6 +17,7 @@ pub mod spawner;
 pub mod spec;
 
 mod child;
+mod exhaustion;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -33,6 +34,7 @@ mod weak;
 
 pub use cgroup::Usage;
 pub use disk::{Disk, DiskUsage};
+pub use exhaustion::is_exhaustion;
 pub use process_end::process_end;
 pub use process_image::{ImageError, PYTHON_RESUME, ProcessImage};
 pub use received::received;

@@ -60,6 +60,9 @@ pub enum SpawnError {
     /// The container that a process was to be started in is not running, or not in this generation (Docker answers 409).
     #[error("{0}")]
     NotRunning(String),
+    /// Something that there is only so much of is used up; what, in words. Later it may work (503).
+    #[error("{0}")]
+    Exhausted(String),
     /// The machine or the spawner failed.
     #[error("the spawner failed: {0}")]
     Spawner(String),

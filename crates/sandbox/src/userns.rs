@@ -10,6 +10,7 @@
 //!   (none) --make--> ready --take--> with a container --give back--> ready
 //! ```
 
+use crate::exhaustion::UsedUp;
 use crate::sys::{self, Forked};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use std::collections::VecDeque;
@@ -201,10 +202,11 @@ impl Pool {
 
     fn make(&mut self) -> io::Result<UserNamespace> {
         if self.made == self.ranges.usable() {
-            return Err(io::Error::other(format!(
+            return Err(UsedUp(format!(
                 "all {} id ranges for containers are in use (containers.id_ranges in wharf.toml)",
                 self.ranges.usable()
-            )));
+            ))
+            .into());
         }
         let root = self.ranges.root(self.made);
         let namespace = make(root).map_err(|e| {

@@ -377,6 +377,28 @@ fn describe(status: &Value, now: Duration) -> String {
             mib("shared_bytes")
         ));
     }
+    let short: Vec<Value> = list("resources")
+        .into_iter()
+        .filter(|r| r["short"] == true)
+        .collect();
+    if !short.is_empty() {
+        lines.push(String::new());
+        lines.push(
+            "SHORT OF                 USED         LIMIT        RESERVE      USED MOST BY"
+                .to_owned(),
+        );
+    }
+    for r in short {
+        lines.push(format!(
+            "{:<24} {:<12} {:<12} {:<12} {} ({} instances)",
+            text(&r["resource"]),
+            text(&r["used"]),
+            text(&r["limit"]),
+            text(&r["reserve"]),
+            text(&r["most"]["name"]),
+            text(&r["most"]["instances"])
+        ));
+    }
     let refusals = list("refusals");
     if !refusals.is_empty() {
         lines.push(String::new());
@@ -423,6 +445,11 @@ mod tests {
             }],
             "standbys": [{"application_name": "my-app", "ready": 1, "wanted": 2, "handed": 7, "memory_bytes": 3 << 20, "reason": "it ends at once"}],
             "snapshots": [{"owner": "script my-app", "count": 3, "bytes": 1 << 21, "shared_bytes": 1}],
+            "resources": [
+                {"resource": "memory", "used": 1, "limit": 10, "reserve": 1, "short": false},
+                {"resource": "descriptors", "used": 760, "limit": 1000, "reserve": 250, "short": true,
+                 "most": {"name": "application \"my-app\"", "instances": 3}},
+            ],
             "refusals": [{"application_name": "my-app", "at_ms": 5_000, "reason": "application \"my-app\" already runs 3 of max_instances 3"}],
         });
         let text = describe(&status, Duration::from_secs(7));
@@ -437,6 +464,11 @@ mod tests {
             text.contains("script my-app            3        2        1"),
             "{text}"
         );
+        assert!(
+            text.contains("descriptors              760          1000         250          application \"my-app\" (3 instances)"),
+            "{text}"
+        );
+        assert!(!text.contains("memory  "), "{text}");
         assert!(
             text.ends_with("2 s ago: application \"my-app\" already runs 3 of max_instances 3"),
             "{text}"

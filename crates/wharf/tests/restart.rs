@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::direct::World;
 use common::{Node, Project, WRANGLERS, wait_until};
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
@@ -103,6 +104,29 @@ fn without_a_daemon_nothing_stays() {
     });
     node.launch();
     assert_eq!(node.get("app", "/").body, "version 1");
+}
+
+/// Loop devices that show a file of this node.
+fn loop_devices(node: &Node) -> usize {
+    let devices = std::fs::read_dir("/sys/block").unwrap().flatten();
+    let files =
+        devices.filter_map(|d| std::fs::read_to_string(d.path().join("loop/backing_file")).ok());
+    let data = node.data_dir();
+    files.filter(|f| f.contains(data.to_str().unwrap())).count()
+}
+
+#[test]
+fn nothing_stays_of_a_node_whose_daemon_and_spawner_are_killed() {
+    let mut world = World::with_grace(1_000);
+    world.start("a", serde_json::Value::Null);
+    let (spawner, name) = common::spawner_of(&world.node);
+    assert!(common::cgroups_of(&name) > 0 && loop_devices(&world.node) > 0);
+    world.node.kill_9();
+    common::kill(spawner);
+    let node = &world.node;
+    wait_until("everything to end", || node.processes().is_empty());
+    wait_until("its cgroups to go", || common::cgroups_of(&name) == 0);
+    wait_until("its loop devices to go", || loop_devices(node) == 0);
 }
 
 /// Kills the daemon at many points of a deploy. After each restart either the old or the new version serves, whole, and a deploy that

@@ -13,12 +13,15 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use wharf_engine::Published;
 
 /// The sidecar's port whose published side workerd looks up (contract: workerd, 1.3).
 pub(crate) const INGRESS_PORT: u16 = 39001;
+
+/// How long a sidecar says why its container does not come.
+const GIVEN_UP: Duration = Duration::from_secs(2);
 
 /// The sidecars that were asked for on one socket, by name.
 #[derive(Default)]
@@ -102,12 +105,28 @@ impl Sidecars {
         }
     }
 
-    /// The container that it was made for does not come. The next start makes a sidecar of its own.
-    pub(crate) fn give_up(&self, name: &str, reason: &str) {
-        if let Some(entry) = self.map().get(name) {
-            let network = &entry.sidecar.network;
-            network.set_target(wharf_net::Target::Ended(reason.into()));
-        }
+    /// The container that it was made for does not come. Who asks for it is told why for a moment; then it goes, so that starts that were refused
+    /// keep nothing. The next start makes a sidecar of its own.
+    pub(crate) fn give_up(self: &Arc<Self>, name: &str, reason: &str) {
+        let id = match self.map().get(name) {
+            Some(Entry { sidecar, .. }) => {
+                sidecar
+                    .network
+                    .set_target(wharf_net::Target::Ended(reason.into()));
+                sidecar.id.clone()
+            }
+            None => return,
+        };
+        let (sidecars, name) = (self.clone(), name.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep(GIVEN_UP).await;
+            let mut map = sidecars.map();
+            let is_given_up =
+                |entry: &Entry| entry.sidecar.id == id && entry.sidecar.network.has_ended();
+            if map.get(&name).is_some_and(is_given_up) {
+                map.remove(&name);
+            }
+        });
     }
 
     pub(crate) fn remove(&self, name: &str) -> Result<(), ApiError> {

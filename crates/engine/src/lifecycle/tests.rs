@@ -243,7 +243,7 @@ impl World {
             self.feed(Event::SpawnFailed {
                 generation,
                 code: 127,
-                refused: true,
+                fault: Fault::Request,
                 message: "not found".into(),
             });
         }
@@ -426,7 +426,10 @@ fn a_failed_start_tells_starter_and_waiter() {
     world.spawn_answers(false);
     assert!(matches!(
         world.answers.get(&start),
-        Some(Answer::StartFailed { refused: true, .. })
+        Some(Answer::StartFailed {
+            fault: Fault::Request,
+            ..
+        })
     ));
     assert!(matches!(world.answers.get(&wait), Some(Answer::Exit(exit)) if exit.code == 127));
 }

@@ -138,6 +138,7 @@ pub(crate) fn config() -> GatewayConfig {
         max_header_bytes: 16 * 1024,
         idle_timeout_ms: 30_000,
         max_connections: 100,
+        has_room: || true,
         strip_headers: vec![http::HeaderName::from_static("x-internal-cf")],
     }
 }

@@ -12,7 +12,7 @@ use super::{
     enter_new, leave_cgroups, leave_spawner, mounts,
 };
 use crate::cgroup::Cgroup;
-use crate::spawner::protocol::{Frame, Inbox, Outbox, parse};
+use crate::spawner::protocol::{Arrived, Frame, Inbox, Outbox, parse};
 use crate::spec::ProcessSpec;
 use crate::sys::{self, BpfInstruction};
 use crate::userns::UserNamespace;
@@ -161,8 +161,12 @@ fn set_up<'a>(ahead: &Ahead<'a>, report: &Cell<BorrowedFd<'a>>) -> Result<Infall
 fn receive(orders: BorrowedFd<'_>) -> io::Result<Option<(Order<ProcessSpec>, Vec<OwnedFd>)>> {
     let mut inbox = Inbox::default();
     loop {
-        if let Some((payload, descriptors)) = inbox.next()? {
-            return Ok(Some((parse(&payload)?, descriptors)));
+        if let Some(Arrived {
+            payload,
+            descriptors,
+        }) = inbox.next()?
+        {
+            return Ok(Some((parse(&payload)?, descriptors?)));
         }
         match poll(&mut [PollFd::new(&orders, PollFlags::IN)], None) {
             Ok(_) | Err(Errno::INTR) => {}

@@ -9,7 +9,8 @@ pub use exec::{ExecProcess, Streams, Terminal};
 
 use super::process::READY;
 use super::protocol::{
-    Frame, Inbox, Message, Outbox, ReplyBody, Request, RequestBody, VERSION, parse,
+    Arrived, Frame, Inbox, Lost as LostInTransit, Message, Outbox, ReplyBody, Request, RequestBody,
+    VERSION, parse,
 };
 use super::{Exit, Process, SpawnError, SpawnerConfig, Survivor};
 use crate::IdRanges;
@@ -306,6 +307,7 @@ fn process(id: String, pid: i32, streams: Vec<OwnedFd>) -> Result<Process, Spawn
 fn unexpected(body: ReplyBody) -> SpawnError {
     match body {
         ReplyBody::Failed { message } => failed(message),
+        ReplyBody::Exhausted { message } => SpawnError::Exhausted(message),
         other => failed(format!("unexpected reply {other:?}")),
     }
 }
@@ -369,10 +371,14 @@ impl State {
     fn handle(
         &mut self,
         message: Message,
-        descriptors: Vec<OwnedFd>,
+        descriptors: Descriptors,
     ) -> Result<Option<RequestBody>, Lost> {
         match message {
             Message::Reply { number, body } => {
+                let descriptors = match descriptors {
+                    Ok(descriptors) => descriptors,
+                    Err(lost) => return Ok(self.started_in_vain(number, body, lost)),
+                };
                 // Known before its exit can arrive.
                 if let ReplyBody::Spawned { id, .. } = &body {
                     self.exits.insert(id.clone(), watch::Sender::new(None));
@@ -417,6 +423,31 @@ impl State {
         }
     }
 
+    /// A reply without its descriptors: the caller is told, and the process that it cannot have ends.
+    fn started_in_vain(
+        &mut self,
+        number: u64,
+        body: ReplyBody,
+        lost: LostInTransit,
+    ) -> Option<RequestBody> {
+        if let Some(caller) = self.pending.remove(&number) {
+            let message = format!("the daemon is {lost}");
+            // The caller may have gone.
+            let _ = caller.send((ReplyBody::Exhausted { message }, Vec::new()));
+        }
+        match body {
+            ReplyBody::Spawned { id, .. } => {
+                self.exits.insert(id.clone(), watch::Sender::new(None));
+                Some(self.discard(id))
+            }
+            ReplyBody::ExecStarted { id, .. } => Some(RequestBody::SignalExec {
+                id,
+                signal: libc::SIGKILL,
+            }),
+            _ => None,
+        }
+    }
+
     /// What to ask so that a process that nobody waits for ends and is forgotten.
     fn discard(&mut self, id: String) -> RequestBody {
         if self
@@ -439,6 +470,9 @@ impl State {
     }
 }
 
+/// What came with a message.
+type Descriptors = Result<Vec<OwnedFd>, LostInTransit>;
+
 /// The spawner's socket with its buffers.
 struct Wire {
     socket: UnixStream,
@@ -457,9 +491,13 @@ impl Wire {
     }
 
     /// The next message. Cancel-safe: bytes stay in the inbox.
-    async fn receive(&mut self) -> io::Result<(Message, Vec<OwnedFd>)> {
+    async fn receive(&mut self) -> io::Result<(Message, Descriptors)> {
         loop {
-            if let Some((payload, descriptors)) = self.inbox.next()? {
+            if let Some(Arrived {
+                payload,
+                descriptors,
+            }) = self.inbox.next()?
+            {
                 return Ok((parse(&payload)?, descriptors));
             }
             self.socket.readable().await?;
@@ -492,7 +530,7 @@ impl Wire {
 
 /// What a select over the wire and the queue brought.
 enum Event {
-    Received(io::Result<(Message, Vec<OwnedFd>)>),
+    Received(io::Result<(Message, Descriptors)>),
     Queued(Option<Frame>),
 }
 
@@ -620,7 +658,7 @@ async fn greet(mut wire: Wire) -> io::Result<Option<(Link, Vec<Survivor>)>> {
         else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "no survivor"));
         };
-        let mut streams = streams;
+        let mut streams = streams?;
         let disk = (streams.len() > 2).then(|| streams.remove(2));
         let process = process(id.clone(), pid, streams).map_err(io::Error::other)?;
         state.exits.insert(id, watch::Sender::new(exit));

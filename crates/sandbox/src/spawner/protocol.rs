@@ -8,7 +8,7 @@ use crate::cgroup::Usage;
 use crate::spec::{ExecSpec, ProcessSpec};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Changes whenever daemon and spawner of two builds could misunderstand each other.
-pub(super) const VERSION: u32 = 6;
+pub(super) const VERSION: u32 = 7;
 
 /// Arguments and environment may hold megabytes (execve(2)); this is above what exec takes.
 pub(super) const MAX_PAYLOAD: usize = 16 * 1024 * 1024;
@@ -138,6 +138,10 @@ pub(super) enum ReplyBody {
     Failed {
         message: String,
     },
+    /// Something that the machine or this process has only so much of is used up.
+    Exhausted {
+        message: String,
+    },
     Usage(Box<Usage>),
     /// Whether the signal found a process.
     Signalled(bool),
@@ -235,10 +239,33 @@ impl Outbox {
 const CHUNK: usize = 4096;
 
 /// Bytes and descriptors on their way in.
+///
+/// A stream socket never gives the descriptors of two messages at once (unix(7)), so each batch is
+/// that of one frame, and a batch that did not arrive whole spoils that frame alone.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     bytes: Vec<u8>,
-    descriptors: VecDeque<OwnedFd>,
+    batches: VecDeque<Vec<OwnedFd>>,
+}
+
+/// A frame that has arrived.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    /// To be read by [`parse`].
+    pub(crate) payload: Vec<u8>,
+    /// What came with it, or that some of it is lost.
+    pub(crate) descriptors: Result<Vec<OwnedFd>, Lost>,
+}
+
+/// Descriptors of a message were lost, because this process can have no more of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("out of file descriptors (RLIMIT_NOFILE)")]
+pub(crate) struct Lost;
+
+impl From<Lost> for io::Error {
+    fn from(lost: Lost) -> io::Error {
+        io::Error::other(lost)
+    }
 }
 
 impl Inbox {
@@ -259,17 +286,23 @@ impl Inbox {
                 other => break other?,
             }
         };
+        let mut batch = Vec::new();
+        let mut came = received.flags.contains(ReturnFlags::CTRUNC);
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.descriptors.extend(descriptors);
+                came = true;
+                batch.extend(descriptors);
             }
+        }
+        if came {
+            self.batches.push_back(batch);
         }
         self.bytes.extend_from_slice(&chunk[..received.bytes]);
         Ok(received.bytes > 0)
     }
 
-    /// The next whole frame: its payload and descriptors.
-    pub(crate) fn next(&mut self) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+    /// The next whole frame.
+    pub(crate) fn next(&mut self) -> io::Result<Option<Arrived>> {
         let Some(header) = self.bytes.first_chunk::<HEADER>() else {
             return Ok(None);
         };
@@ -285,16 +318,23 @@ impl Inbox {
         if self.bytes.len() < HEADER + length {
             return Ok(None);
         }
-        if self.descriptors.len() < count {
-            let text = "descriptors were lost in transit: the limit of open files (RLIMIT_NOFILE) is reached";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-        }
+        let descriptors = match count {
+            0 => Vec::new(),
+            _ => self.batches.pop_front().ok_or_else(|| {
+                let text = "a frame came without its descriptors";
+                io::Error::new(io::ErrorKind::InvalidData, text)
+            })?,
+        };
+        let whole = descriptors.len() == count;
         let payload = self.bytes[HEADER..HEADER + length].to_vec();
         self.bytes.drain(..HEADER + length);
         if self.bytes.is_empty() {
             self.bytes.shrink_to(64 * 1024); // One big request must not stay in the spawner's memory.
         }
-        Ok(Some((payload, self.descriptors.drain(..count).collect())))
+        Ok(Some(Arrived {
+            payload,
+            descriptors: if whole { Ok(descriptors) } else { Err(Lost) },
+        }))
     }
 }
 
@@ -333,7 +373,12 @@ mod tests {
             let flushed = outbox.flush(ours.as_fd());
             assert!(flushed.is_ok() || flushed.unwrap_err().kind() == io::ErrorKind::WouldBlock);
             inbox.fill(theirs.as_fd()).unwrap();
-            while let Some((payload, descriptors)) = inbox.next().unwrap() {
+            while let Some(Arrived {
+                payload,
+                descriptors,
+            }) = inbox.next().unwrap()
+            {
+                let descriptors = descriptors.unwrap();
                 if seen % 2 == 0 {
                     let (n, text): (u8, String) = parse(&payload).unwrap();
                     assert_eq!(usize::from(n), seen / 2);
@@ -355,12 +400,12 @@ mod tests {
     fn nonsense_is_an_error() {
         let mut inbox = Inbox {
             bytes: vec![0xff; 16],
-            descriptors: VecDeque::new(),
+            batches: VecDeque::new(),
         };
         assert!(inbox.next().is_err());
         let mut inbox = Inbox {
             bytes: vec![0, 0, 0, 0, 1, 0, 0, 0],
-            descriptors: VecDeque::new(),
+            batches: VecDeque::new(),
         };
         assert!(inbox.next().is_err(), "a missing descriptor");
     }

@@ -130,6 +130,8 @@ pub(super) struct Server {
     /// Connected, has not said Hello yet.
     newcomer: Option<Connection>,
     connections: u64,
+    /// After a failed accept: newcomers wait until then.
+    deaf_until: Option<Instant>,
     /// When everything ends if no daemon comes.
     deadline: Option<Instant>,
     /// Set while ending: since when.
@@ -176,6 +178,7 @@ impl Server {
             daemon: None,
             newcomer: None,
             connections: 0,
+            deaf_until: None,
             deadline: Some(Instant::now() + grace),
             ending: None,
             shutdown_requests: Vec::new(),
@@ -267,6 +270,13 @@ impl Server {
         if let Some(due) = self.warden.as_ref().and_then(Warden::due_in) {
             timeout = Some(timeout.map_or(due, |t| t.min(due)));
         }
+        let deaf = self
+            .deaf_until
+            .map(|until| until.saturating_duration_since(Instant::now()))
+            .filter(|left| !left.is_zero());
+        if let Some(left) = deaf {
+            timeout = Some(timeout.map_or(left, |t| t.min(left)));
+        }
         if draining || self.ending.is_some() || self.ahead.is_ending() {
             timeout = Some(timeout.map_or(self.tick, |t| t.min(self.tick)));
         }
@@ -281,7 +291,14 @@ impl Server {
         let (mut ids, mut exec_ids) = (Vec::new(), Vec::new());
         let mut fds = vec![
             PollFd::new(&self.signals, PollFlags::IN),
-            PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::new(
+                &self.listener,
+                if deaf.is_some() {
+                    PollFlags::empty()
+                } else {
+                    PollFlags::IN
+                },
+            ),
         ];
         let connections = [&self.daemon, &self.newcomer];
         for connection in connections.into_iter().flatten() {

@@ -16,6 +16,7 @@ use crate::cgroup::Manager;
 use crate::sys;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, WaitOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -103,12 +104,12 @@ impl Warden {
         }
     }
 
-    /// The spawner has ended everything; the warden has nothing to do.
+    /// The spawner has ended everything; the warden has nothing to do. Returns when it is gone.
     pub(super) fn dismiss(self) {
-        if let Some(running) = self.running {
-            // A warden that is gone needs no word.
-            let _ = rustix::io::write(&running.life, &[GOODBYE]);
-        }
+        let Some(running) = self.running else { return };
+        // A warden that is gone needs no word.
+        let _ = rustix::io::write(&running.life, &[GOODBYE]);
+        let _ = rustix::process::waitpid(Pid::from_raw(running.pid), WaitOptions::empty());
     }
 }
 

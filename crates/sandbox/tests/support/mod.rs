@@ -205,7 +205,9 @@ pub(crate) fn children(spawner: u32) -> BTreeSet<i32> {
 
 /// The process beside the spawner that outlives it.
 pub(crate) fn warden_of(spawner: u32) -> Option<i32> {
-    all_children(spawner).into_iter().find(|pid| is_warden(*pid))
+    all_children(spawner)
+        .into_iter()
+        .find(|pid| is_warden(*pid))
 }
 
 fn all_children(spawner: u32) -> BTreeSet<i32> {

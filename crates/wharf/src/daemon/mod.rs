@@ -15,6 +15,7 @@ mod status;
 
 use crate::config::{Config, Microvm};
 use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,6 +84,7 @@ pub(crate) async fn up(mut config: Config) -> anyhow::Result<()> {
         tracing::debug!(%error, "the table of descriptors grows when it is full");
     }
 
+    raise_descriptors();
     prepare_directories(&config)?;
     let _lock = lock(&config.run_dir())?;
     let binary = workerd_binary(&config)?;
@@ -348,6 +350,25 @@ fn snapshot_config(config: &Config) -> wharf_snapshot::SnapshotConfig {
     }
 }
 
+/// Whether descriptors are left for one more connection from outside. The last eighth is for what those
+/// that exist need within the node, and for its own work.
+fn has_room_for_connections() -> bool {
+    wharf_engine::resources::own_descriptors()
+        .is_ok_and(|(used, limit)| used.saturating_add((limit / 8).min(2048)) <= limit)
+}
+
+/// As many descriptors as the system allows: the usual first limit, 1024, is for programs that use select(2).
+fn raise_descriptors() {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limits.maximum,
+        ..limits
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 fn gateway_config(config: &Config) -> wharf_gateway::GatewayConfig {
     wharf_gateway::GatewayConfig {
         base_domains: config.gateway.base_domains.clone(),
@@ -355,6 +376,7 @@ fn gateway_config(config: &Config) -> wharf_gateway::GatewayConfig {
         max_header_bytes: config.gateway.max_header_bytes,
         idle_timeout_ms: config.gateway.idle_timeout_ms,
         max_connections: config.gateway.max_connections,
+        has_room: has_room_for_connections,
         strip_headers: vec![http::HeaderName::from_static(wharf_workerd::CF_BLOB_HEADER)],
     }
 }

@@ -34,6 +34,13 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
         None => "a file system of its own for each instance",
         Some(_) => "not enforced",
     };
+    let (figures, most) = node.engine.resources();
+    let resources = figures.iter().map(|figure| {
+        let mut value = json!(figure);
+        value["short"] = (!figure.has_room()).into();
+        value["most"] = json!(most);
+        value
+    });
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
@@ -41,6 +48,7 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
         "control": node.config.control.listen.to_string(),
         "data_dir": node.config.data_dir,
         "limits": format!("{}, disk: {disk}", wharf_sandbox::cgroup::describe()),
+        "resources": resources.collect::<Vec<_>>(),
         "scripts": scripts.collect::<Vec<_>>(),
         "instances": instances.collect::<Vec<_>>(),
         "snapshots": node.snapshots.usage(),

@@ -518,3 +518,33 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
+
+/// The spawner of a node: its process id, and the name of its cgroups.
+pub fn spawner_of(node: &Node) -> (i32, String) {
+    let is_spawner = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|c| c.trim() == "wharf-spawner")
+    };
+    let pid = node
+        .processes()
+        .into_iter()
+        .find(is_spawner)
+        .expect("the spawner");
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    let arguments = String::from_utf8(arguments).unwrap();
+    // ..., the cgroups' name, the ids of containers.
+    let name = arguments
+        .trim_end_matches('\0')
+        .rsplit('\0')
+        .nth(1)
+        .unwrap();
+    (pid as i32, name.to_owned())
+}
+
+/// In how many hierarchies a node's cgroups are.
+pub fn cgroups_of(name: &str) -> usize {
+    let base = Path::new("/sys/fs/cgroup");
+    let hierarchies = std::fs::read_dir(base).unwrap().flatten().map(|e| e.path());
+    let all = std::iter::once(base.to_owned()).chain(hierarchies);
+    all.filter(|h| h.join(name).exists()).count()
+}

@@ -4,14 +4,17 @@ use super::processes::no_such;
 use super::{Connection, Entry, Outcome, Requester, Server, State};
 use crate::spawner::launch::Given;
 use crate::spawner::protocol::{
-    Frame, Inbox, Message, Outbox, ReplyBody, Request, RequestBody, VERSION, parse,
+    Arrived, Frame, Inbox, Lost, Message, Outbox, ReplyBody, Request, RequestBody, VERSION, parse,
 };
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// After a failed accept (no descriptor free): the listener stays readable, and must not fill the log.
+/// After a failed accept (no descriptor free): the listener stays readable, and must neither fill the log nor keep the loop busy.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What came with a request.
+type Descriptors = Result<Vec<OwnedFd>, Lost>;
 
 impl Server {
     pub(super) fn accept(&mut self) {
@@ -27,7 +30,7 @@ impl Server {
             }
             Err(error) => {
                 eprintln!("spawner: accept: {error}");
-                std::thread::sleep(ACCEPT_PAUSE);
+                self.deaf_until = Some(Instant::now() + ACCEPT_PAUSE);
                 return;
             }
         };
@@ -196,13 +199,22 @@ impl Server {
         }
     }
 
-    pub(super) fn handle(&mut self, request: Request, descriptors: Vec<OwnedFd>) {
+    pub(super) fn handle(&mut self, request: Request, descriptors: Descriptors) {
         let Some(connection) = self.daemon.as_ref().map(|d| d.number) else {
             return;
         };
         let requester = Requester {
             connection,
             number: request.number,
+        };
+        let descriptors = match descriptors {
+            Ok(descriptors) => descriptors,
+            Err(lost) => {
+                let body = ReplyBody::Exhausted {
+                    message: format!("the spawner is {lost}"),
+                };
+                return self.reply(requester, body, Vec::new());
+            }
         };
         let body = match request.body {
             RequestBody::Spawn {
@@ -278,7 +290,7 @@ pub(super) fn is_connected(daemon: &Option<Connection>, requester: Requester) ->
 }
 
 /// Sends what waits, and reads all whole requests. UnexpectedEof when the other side is gone.
-fn hear(connection: &mut Connection) -> io::Result<Vec<(Request, Vec<OwnedFd>)>> {
+fn hear(connection: &mut Connection) -> io::Result<Vec<(Request, Descriptors)>> {
     flush(connection)?;
     let open = match connection.inbox.fill(connection.socket.as_fd()) {
         Ok(open) => open,
@@ -290,7 +302,11 @@ fn hear(connection: &mut Connection) -> io::Result<Vec<(Request, Vec<OwnedFd>)>>
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     let mut requests = Vec::new();
-    while let Some((payload, descriptors)) = connection.inbox.next()? {
+    while let Some(Arrived {
+        payload,
+        descriptors,
+    }) = connection.inbox.next()?
+    {
         requests.push((parse(&payload)?, descriptors));
     }
     Ok(requests)

@@ -3,6 +3,7 @@
 use super::connections::is_connected;
 use super::{DRAIN_TICK, Entry, Outcome, Requester, Server, State};
 use crate::child::MAX_REPORT;
+use crate::exhaustion;
 use crate::microvm::LastWords;
 use crate::spawner::Exit;
 use crate::spawner::launch::{self, Given};
@@ -44,9 +45,7 @@ impl Server {
             Ok(None) => launch::launch(&mut self.manager, &mut self.walls, spec, &given),
             Err(error) => Err(error),
         };
-        let launched = launched.map_err(|e| ReplyBody::Failed {
-            message: format!("starting process {}: {e}", spec.id),
-        })?;
+        let launched = launched.map_err(|error| failure(&spec.id, &error))?;
         // In a virtual machine there is one.
         if matches!(spec.root, Root::Overlay { .. }) {
             self.ahead.expect_more(&spec.limits);
@@ -416,13 +415,7 @@ impl Server {
             other => {
                 entry.abandoned = true;
                 if let Err(error) = other {
-                    self.reply(
-                        requester,
-                        ReplyBody::Failed {
-                            message: format!("starting process {id}: {error}"),
-                        },
-                        Vec::new(),
-                    );
+                    self.reply(requester, failure(id, &error), Vec::new());
                 }
                 self.kill(id);
             }
@@ -464,6 +457,18 @@ pub(super) fn exit_of(status: WaitStatus) -> Exit {
         code: code.unwrap_or_else(|| 128 + signal.unwrap_or_default()),
         signal,
         oom_killed: false,
+    }
+}
+
+/// Why a process was not started by this machine.
+pub(super) fn failure(id: &str, error: &io::Error) -> ReplyBody {
+    match exhaustion::resource(error) {
+        Some(resource) => ReplyBody::Exhausted {
+            message: format!("{resource}{error}"),
+        },
+        None => ReplyBody::Failed {
+            message: format!("starting process {id}: {error}"),
+        },
     }
 }
 

@@ -36,15 +36,49 @@ pub(super) enum DialError {
 pub(crate) struct Lookouts {
     /// `None`: the kernel cannot be asked.
     listeners: Option<Mutex<Listeners>>,
+    waiting: Waiting,
+}
+
+/// Who waits for which port. For each such port there is one task that looks.
+///
+/// ```text
+///  (nobody) --join, the first: with the duty to look--> waited for --leave, the last--> (nobody)
+/// ```
+#[derive(Debug, Default)]
+struct Waiting {
     /// The count goes up with each look that found a listener.
     ports: Mutex<HashMap<u16, watch::Sender<u64>>>,
+}
+
+impl Waiting {
+    /// Joins those who wait for a port. With a sender comes the duty to look at it, and to tell,
+    /// until [`Waiting::leave`] says that nobody waits.
+    fn join(&self, port: u16) -> (watch::Receiver<u64>, Option<watch::Sender<u64>>) {
+        let mut ports = lock(&self.ports);
+        if let Some(seen) = ports.get(&port) {
+            return (seen.subscribe(), None);
+        }
+        let (seen, receiver) = watch::channel(0);
+        ports.insert(port, seen.clone());
+        (receiver, Some(seen))
+    }
+
+    /// Whether nobody waits any more; then the port is nobody's.
+    fn leave(&self, port: u16, seen: &watch::Sender<u64>) -> bool {
+        let mut ports = lock(&self.ports);
+        let last = seen.receiver_count() == 0;
+        if last {
+            ports.remove(&port);
+        }
+        last
+    }
 }
 
 impl Lookouts {
     pub(crate) fn new(listeners: Option<Listeners>) -> Self {
         Self {
             listeners: listeners.map(Mutex::new),
-            ports: Mutex::default(),
+            waiting: Waiting::default(),
         }
     }
 
@@ -70,25 +104,11 @@ impl Lookouts {
 
     /// Joins those who wait for a port.
     fn join(&self, shared: &Arc<Shared>, port: u16) -> watch::Receiver<u64> {
-        let mut ports = lock(&self.ports);
-        if let Some(seen) = ports.get(&port) {
-            return seen.subscribe();
+        let (receiver, duty) = self.waiting.join(port);
+        if let Some(seen) = duty {
+            shared.spawn(watch_port(shared.clone(), port, seen));
         }
-        let (seen, receiver) = watch::channel(0);
-        ports.insert(port, seen.clone());
-        drop(ports);
-        shared.spawn(watch_port(shared.clone(), port, seen));
         receiver
-    }
-
-    /// Whether nobody waits any more; then the port is nobody's.
-    fn leave(&self, port: u16, seen: &watch::Sender<u64>) -> bool {
-        let mut ports = lock(&self.ports);
-        let last = seen.receiver_count() == 0;
-        if last {
-            ports.remove(&port);
-        }
-        last
     }
 }
 
@@ -105,7 +125,7 @@ async fn watch_port(shared: Arc<Shared>, port: u16, seen: watch::Sender<u64>) {
         if age.is_some() && shared.lookouts.look(port) {
             seen.send_modify(|count| *count += 1);
         }
-        if shared.lookouts.leave(port, &seen) {
+        if shared.lookouts.waiting.leave(port, &seen) {
             return;
         }
         match age {
@@ -192,3 +212,7 @@ impl Behind for Inside<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "ready_tests.rs"]
+mod tests;

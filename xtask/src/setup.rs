@@ -3,6 +3,7 @@
 //! ```text
 //! target/tools/workerd                 the pinned runtime
 //! target/tools/wrangler-<version>/     node_modules with wrangler and the Node it needs
+//! target/tools/wranglers/               wranglers of all ages, for the tests
 //! target/tools/containers-<version>/   node_modules with @cloudflare/containers, for the tests
 //! target/tools/*.stamp                 what is installed there; a thing without its stamp is installed again
 //! target/tools/guest/                  a kernel for virtual machines (see `guest_kernel`)
@@ -127,6 +128,7 @@ pub(crate) fn everything() -> anyhow::Result<()> {
     guest_kernel::get()?;
     let tools = tools()?;
     published_packages()?;
+    wranglers()?;
     example("hello")?;
     example("python")?;
     eprintln!(
@@ -139,7 +141,7 @@ pub(crate) fn everything() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Installs workerd and both wranglers.
+/// Installs workerd and both wranglers that most tests use.
 ///
 /// # Errors
 /// npm is missing, the registry does not answer, or an archive is not what the pin says.
@@ -256,6 +258,25 @@ pub(crate) fn published_packages() -> anyhow::Result<()> {
         containers(&tools_dir(), version)?;
     }
     Ok(())
+}
+
+/// Installs the wranglers that the tests deploy with beside the two pinned ones. They run on those
+/// ones' Nodes. Each would bring a workerd of its own, over 100 MB, which no deploy starts: all of
+/// them get the pinned one in its place.
+///
+/// # Errors
+/// npm's.
+pub(crate) fn wranglers() -> anyhow::Result<()> {
+    let dir = tools_dir();
+    let workerd = tools()?.workerd;
+    let _lock = lock(&dir)?;
+    packages(&dir, "wranglers", "wranglers of all ages", || {
+        let package = dir.join("wranglers/node_modules/@cloudflare/workerd-linux-64");
+        fs::create_dir_all(package.join("bin"))?;
+        fs::write(package.join("package.json"), "{}")?;
+        std::os::unix::fs::symlink(&workerd, package.join("bin/workerd"))?;
+        Ok(())
+    })
 }
 
 fn containers(dir: &Path, version: &str) -> anyhow::Result<()> {

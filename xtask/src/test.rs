@@ -19,6 +19,7 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
     hello::prepare()?;
     setup::example("python")?;
     setup::published_packages()?;
+    setup::wranglers()?;
     for kind in [Kind::Busybox, Kind::Python, Kind::NumPy, Kind::Sudo] {
         base_image(kind)?;
     }

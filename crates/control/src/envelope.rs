@@ -19,8 +19,11 @@ pub(crate) type ApiResult<T = Response> = Result<T, ApiError>;
 
 /// The request can't be understood.
 pub(crate) const BAD_REQUEST: u32 = 10004;
-/// wrangler takes it for "this Worker does not exist" (so does 10090).
+/// "This Worker does not exist", of every path but `workers/services/...`.
 pub(crate) const WORKER_NOT_FOUND: u32 = 10007;
+/// The same, of `workers/services/...`. Wranglers from 4.58 on take either code for it on any path;
+/// older ones want this one here, and end their first deploy at any other.
+pub(crate) const SERVICE_NOT_FOUND: u32 = 10090;
 /// The request is too large.
 pub(crate) const TOO_LARGE: u32 = 10027;
 /// The version is refused: its metadata is wrong, or the Worker does not start.
@@ -60,6 +63,14 @@ impl ApiError {
             WORKER_NOT_FOUND,
             format!("This Worker does not exist on your account: {script:?}"),
         )
+    }
+
+    /// [`ApiError::worker_not_found`] as `workers/services/...` says it.
+    pub(crate) fn service_not_found(script: &str) -> Self {
+        Self {
+            code: SERVICE_NOT_FOUND,
+            ..Self::worker_not_found(script)
+        }
     }
 
     pub(crate) fn too_large(what: &str, limit: u64) -> Self {

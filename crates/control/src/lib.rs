@@ -191,7 +191,7 @@ fn workers() -> Router<Arc<App>> {
         .route("/subdomain", get(account::subdomain))
         .route(
             "/services/{script}",
-            get(scripts::service).delete(scripts::delete),
+            get(scripts::service).delete(scripts::delete_service),
         )
         .route("/workers/{script}", get(scripts::worker))
         .route(

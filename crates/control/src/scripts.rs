@@ -9,7 +9,7 @@ use wharf_model::{Binding, Script, Version};
 
 use crate::App;
 use crate::deployments::Force;
-use crate::envelope::{ApiError, ApiResult, Page, ok, timestamp};
+use crate::envelope::{ApiError, ApiResult, Page, WORKER_NOT_FOUND, ok, timestamp};
 use crate::settings::{existing, tags};
 use crate::versions::etag;
 
@@ -64,12 +64,20 @@ async fn look(app: &Arc<App>, name: &str) -> ApiResult<(Script, Value)> {
     Ok((script, shown))
 }
 
+/// Says of a Worker that does not exist what this path says of it.
+fn as_service(name: &str) -> impl FnOnce(ApiError) -> ApiError {
+    move |error| match error.code {
+        WORKER_NOT_FOUND => ApiError::service_not_found(name),
+        _ => error,
+    }
+}
+
 /// `GET workers/services/<name>`
 pub(crate) async fn service(
     State(app): State<Arc<App>>,
     Path((_, name)): Path<(String, String)>,
 ) -> ApiResult {
-    let (script, shown) = look(&app, &name).await?;
+    let (script, shown) = look(&app, &name).await.map_err(as_service(&name))?;
     Ok(ok(json!({
         "id": name,
         "default_environment": {
@@ -177,7 +185,17 @@ pub(crate) async fn tail_producers(
     Ok(ok(json!([])))
 }
 
-/// `DELETE workers/services/<name>` and `workers/scripts/<name>`. Container applications stay, as at Cloudflare: wrangler asks for them.
+/// `DELETE workers/services/<name>`
+pub(crate) async fn delete_service(
+    app: State<Arc<App>>,
+    path: Path<(String, String)>,
+    force: Query<Force>,
+) -> ApiResult {
+    let name = path.0.1.clone();
+    delete(app, path, force).await.map_err(as_service(&name))
+}
+
+/// `DELETE workers/scripts/<name>`. Container applications stay, as at Cloudflare: wrangler asks for them.
 pub(crate) async fn delete(
     State(app): State<Arc<App>>,
     Path((_, name)): Path<(String, String)>,

@@ -254,16 +254,42 @@ struct Subdomain {
     previews_enabled: Option<bool>,
 }
 
+/// Whether the client is a wrangler that sends `"previews_enabled": true` for every project whose
+/// configuration does not say otherwise: those before 4.37 do.
+fn asks_for_previews_unasked(headers: &HeaderMap) -> bool {
+    let version = headers
+        .get(http::header::USER_AGENT)
+        .and_then(|agent| agent.to_str().ok()?.strip_prefix("wrangler/"));
+    let Some(version) = version else { return false };
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) < (4, 37),
+        _ => false,
+    }
+}
+
+/// Whether the script has Durable Objects. Cloudflare makes no preview URLs for such Workers, so
+/// asking for them changes nothing.
+async fn has_objects(app: &Arc<App>, script: &str) -> ApiResult<bool> {
+    let script = script.to_owned();
+    app.db(move |store| store.namespaces(&script).map(|all| !all.is_empty()))
+        .await
+}
+
 /// `POST workers/scripts/<name>/subdomain`: whether the script has its own host name. wrangler
 /// sends it at the end of each deploy: `workers_dev`, or true when there are no routes.
 pub(crate) async fn set_subdomain(
     State(app): State<Arc<App>>,
     Path((_, script)): Path<(String, String)>,
+    headers: HeaderMap,
     request: Body,
 ) -> ApiResult {
     existing(&app, &script).await?;
     let new: Subdomain = body::json(request).await?;
-    if new.previews_enabled == Some(true) {
+    if new.previews_enabled == Some(true)
+        && !asks_for_previews_unasked(&headers)
+        && !has_objects(&app, &script).await?
+    {
         return Err(ApiError::unsupported(
             "preview URLs (\"preview_urls\": true)",
         ));
@@ -277,4 +303,30 @@ pub(crate) async fn set_subdomain(
         .await
         .map_err(ApiError::internal)?;
     Ok(ok(show_subdomain(&settings)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wranglers_before_4_37_ask_for_previews_without_being_told_to() {
+        let asks = |agent: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(http::header::USER_AGENT, agent.parse().unwrap());
+            asks_for_previews_unasked(&headers)
+        };
+        for old in ["wrangler/4.22.0", "wrangler/4.36.0", "wrangler/3.99.0"] {
+            assert!(asks(old), "{old}");
+        }
+        for other in [
+            "wrangler/4.37.0",
+            "wrangler/4.164.0",
+            "wrangler/",
+            "curl/8.0",
+        ] {
+            assert!(!asks(other), "{other}");
+        }
+        assert!(!asks_for_previews_unasked(&HeaderMap::new()));
+    }
 }

@@ -134,7 +134,6 @@ async fn a_malformed_query_is_refused_in_the_envelope_too() {
 async fn a_worker_that_does_not_exist_has_the_code_that_wrangler_knows() {
     let node = Node::new();
     for path in [
-        "workers/services/hello",
         "workers/workers/hello",
         "workers/scripts/hello/deployments",
         "workers/scripts/hello/versions",
@@ -161,9 +160,14 @@ async fn a_worker_that_does_not_exist_has_the_code_that_wrangler_knows() {
     )
     .await
     .error(404, 10007);
-    node.delete("workers/services/hello?force=true")
+    node.delete("workers/scripts/hello?force=true")
         .await
         .error(404, 10007);
+    // Wranglers before 4.58 know a Worker that is not there yet by this code alone.
+    node.get("workers/services/hello").await.error(404, 10090);
+    node.delete("workers/services/hello?force=true")
+        .await
+        .error(404, 10090);
 }
 
 #[tokio::test]

@@ -112,10 +112,15 @@ pub fn ingress(bytes: &[u8]) {
     static RUNTIME: Mutex<Option<tokio::runtime::Runtime>> = Mutex::new(None);
     let mut runtime = RUNTIME.lock().unwrap_or_else(|e| e.into_inner());
     let runtime = runtime.get_or_insert_with(|| {
-        tokio::runtime::Builder::new_current_thread()
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .unwrap_or_else(|e| panic!("a runtime: {e}"))
+            .unwrap_or_else(|e| panic!("a runtime: {e}"));
+        // A fuzz target's main function is not Rust's, which ignores SIGPIPE: a closed socket would end the process.
+        let pipe = tokio::signal::unix::SignalKind::pipe();
+        let handled = runtime.block_on(async { tokio::signal::unix::signal(pipe).map(drop) });
+        handled.unwrap_or_else(|e| panic!("SIGPIPE: {e}"));
+        runtime
     });
     let (client, apps) = steps(bytes);
     let ended = runtime.block_on(async { timeout(WAIT, play(client, apps)).await });

@@ -19,6 +19,8 @@ pub(crate) const CURRENT: &str = "log.0";
 /// The one before it.
 pub(crate) const BEFORE: &str = "log.1";
 const HEADER: usize = 13;
+/// After so long without output its file is closed: an idle container is to hold few descriptors.
+const SILENT: std::time::Duration = std::time::Duration::from_secs(2);
 /// Most bytes read at a time from a pipe.
 const CHUNK: usize = 16 * 1024;
 
@@ -40,6 +42,8 @@ pub(crate) struct Writer {
     dir: PathBuf,
     segment_bytes: u64,
     current: Option<(File, u64)>,
+    /// How long the current segment was when it was closed: with the same length it needs no look into it.
+    closed: Option<u64>,
     grown: watch::Sender<Grown>,
 }
 
@@ -50,6 +54,7 @@ impl Writer {
             // A bound of less than two chunks would drop everything at once.
             segment_bytes: (log_bytes / 2).max(CHUNK as u64 * 2),
             current: None,
+            closed: None,
             grown,
         }
     }
@@ -63,7 +68,7 @@ impl Writer {
         let path = self.dir.join(CURRENT);
         let (mut file, mut length) = match self.current.take() {
             Some(open) => open,
-            None => open_append(&path)?,
+            None => open_append(&path, self.closed.take())?,
         };
         if length > 0 && length + entry.len() as u64 > self.segment_bytes {
             fs::rename(&path, self.dir.join(BEFORE))?;
@@ -73,7 +78,7 @@ impl Writer {
                     length: 0,
                 };
             });
-            (file, length) = open_append(&path)?;
+            (file, length) = open_append(&path, None)?;
         }
         file.write_all(&entry)?;
         length += entry.len() as u64;
@@ -81,9 +86,15 @@ impl Writer {
         self.current = Some((file, length));
         Ok(())
     }
+
+    /// Closes the file until the next entry.
+    fn rest(&mut self) {
+        self.closed = self.current.take().map(|(_, length)| length);
+    }
 }
 
-fn open_append(path: &Path) -> io::Result<(File, u64)> {
+/// `known`: a length at which it is known to be whole.
+fn open_append(path: &Path, known: Option<u64>) -> io::Result<(File, u64)> {
     let file = OpenOptions::new()
         .read(true)
         .append(true)
@@ -91,8 +102,8 @@ fn open_append(path: &Path) -> io::Result<(File, u64)> {
         .open(path)?;
     file.lock_shared()?;
     let length = file.metadata()?.len();
-    if length == 0 {
-        return Ok((file, 0));
+    if length == 0 || known == Some(length) {
+        return Ok((file, length));
     }
     let (_, good) = parse(&fs::read(path)?);
     if good < length {
@@ -185,6 +196,10 @@ pub(crate) async fn pump(mut writer: Writer, stdout: OwnedFd, stderr: OwnedFd) {
         let is_stderr = tokio::select! {
             () = readable(out.as_ref()), if out.is_some() => false,
             () = readable(err.as_ref()), if err.is_some() => true,
+            () = tokio::time::sleep(SILENT), if writer.current.is_some() && (out.is_some() || err.is_some()) => {
+                writer.rest();
+                continue;
+            }
             else => return,
         };
         // Allocated only while there is something to read: most instances are silent most of the time.
@@ -246,6 +261,25 @@ mod tests {
                 .all(|(a, b)| a.1 + 1 == b.1)
         );
         assert!(kept.iter().all(|e| e.0 == (e.1 % 2 == 1)));
+    }
+
+    #[test]
+    fn a_log_that_was_closed_while_nothing_came_goes_on_where_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path(), 1 << 20, watch::Sender::default());
+        for n in 0..3 {
+            writer.append(false, n, b"more").unwrap();
+            writer.rest();
+        }
+        assert_eq!(read(dir.path()).unwrap().len(), 3);
+        // Something else has touched it meanwhile: then it is looked into.
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(dir.path().join(CURRENT))
+            .unwrap();
+        file.write_all(b"torn").unwrap();
+        writer.append(false, 3, b"more").unwrap();
+        assert_eq!(read(dir.path()).unwrap().len(), 4);
     }
 
     #[test]

@@ -6,19 +6,22 @@
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use wharf_sandbox::netns::{self, Connecting};
 
-/// The stock of each family; fewer of IPv6, since almost everything listens on IPv4. Every idle container has it, and each takes a descriptor of the daemon.
+/// The stock of each family; fewer of IPv6, since almost everything listens on IPv4. Each takes a descriptor of the daemon, so idle containers have none ([`Inside::keep_lean`]).
 pub(crate) const STOCK: [usize; 2] = [3, 1];
 /// Where many connect at once.
 const LARGE_STOCK: [usize; 2] = [8, 2];
 /// Below this many of IPv4 the stock is filled up in the background.
 const LOW: usize = 2;
+/// Unused for so long to twice as long, a stock goes.
+const IDLE: Duration = Duration::from_secs(5);
 /// How many connections wait for accept.
 const BACKLOG: i32 = 1024;
 /// How long a listener whose queue is full may take.
@@ -36,6 +39,10 @@ pub(crate) struct Inside {
     namespace: OwnedFd,
     stock: Mutex<[Vec<OwnedFd>; 2]>,
     filling: AtomicBool,
+    /// How often a socket was taken.
+    taken: AtomicU64,
+    /// Tells [`Inside::keep_lean`] of that.
+    used: Notify,
     /// The kernel makes no IPv6 sockets.
     v4_only: AtomicBool,
     /// Those who found the stock empty wait for one filling, instead of each making its own.
@@ -50,6 +57,8 @@ impl Inside {
             v4_only: AtomicBool::new(v6.is_empty()),
             stock: Mutex::new([v4, v6]),
             filling: AtomicBool::new(false),
+            taken: AtomicU64::new(0),
+            used: Notify::new(),
             empty: tokio::sync::Mutex::default(),
         }
     }
@@ -131,7 +140,23 @@ impl Inside {
         if low && socket.is_some() {
             self.refill();
         }
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        self.used.notify_one();
         socket
+    }
+
+    /// Lets go of the stock when nobody has dialled for a while: an idle container is to hold few descriptors. The next dial makes another. Never returns.
+    pub(crate) async fn keep_lean(self: Arc<Self>) {
+        let mut before = None;
+        loop {
+            tokio::time::sleep(IDLE).await;
+            let taken = Some(self.taken.load(Ordering::Relaxed));
+            if before == taken {
+                *self.stock() = Default::default();
+                self.used.notified().await;
+            }
+            before = taken;
+        }
     }
 
     /// In the background.

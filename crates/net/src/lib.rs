@@ -314,6 +314,7 @@ impl Networks {
         let network = Network {
             handle: Arc::new(Handle(shared.clone())),
         };
+        shared.spawn(shared.inside.clone().keep_lean());
         for listener in prepared.tcp {
             let listener = TcpListener::from_std(listener).map_err(registering)?;
             shared.spawn(outbound::serve(shared.clone(), listener));

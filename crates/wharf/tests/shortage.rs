@@ -95,3 +95,27 @@ fn failure(world: &World, object: &str) -> String {
         false => format!("{answer} {}", world.end(object)),
     }
 }
+
+#[test]
+fn an_idle_container_holds_few_descriptors() {
+    /// In daemon and spawner together: 18 were seen, and pools come and go by a few.
+    const MOST: u64 = 19;
+    let world = World::new();
+    let all = || used(&world, "descriptors") + used(&world, "spawner_descriptors");
+    let at_rest = || {
+        let mut before = 0;
+        wait_until("descriptors at rest", || {
+            std::thread::sleep(std::time::Duration::from_millis(6_000));
+            std::mem::replace(&mut before, all()) == before
+        });
+        before
+    };
+    world.start("a", Value::Null);
+    let before = at_rest();
+    for n in 0..8 {
+        world.start(&format!("b{n}"), Value::Null);
+    }
+    let each = (at_rest() - before).div_ceil(8);
+    assert!(each <= MOST, "{each} each");
+    assert!(world.app("b0", "/who").contains("8080"));
+}

@@ -5,10 +5,12 @@
 
 mod errors;
 mod exec;
+mod fields;
 mod frames;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod json;
+mod operations;
 pub mod operator;
 mod peer;
 mod ports;

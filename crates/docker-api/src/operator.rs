@@ -10,6 +10,8 @@ mod images;
 mod output;
 
 use crate::errors::ApiError;
+use crate::fields::{self, others};
+use crate::operations::absent;
 use crate::storage::Storage;
 use crate::version::{API_VERSION, OLDEST, versioned};
 use axum::extract::{DefaultBodyLimit, State};
@@ -17,6 +19,7 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -82,8 +85,8 @@ pub fn router(operator: Operator) -> Router {
         .layer(axum::Extension(storage))
         .with_state(operator)
         .merge(containers)
-        .fallback(async || ApiError::page_not_found())
-        .method_not_allowed_fallback(async || ApiError::page_not_found());
+        .fallback(absent)
+        .method_not_allowed_fallback(absent);
     versioned(inner)
 }
 
@@ -168,7 +171,8 @@ struct Auth {
     serveraddress: String,
 }
 
-async fn auth(State(op): State<Operator>, Json(auth): Json<Auth>) -> Result<Json<Value>, ApiError> {
+async fn auth(State(op): State<Operator>, body: Bytes) -> Result<Json<Value>, ApiError> {
+    let auth: Auth = fields::read(&body, others::AUTH)?;
     let host = auth
         .serveraddress
         .trim_start_matches("http://")

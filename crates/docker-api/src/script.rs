@@ -9,6 +9,7 @@
 use crate::errors::ApiError;
 use crate::exec;
 use crate::json;
+use crate::operations::absent;
 use crate::peer::Peer;
 use crate::storage::{self, Storage};
 use crate::version::versioned;
@@ -155,8 +156,8 @@ pub fn router(
             .layer(axum::middleware::from_fn(refuse_long_bodies))
             .with_state(Arc::new(shared))
             .merge(storage::routes(storage))
-            .fallback(page_not_found)
-            .method_not_allowed_fallback(page_not_found),
+            .fallback(absent)
+            .method_not_allowed_fallback(absent),
     )
 }
 
@@ -213,10 +214,6 @@ async fn refuse_long_bodies(request: Request, next: Next) -> Response {
         return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text).into_response();
     }
     next.run(request).await
-}
-
-async fn page_not_found() -> ApiError {
-    ApiError::page_not_found()
 }
 
 /// workerd binds its egress listener to the gateway's address. Loopback will do: whoever connects is this daemon.
@@ -388,6 +385,12 @@ pub(crate) fn read_create(name: &str, body: &[u8]) {
     }
 }
 
+/// Whether the handler of a create can read a body.
+#[cfg(test)]
+pub(crate) fn reads_create(body: &serde_json::Value) -> bool {
+    typed::<create::Body>(body).is_ok()
+}
+
 /// Reads what a prelude sent along with a start.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn read_start_options(text: &str) {
@@ -425,6 +428,12 @@ pub(crate) fn read_start_options(text: &str) {
 pub(crate) fn is_true(text: Option<&str>) -> bool {
     let text = text.unwrap_or("").trim().to_ascii_lowercase();
     !matches!(text.as_str(), "" | "0" | "no" | "false" | "none")
+}
+
+/// The fields that a handler reads of a JSON body.
+fn typed<T: DeserializeOwned>(body: &serde_json::Value) -> Result<T, ApiError> {
+    T::deserialize(body)
+        .map_err(|error| ApiError::bad_request(format!("the request body is not valid: {error}")))
 }
 
 /// A JSON body, whatever its Content-Type (workerd sends none with an empty one).

@@ -2,6 +2,7 @@
 //! Docker's words; the headers by which a client learns the version; and the one shape of all errors.
 
 use crate::errors::ApiError;
+use crate::operations::check_query;
 use axum::Router;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
@@ -20,7 +21,10 @@ const MAX_TEXT: usize = 64 << 10;
 pub(crate) fn versioned(inner: Router) -> Router {
     Router::new().fallback(async move |request: Request| {
         let mut response: Response = match strip(request) {
-            Ok(request) => inner.oneshot(request).await.into_response(),
+            Ok(request) => match check_query(request.method(), request.uri()) {
+                Ok(()) => inner.oneshot(request).await.into_response(),
+                Err(error) => error.into_response(),
+            },
             Err(error) => error.into_response(),
         };
         response = shaped(response).await;

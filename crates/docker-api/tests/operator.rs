@@ -246,6 +246,71 @@ async fn security_options_are_honoured_or_refused_by_name() {
     world.end(daemon).await;
 }
 
+/// Docker's own command, with this socket as its engine.
+async fn docker(socket: &Socket, args: &[&str]) -> (bool, String) {
+    let ran = tokio::process::Command::new("docker")
+        .arg("-H")
+        .arg(format!("unix://{}", socket.path.display()))
+        .args(args)
+        .output()
+        .await
+        .unwrap();
+    let said = [ran.stdout, ran.stderr].concat();
+    (
+        ran.status.success(),
+        String::from_utf8_lossy(&said).into_owned(),
+    )
+}
+
+#[tokio::test]
+async fn what_dockers_command_asks_for_is_never_ignored() {
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let socket = Socket::open(&world, &daemon);
+    let plain = docker(&socket, &["run", "--rm", "busybox", "echo", "hi"]).await;
+    assert_eq!(plain, (true, "hi\n".to_owned()));
+    for (options, named) in [
+        (&["--privileged"][..], "HostConfig.Privileged"),
+        (&["--cpuset-cpus", "0"], "HostConfig.CpusetCpus"),
+        (&["-v", "/data"], "Volumes"),
+        (&["-v", "/etc:/data"], "HostConfig.Binds"),
+        (&["--restart", "always"], "HostConfig.RestartPolicy.Name"),
+        (&["--pid", "host"], "HostConfig.PidMode"),
+        (&["--health-cmd", "true"], "Healthcheck.Test"),
+        (&["--log-driver", "none"], "HostConfig.LogConfig.Type"),
+        (&["--memory-swap", "-1"], "HostConfig.MemorySwap"),
+        (&["--platform", "linux/arm64"], "platform"),
+        (&["-t"], "Tty"),
+    ] {
+        let args = [&["create"], options, &["busybox", "true"]].concat();
+        let (ended_well, said) = docker(&socket, &args).await;
+        assert!(!ended_well && said.contains(named), "{options:?}: {said}");
+    }
+    for (args, named) in [
+        (&["ps", "-s"][..], "size"),
+        (&["images", "busybox"], "filters"),
+        (
+            &["rename", "a", "b"],
+            "Wharf does not have POST /containers/{id}/rename",
+        ),
+        (
+            &["top", "a"],
+            "Wharf does not have GET /containers/{id}/top",
+        ),
+        (&["network", "ls"], "Wharf does not have GET /networks;"),
+        (
+            &["events", "--since", "1s"],
+            "Wharf does not have GET /events",
+        ),
+        (&["system", "df"], "Wharf does not have GET /system/df"),
+    ] {
+        let (ended_well, said) = docker(&socket, args).await;
+        assert!(!ended_well && said.contains(named), "{args:?}: {said}");
+    }
+    socket.close().await;
+    world.end(daemon).await;
+}
+
 #[tokio::test]
 async fn logs_are_shown_and_followed() {
     let world = World::new(SPAWNER);

@@ -418,6 +418,10 @@ async fn refusals_say_why() {
         "{answer:?}"
     );
     let answer = socket.call("GET", "/info", None).await;
+    assert_eq!(answer.0, 501);
+    let text = message(&answer);
+    assert!(text.starts_with("Wharf does not have GET /info;"), "{text}");
+    let answer = socket.call("GET", "/nope", None).await;
     assert_eq!((answer.0, message(&answer)), (404, "page not found".into()));
     // A body of five megabytes is refused before it is sent.
     let mut stream = UnixStream::connect(&socket.path).await.unwrap();

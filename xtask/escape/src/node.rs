@@ -481,7 +481,7 @@ fn script_names(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>>
             "/wharf/status",
             "/v1.43/containers/json",
         ] {
-            if ask(&socket, "GET", path).await?.0 != 404 {
+            if !matches!(ask(&socket, "GET", path).await?.0, 404 | 501) {
                 seen = "reached";
             }
         }

@@ -6,6 +6,7 @@ use super::table::{ContainerStart, Entry, Facts, Phase};
 use super::workerd::{Recognised, recognise};
 use super::{Answer, Context, check_running, read};
 use crate::errors::ApiError;
+use crate::fields::others;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::response::IntoResponse;
@@ -29,7 +30,6 @@ struct Body {
     user: Option<String>,
     working_dir: Option<String>,
     console_size: Option<[u16; 2]>,
-    privileged: Option<bool>,
 }
 
 pub(super) async fn create(
@@ -37,12 +37,9 @@ pub(super) async fn create(
     Path(name): Path<String>,
     request: Request,
 ) -> Answer {
-    let body: Body = read(request.into_body()).await?;
+    let body: Body = read(request.into_body(), others::EXEC).await?;
     let container = execs.engine.inspect(&execs.owner, &name).await?;
     check_running(&container)?;
-    if body.privileged == Some(true) {
-        return Err(ApiError::unsupported("privileged mode"));
-    }
     let argv = body.cmd.unwrap_or_default();
     let env = body.env.unwrap_or_default();
     let bytes = argv

@@ -15,6 +15,7 @@ mod table;
 mod workerd;
 
 use crate::errors::ApiError;
+use crate::fields::{self, Field};
 use crate::json as docker_json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
@@ -89,15 +90,11 @@ fn unknown(id: &str) -> ApiError {
 }
 
 /// A JSON body, whatever its Content-Type.
-async fn read<T: DeserializeOwned + Default>(body: Body) -> Result<T, ApiError> {
+async fn read<T: DeserializeOwned>(body: Body, known: &[Field]) -> Result<T, ApiError> {
     let bytes = axum::body::to_bytes(body, MAX_BODY)
         .await
         .map_err(|error| ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()))?;
-    if bytes.is_empty() {
-        return Ok(T::default());
-    }
-    serde_json::from_slice(&bytes)
-        .map_err(|error| ApiError::bad_request(format!("the request body is not valid: {error}")))
+    fields::read(&bytes, known)
 }
 
 /// Docker's `ConsoleSize`: height and width. 0 is the default, which is that of Cloudflare.

@@ -7,6 +7,7 @@ use super::stream::{self, Attached};
 use super::table::{ContainerStart, Facts, Phase, Refusal};
 use super::{Answer, Context, Execs, Running, read, terminal_size, unknown};
 use crate::errors::ApiError;
+use crate::fields::others;
 use crate::{frames, upgrade};
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
@@ -86,7 +87,7 @@ pub(super) async fn start(
     mut request: Request,
 ) -> Answer {
     let upgrade = upgrade::asked(&mut request);
-    let body: StartBody = read(request.into_body()).await?;
+    let body: StartBody = read(request.into_body(), others::EXEC_START).await?;
     let detach = body.detach == Some(true);
     let (waiting, container, facts) = execs.begin(&id)?;
     let (told, started) = oneshot::channel();

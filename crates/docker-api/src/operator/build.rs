@@ -24,6 +24,7 @@ pub(super) async fn with_uploaded_context() -> ApiError {
 
 /// The request of `wharf docker build`: the context is a directory on this machine, read by the daemon.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Build {
     context: PathBuf,
     dockerfile: String,

@@ -17,7 +17,10 @@ pub(super) async fn list(
     Query(query): Query<BTreeMap<String, String>>,
 ) -> Result<Json<Value>, ApiError> {
     let filters = Filters::parse(query.get("filters").map(String::as_str))?;
+    let limit = limit(query.get("limit").map_or("", String::as_str))?;
+    // Docker: the last so many are those that have ended, too.
     let all = is_true(query.get("all").map(String::as_str)) || filters.wants_ended();
+    let all = all || limit.is_some();
     let ancestors = filters.ancestors().to_vec();
     let images = op.images.clone();
     let image_ids = super::blocking(move || {
@@ -33,7 +36,19 @@ pub(super) async fn list(
         .iter()
         .filter(|i| (all || is_running(i)) && filters.allow(i, &image_ids));
     // Docker: the newest first.
-    Ok(Json(rows.rev().map(summary).collect::<Vec<_>>().into()))
+    let rows = rows.rev().take(limit.unwrap_or(usize::MAX));
+    Ok(Json(rows.map(summary).collect::<Vec<_>>().into()))
+}
+
+/// How many are asked for; 0 and less is no limit, as with Docker.
+fn limit(text: &str) -> Result<Option<usize>, ApiError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let number: i64 = text
+        .parse()
+        .map_err(|_| ApiError::bad_request(format!("invalid limit \"{text}\": it is no number")))?;
+    Ok(usize::try_from(number).ok().filter(|number| *number > 0))
 }
 
 pub(super) fn is_running(instance: &Inspect) -> bool {

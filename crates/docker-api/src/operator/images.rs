@@ -2,10 +2,11 @@
 
 use super::{Operator, blocking};
 use crate::errors::ApiError;
+use crate::operations::absent;
 use crate::storage::{Storage, is_snapshot};
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures_util::StreamExt;
@@ -85,9 +86,11 @@ pub(super) async fn get(
     State(op): State<Operator>,
     Extension(storage): Extension<Arc<Storage>>,
     Path(rest): Path<String>,
+    uri: Uri,
 ) -> Result<Json<Value>, ApiError> {
-    let (name, action) =
-        name_and_action(&rest, &["json", "history"]).ok_or_else(ApiError::page_not_found)?;
+    let Some((name, action)) = name_and_action(&rest, &["json", "history"]) else {
+        return Err(absent(Method::GET, uri).await);
+    };
     if action == "json" && is_snapshot(name) {
         return storage.snapshot_image(name).map(Json);
     }
@@ -115,9 +118,11 @@ pub(super) async fn post(
     State(op): State<Operator>,
     Path(rest): Path<String>,
     Query(query): Query<BTreeMap<String, String>>,
+    uri: Uri,
 ) -> Result<Response, ApiError> {
-    let (name, action) =
-        name_and_action(&rest, &["tag", "push"]).ok_or_else(ApiError::page_not_found)?;
+    let Some((name, action)) = name_and_action(&rest, &["tag", "push"]) else {
+        return Err(absent(Method::POST, uri).await);
+    };
     let (images, name) = (op.images.clone(), name.to_owned());
     let with_tag = |base: String, tag: Option<&String>| match tag.filter(|t| !t.is_empty()) {
         Some(tag) => format!("{base}:{tag}"),
@@ -187,8 +192,11 @@ pub(super) async fn create(
         let name = query
             .get("repo")
             .filter(|r| !r.is_empty())
-            .ok_or_else(|| ApiError::bad_request("an import needs the parameter \"repo\""))?
-            .clone();
+            .ok_or_else(|| ApiError::bad_request("an import needs the parameter \"repo\""))?;
+        let name = match query.get("tag").filter(|tag| !tag.is_empty()) {
+            Some(tag) => format!("{name}:{tag}"),
+            None => name.clone(),
+        };
         let reader = tokio_util::io::StreamReader::new(
             body.into_data_stream()
                 .map(|chunk| chunk.map_err(std::io::Error::other)),

@@ -4,6 +4,7 @@ use super::admission::{Admission, Admitted};
 use super::start_options::Carried;
 use super::{ASKED_IMAGE_LABEL, Answer, ApplicationInfo, Context, Shared};
 use crate::errors::ApiError;
+use crate::fields;
 use crate::peer::Peer;
 use crate::ports::{self, Bindings};
 use crate::storage::{HelperBody, is_snapshot};
@@ -47,14 +48,11 @@ pub(crate) struct Body {
     pub(crate) working_dir: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     pub(crate) exposed_ports: Option<BTreeMap<String, Value>>,
-    tty: Option<bool>,
-    open_stdin: Option<bool>,
-    hostname: Option<String>,
     pub(crate) host_config: Option<HostConfig>,
 }
 
-/// What of `HostConfig` counts. `PidMode` does not: the host's processes are nobody's. `RestartPolicy` does not for workerd, to which an exit must
-/// be told by `wait`.
+/// What of `HostConfig` counts; [`fields::create`] has all of it. workerd's `PidMode` does not: the host's processes are nobody's. Nor does its
+/// `RestartPolicy`: an exit must be told by `wait`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct HostConfig {
@@ -64,15 +62,10 @@ pub(crate) struct HostConfig {
     pids_limit: Option<i64>,
     mounts: Option<Vec<Value>>,
     binds: Option<Vec<String>>,
-    cap_add: Option<Vec<String>>,
-    devices: Option<Vec<Value>>,
     pub(crate) security_opt: Option<Vec<String>>,
-    privileged: Option<bool>,
     port_bindings: Option<Bindings>,
-    publish_all_ports: Option<bool>,
     auto_remove: Option<bool>,
     pub(crate) runtime: Option<String>,
-    restart_policy: Option<RestartPolicy>,
 }
 
 impl HostConfig {
@@ -84,12 +77,6 @@ impl HostConfig {
             publish: publish.unwrap_or_default(),
         })
     }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct RestartPolicy {
-    name: Option<String>,
 }
 
 impl Body {
@@ -151,7 +138,9 @@ pub(crate) async fn create(
     peer: Option<Extension<Peer>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
-    let mut body: Body = super::parse(body)?;
+    let mut fields: Value = super::parse(body)?;
+    fields::normalise(&mut fields, fields::create::BODY);
+    let mut body: Body = super::typed(&fields)?;
     let name = match query.name.filter(|name| !name.is_empty()) {
         Some(name) => name,
         None => {
@@ -169,6 +158,7 @@ pub(crate) async fn create(
         shared.tie_sidecar(&name, peer.map(|Extension(peer)| peer));
         return Ok(created);
     }
+    shared.check(&fields).await?;
     let carried = Carried::take(body.env.get_or_insert_default())?;
     let token = carried.token();
     let id = create_container(&shared, name.clone(), body, carried)
@@ -181,15 +171,29 @@ pub(crate) async fn create(
         .into_response())
 }
 
+impl Shared {
+    /// Refuses what a container cannot have.
+    async fn check(&self, fields: &Value) -> Result<(), ApiError> {
+        let mode = fields["HostConfig"]["NetworkMode"].as_str();
+        let by_workerd = match (
+            &self.admission,
+            mode.and_then(|it| it.strip_prefix("container:")),
+        ) {
+            (Admission::Script { .. }, _) => true,
+            (Admission::Operator, Some(other)) => self.is_sidecar(other).await,
+            (Admission::Operator, None) => false,
+        };
+        fields::check(fields, fields::create::BODY, by_workerd)?;
+        fields::create::check_networks(fields)
+    }
+}
+
 async fn create_container(
     shared: &Shared,
     name: String,
     body: Body,
     carried: Carried,
 ) -> Result<String, ApiError> {
-    if let Some(host) = &body.host_config {
-        refuse_unsupported(host)?;
-    }
     let Admitted {
         image,
         named_images,
@@ -227,9 +231,6 @@ async fn create_container(
     let volumes = shared.storage.mounts(mounts).await?;
     let mode = host.network_mode.as_deref().unwrap_or_default();
     let (network, of_workerd) = network(shared, &name, mode).await?;
-    if !of_workerd {
-        refuse_unsupported_of_docker(&body, &host)?;
-    }
     let own_network = host.own_network()?;
     if network.is_some() && !own_network.publish.is_empty() {
         return Err(ApiError::bad_request(
@@ -347,54 +348,6 @@ pub(crate) fn object_of(name: &str) -> Option<(&str, &str)> {
     let (unique_key, object_id) = name.strip_prefix("workerd-")?.rsplit_once('-')?;
     let is_id = object_id.len() == 64 && object_id.bytes().all(|b| b.is_ascii_hexdigit());
     (is_id && !unique_key.is_empty()).then_some((unique_key, object_id))
-}
-
-fn refuse_unsupported(host: &HostConfig) -> Result<(), ApiError> {
-    fn any<T>(list: Option<&Vec<T>>) -> bool {
-        list.is_some_and(|list| !list.is_empty())
-    }
-    let refused = [
-        (any(host.binds.as_ref()), "binding directories (-v)"),
-        (any(host.cap_add.as_ref()), "adding capabilities"),
-        (any(host.devices.as_ref()), "passing devices"),
-        (host.privileged == Some(true), "privileged mode"),
-    ];
-    match refused.iter().find(|(asked, _)| *asked) {
-        Some((_, feature)) => Err(ApiError::unsupported(feature)),
-        None => Ok(()),
-    }
-}
-
-/// What a Docker client may ask for and a container cannot have. workerd does not ask for it, or does not mean it.
-fn refuse_unsupported_of_docker(body: &Body, host: &HostConfig) -> Result<(), ApiError> {
-    let restart = host
-        .restart_policy
-        .as_ref()
-        .and_then(|it| it.name.as_deref())
-        .unwrap_or_default();
-    let refused = [
-        (body.tty == Some(true), "a terminal for a container (-t)"),
-        (
-            body.open_stdin == Some(true),
-            "standard input of a container (-i)",
-        ),
-        (
-            body.hostname.as_ref().is_some_and(|name| !name.is_empty()),
-            "a host name of choice (--hostname)",
-        ),
-        (
-            host.publish_all_ports == Some(true),
-            "publishing all ports (-P): name them with -p",
-        ),
-        (
-            !matches!(restart, "" | "no"),
-            "a restart policy (--restart)",
-        ),
-    ];
-    match refused.iter().find(|(asked, _)| *asked) {
-        Some((_, feature)) => Err(ApiError::unsupported(feature)),
-        None => Ok(()),
-    }
 }
 
 fn key_of(entry: &str) -> &str {

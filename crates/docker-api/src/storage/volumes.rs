@@ -4,8 +4,8 @@
 
 use super::{Storage, blocking};
 use crate::errors::ApiError;
+use crate::fields::{self, others};
 use crate::json;
-use crate::script::parse;
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, Query, State};
@@ -164,7 +164,7 @@ pub(super) struct ListQuery {
 
 /// Docker's filters; only by name, as a part of it.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 struct Filters {
     name: Vec<String>,
 }
@@ -211,7 +211,7 @@ pub(super) async fn create(
     State(storage): State<Arc<Storage>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let body: Create = parse(body)?;
+    let body: Create = fields::read(&body?, others::VOLUME)?;
     let name = body.name.unwrap_or_default();
     if is_clone(&name).is_none() {
         return Err(ApiError::unsupported(&format!(

@@ -28,3 +28,21 @@ pub fn rpc(bytes: &[u8]) {
         let _ = books.idle();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// A table of half a billion descriptors without content, in 78 bytes: it took twelve seconds.
+    #[test]
+    fn what_was_found_stays_mended() {
+        let input = "30000000000500000000000000010011020300080066000000020000000000000001000000ff03005c8d8d0093000000000000000004\
+            00000000648d4040404040404040404000002c0031080401";
+        let bytes: Vec<u8> = (0..input.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&input[at..at + 2], 16).unwrap())
+            .collect();
+        let (mut messages, mut splitter) = (Vec::new(), crate::rpc::Splitter::default());
+        // What it is does not matter; that it ends does.
+        let _ = splitter.feed(&bytes[1..], &mut messages);
+        super::rpc(&bytes);
+    }
+}

@@ -127,6 +127,9 @@ fn nothing_stays_of_a_node_whose_daemon_and_spawner_are_killed() {
     wait_until("everything to end", || node.processes().is_empty());
     wait_until("its cgroups to go", || common::cgroups_of(&name) == 0);
     wait_until("its loop devices to go", || loop_devices(node) == 0);
+    // And the next daemon finds nothing in its way.
+    world.node.launch();
+    world.start("a", serde_json::Value::Null);
 }
 
 /// Kills the daemon at many points of a deploy. After each restart either the old or the new version serves, whole, and a deploy that

@@ -222,6 +222,7 @@ fn spec(id: &str, job: &Job, resolv_conf: String) -> ProcessSpec {
         disk: None,
         capabilities: wharf_sandbox::Capabilities::default(),
         no_new_privileges: false,
+        read_only: false,
         kernel: wharf_sandbox::Kernel::Host,
     }
 }

@@ -61,6 +61,7 @@ fn error(container: &Inspect) -> String {
 
 /// `GET /containers/<id>/json`. `image` is the name to show.
 pub(crate) fn container(container: &Inspect, image: &str) -> Value {
+    let short = container.id.get(..12).unwrap_or(&container.id);
     json!({
         "Id": container.id,
         "Name": format!("/{}", container.name),
@@ -73,7 +74,7 @@ pub(crate) fn container(container: &Inspect, image: &str) -> Value {
         "Driver": "overlay2",
         "Platform": "linux",
         "Config": {
-            "Hostname": container.id.get(..12).unwrap_or(&container.id),
+            "Hostname": container.surroundings.hostname.as_deref().unwrap_or(short),
             "Image": image,
             "Env": container.env,
             "Cmd": container.argv,
@@ -82,6 +83,7 @@ pub(crate) fn container(container: &Inspect, image: &str) -> Value {
         "NetworkSettings": { "Ports": ports::settings(&container.published), "Networks": {} },
         "HostConfig": {
             "Runtime": container.isolation.as_str(),
+            "ReadonlyRootfs": container.surroundings.read_only,
             "SecurityOpt": container.no_new_privileges.then_some([NO_NEW_PRIVILEGES]),
         },
         "Mounts": [],

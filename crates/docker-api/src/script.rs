@@ -39,6 +39,7 @@ pub(crate) mod security;
 mod sidecar;
 pub mod standby;
 mod start_options;
+mod surroundings;
 
 use admission::Admission;
 use sidecar::Sidecars;

@@ -312,6 +312,204 @@ async fn what_dockers_command_asks_for_is_never_ignored() {
 }
 
 #[tokio::test]
+async fn a_read_only_container_cannot_write_but_where_docker_lets_it() {
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let socket = Socket::open(&world, &daemon);
+    // Each: whether it can be written with --read-only, and without.
+    for (path, read_only, plain) in [
+        ("/file", false, true),
+        ("/etc/file", false, true),
+        ("/etc/hosts", false, true),
+        ("/etc/resolv.conf", false, true),
+        ("/etc/hostname", false, true),
+        ("/made/by/workdir/file", false, true),
+        ("/dev/null", true, true),
+        ("/dev/shm/file", true, true),
+        ("/memory/file", true, true),
+        ("/proc/self/comm", true, true),
+    ] {
+        let script = format!("echo x >> {path} && echo written");
+        let shell = ["busybox", "sh", "-c", &script];
+        let options = [
+            "run",
+            "--rm",
+            "-w",
+            "/made/by/workdir",
+            "--tmpfs",
+            "/memory",
+        ];
+        let (_, said) = docker(&socket, &[&options[..], &shell].concat()).await;
+        assert_eq!(said.contains("written"), plain, "{path}: {said}");
+        let options = [&options[..], &["--read-only"]].concat();
+        let (_, said) = docker(&socket, &[&options[..], &shell].concat()).await;
+        assert_eq!(said.contains("written"), read_only, "{path}: {said}");
+        assert!(
+            read_only || said.contains("Read-only file system"),
+            "{said}"
+        );
+    }
+    // Nobody inside can undo it, and who comes in later finds it so.
+    let started = docker(
+        &socket,
+        &[
+            "run",
+            "-d",
+            "--read-only",
+            "--name",
+            "ro",
+            "busybox",
+            "sleep",
+            "1000",
+        ],
+    )
+    .await;
+    assert!(started.0, "{}", started.1);
+    for script in [
+        "mount -o remount,rw /; echo x > /file",
+        "umount /etc/hosts; echo x > /etc/hosts",
+        "echo x > /file",
+    ] {
+        let (ended_well, said) = docker(&socket, &["exec", "ro", "sh", "-c", script]).await;
+        assert!(!ended_well, "{script}: {said}");
+    }
+    let (_, inspect) = socket.call("GET", "/containers/ro/json", None).await;
+    assert_eq!(inspect["HostConfig"]["ReadonlyRootfs"], true);
+    assert!(docker(&socket, &["rm", "-f", "ro"]).await.0);
+    socket.close().await;
+    world.end(daemon).await;
+}
+
+#[tokio::test]
+async fn a_container_has_the_directories_in_memory_that_were_asked_for() {
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let socket = Socket::open(&world, &daemon);
+    for (options, script, expected) in [
+        (
+            &["--tmpfs", "/m"][..],
+            "stat -c '%a %u %g' /m; grep ' /m ' /proc/mounts | grep -o 'tmpfs rw,nosuid,nodev,noexec'",
+            "1777 0 0\ntmpfs rw,nosuid,nodev,noexec\n",
+        ),
+        (
+            &["--tmpfs", "/m:size=1m,mode=750,uid=5,gid=6"],
+            "stat -c '%a %u %g' /m; dd if=/dev/zero of=/m/f bs=1M count=2 2>/dev/null || stat -c %s /m/f",
+            "750 5 6\n1048576\n",
+        ),
+        // The directory that it covers has another mode, and files.
+        (
+            &["--tmpfs", "/etc"],
+            "stat -c %a /etc; ls /etc",
+            "755\nhostname\nhosts\nresolv.conf\n",
+        ),
+        (
+            &["--tmpfs", "/m"],
+            "cp /bin/busybox /m/true; /m/true 2>/dev/null || echo not executed",
+            "not executed\n",
+        ),
+        (
+            &["--tmpfs", "/m:exec"],
+            "cp /bin/busybox /m/true; /m/true && echo executed",
+            "executed\n",
+        ),
+        (
+            &["--tmpfs", "/m:ro"],
+            "echo x 2>/dev/null >/m/x || echo not written",
+            "not written\n",
+        ),
+        (
+            &[
+                "--mount",
+                "type=tmpfs,target=/m,tmpfs-size=1048576,tmpfs-mode=0700",
+            ],
+            "stat -c %a /m; df -k /m | tail -1 | tr -s ' ' | cut -d' ' -f2",
+            "700\n1024\n",
+        ),
+        (
+            &["--shm-size", "2m"],
+            "df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2; stat -c %a /dev/shm",
+            "2048\n1777\n",
+        ),
+        (
+            &["--tmpfs", "/m/n", "--tmpfs", "/m"],
+            "mkdir /m/o; echo x > /m/n/x; ls /m",
+            "n\no\n",
+        ),
+        (
+            &["-u", "1000", "--tmpfs", "/m"],
+            "echo x > /m/x; cat /m/x",
+            "x\n",
+        ),
+    ] {
+        let args = [&["run", "--rm"], options, &["busybox", "sh", "-c", script]].concat();
+        let said = docker(&socket, &args).await;
+        assert_eq!(said, (true, expected.to_owned()), "{options:?}");
+    }
+    for (options, named) in [
+        (&["--tmpfs", "/m:dev"][..], "tmpfs option \"dev\""),
+        (&["--tmpfs", "/proc/x"], "/proc/x"),
+        (&["--tmpfs", "/"], "invalid mount target"),
+        (&["--runtime", "gvisor", "--tmpfs", "/m"], "--tmpfs"),
+        (&["--runtime", "microvm", "--read-only"], "--read-only"),
+    ] {
+        let args = [&["create"], options, &["busybox", "true"]].concat();
+        let (ended_well, said) = docker(&socket, &args).await;
+        assert!(!ended_well && said.contains(named), "{options:?}: {said}");
+    }
+    socket.close().await;
+    world.end(daemon).await;
+}
+
+#[tokio::test]
+async fn a_container_has_the_names_that_were_asked_for() {
+    let world = World::new(SPAWNER);
+    let daemon = world.daemon(60_000).await;
+    let socket = Socket::open(&world, &daemon);
+    for (options, script, expected) in [
+        (
+            &["--add-host", "db:10.1.2.3", "--add-host", "six:::1"][..],
+            "grep -E 'db|six' /etc/hosts",
+            "10.1.2.3\tdb\n::1\tsix\n",
+        ),
+        (
+            &[
+                "--dns-search",
+                "a.test",
+                "--dns-search",
+                "b.test",
+                "--dns-option",
+                "ndots:2",
+            ],
+            "grep -v nameserver /etc/resolv.conf",
+            "search a.test b.test\noptions ndots:2\n",
+        ),
+        (
+            &["--hostname", "web"],
+            "hostname; cat /etc/hostname; echo $HOSTNAME; grep -c web /etc/hosts",
+            "web\nweb\nweb\n1\n",
+        ),
+    ] {
+        let args = [&["run", "--rm"], options, &["busybox", "sh", "-c", script]].concat();
+        let said = docker(&socket, &args).await;
+        assert_eq!(said, (true, expected.to_owned()), "{options:?}");
+    }
+    for (options, named) in [
+        (
+            &["--add-host", "host.docker.internal:host-gateway"][..],
+            "host-gateway",
+        ),
+        (&["--dns", "8.8.8.8"], "HostConfig.Dns"),
+        (&["--init"], "HostConfig.Init"),
+    ] {
+        let args = [&["create"], options, &["busybox", "true"]].concat();
+        let (ended_well, said) = docker(&socket, &args).await;
+        assert!(!ended_well && said.contains(named), "{options:?}: {said}");
+    }
+    socket.close().await;
+    world.end(daemon).await;
+}
+
+#[tokio::test]
 async fn logs_are_shown_and_followed() {
     let world = World::new(SPAWNER);
     let daemon = world.daemon(60_000).await;

@@ -34,6 +34,7 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
     }
     let defaults = merge::ImageDefaults::of(&image.config);
     let isolation = isolation_of(shared, &request, &defaults)?;
+    request.surroundings.check(isolation)?;
     if let Some(id) = standby::hand_over(shared, &request, &image, &lower, isolation).await? {
         return Ok(id);
     }
@@ -43,10 +44,11 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         uuid::Uuid::new_v4().simple(),
         uuid::Uuid::new_v4().simple()
     );
-    let merged = merge::merge(&defaults, &request, &id[..12])?;
+    let hostname = request.surroundings.hostname.as_deref();
+    let merged = merge::merge(&defaults, &request, hostname.unwrap_or(&id[..12]))?;
     let layers = &lower[usize::from(request.snapshot.is_some())..];
     // Processes on another kernel are not the machine's: none could be given a memory.
-    let preload = (isolation == Isolation::Namespace)
+    let preload = (isolation == Isolation::Namespace && request.surroundings.is_plain())
         .then(|| preload::plan(&defaults, image.id.as_str(), layers, &request, &merged))
         .flatten()
         .map(|(usable, wanted)| {
@@ -194,6 +196,7 @@ pub(crate) fn fixed(
         auto_remove: request.auto_remove,
         isolation,
         no_new_privileges: request.no_new_privileges,
+        surroundings: request.surroundings,
         preload: None,
         handed: None,
         created_ms: now_ms(),

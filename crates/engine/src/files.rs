@@ -263,6 +263,8 @@ fn files(fixed: &Fixed, dir: &Path) -> Files {
     let volumes = fixed.volumes.iter().enumerate();
     let mut mount_points: Vec<PathBuf> = MOUNT_POINTS.map(PathBuf::from).to_vec();
     mount_points.extend(fixed.volumes.iter().map(|volume| volume.target.clone()));
+    let tmpfs = fixed.surroundings.tmpfs.iter();
+    mount_points.extend(tmpfs.map(|tmpfs| tmpfs.target.clone()));
     Files {
         upper: dir.join("upper"),
         snapshot: fixed.snapshot.clone(),

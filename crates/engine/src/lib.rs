@@ -22,6 +22,7 @@ mod preload;
 mod record;
 pub mod resources;
 mod standby;
+mod surroundings;
 mod table;
 mod types;
 mod usage;
@@ -36,10 +37,11 @@ pub use own_network::{OwnNetwork, Published};
 pub use preload::Preload;
 pub use record::owns;
 pub use standby::{Standby, StandbyEvent};
+pub use surroundings::Surroundings;
 pub use types::{Application, Create, EngineConfig, EngineError, Inspect, Owner, Refusal};
 pub use usage::Usage;
 pub use wharf_model::Isolation;
-pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize};
+pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize, Tmpfs};
 
 use crate::instance::{Ask, Handle, Instance};
 use crate::lifecycle::{Answer, EndedBy, Fault, Until};
@@ -580,6 +582,7 @@ fn inspect(handle: &Handle) -> Inspect {
         application_name: fixed.application.as_ref().map(|a| a.name.clone()),
         isolation: fixed.isolation,
         no_new_privileges: fixed.no_new_privileges,
+        surroundings: fixed.surroundings.clone(),
         state: view.state,
         pid: view.pid,
         handed: fixed.handed.is_some(),

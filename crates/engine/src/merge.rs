@@ -222,6 +222,7 @@ mod tests {
             snapshot: None,
             isolation: None,
             no_new_privileges: false,
+            surroundings: crate::Surroundings::default(),
             start: crate::StartOptions::default(),
         }
     }

@@ -63,6 +63,8 @@ pub(crate) struct Fixed {
     pub(crate) isolation: crate::Isolation,
     #[serde(default)]
     pub(crate) no_new_privileges: bool,
+    #[serde(default)]
+    pub(crate) surroundings: crate::Surroundings,
     pub(crate) created_ms: i64,
 }
 
@@ -78,9 +80,10 @@ pub(crate) struct Handed {
 }
 
 impl Fixed {
-    /// Docker's rule: the first twelve digits of the id.
+    /// As asked for; else Docker's rule: the first twelve digits of the id.
     pub(crate) fn hostname(&self) -> &str {
-        &self.id[..12]
+        let asked = self.surroundings.hostname.as_deref();
+        asked.unwrap_or(&self.id[..12])
     }
 
     /// The spawner's name for the process of one start.

@@ -321,6 +321,7 @@ fn same_process(asked: &Fixed, ahead: &Fixed) -> bool {
         auto_remove,
         isolation,
         no_new_privileges,
+        surroundings,
         // How it begins; what it then is, the others say.
         preload: _,
         handed,
@@ -342,6 +343,7 @@ fn same_process(asked: &Fixed, ahead: &Fixed) -> bool {
         && !auto_remove
         && *isolation == ahead.isolation
         && *no_new_privileges == ahead.no_new_privileges
+        && *surroundings == ahead.surroundings
         && handed.is_none()
         && ahead.handed.is_none()
 }

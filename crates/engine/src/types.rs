@@ -3,7 +3,9 @@
 
 use crate::isolation::MicrovmConfig;
 use crate::lifecycle::{self, EndedBy};
-use crate::{FromSnapshot, Isolation, Limits, OwnNetwork, Published, StartOptions, VolumeMount};
+use crate::{
+    FromSnapshot, Isolation, Limits, OwnNetwork, Published, StartOptions, Surroundings, VolumeMount,
+};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -96,6 +98,8 @@ pub struct Create {
     pub isolation: Option<Isolation>,
     /// Whether no program gains privileges when it is executed (as [`wharf_sandbox::ProcessSpec::no_new_privileges`]).
     pub no_new_privileges: bool,
+    /// Its root, host name and files about the network, where they are not as usual.
+    pub surroundings: Surroundings,
 }
 
 /// Where the state is in an instance's life, with what a caller may want to know.
@@ -121,6 +125,8 @@ pub struct Inspect {
     pub isolation: Isolation,
     /// As [`Create::no_new_privileges`].
     pub no_new_privileges: bool,
+    /// As [`Create::surroundings`].
+    pub surroundings: Surroundings,
     /// State.
     pub state: lifecycle::State,
     /// Host pid while running.

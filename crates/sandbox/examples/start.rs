@@ -173,6 +173,7 @@ async fn start(spawner: &Spawner, side: &Side, dir: &Path, round: usize) -> Dura
         }),
         capabilities: Capabilities::default(),
         no_new_privileges: false,
+        read_only: false,
         kernel: side.kernel.clone(),
     };
     let fds = SpawnFds {

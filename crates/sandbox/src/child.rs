@@ -308,7 +308,13 @@ fn become_program(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infa
     };
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     match plan.place {
-        Place::New { .. } => enter_directory(program.cwd, (root + user.uid, root + user.gid))?,
+        Place::New { spec, .. } => {
+            enter_directory(program.cwd, (root + user.uid, root + user.gid))?;
+            if spec.read_only {
+                // The working directory may have been made just now.
+                mounts::make_root_read_only()?;
+            }
+        }
         Place::Joined { .. } => enter_existing_directory(program.cwd)?,
     }
 
@@ -423,6 +429,7 @@ fn enter_new(
                 disk: spec.disk.as_ref(),
                 mounted,
                 extra: &spec.mounts,
+                read_only: spec.read_only,
             };
             match &spec.kernel {
                 Kernel::Host => mounts::enter_root(&parts, plan.cgroup, users, ahead)?,

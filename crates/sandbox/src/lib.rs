@@ -43,6 +43,6 @@ pub use spawner::{
 };
 pub use spec::{
     Capabilities, DiskMount, ExecSpec, ExecStreams, Kernel, Limits, Machine, Mount, ProcessSpec,
-    Root, SpawnFds, TerminalSize,
+    Root, SpawnFds, TerminalSize, Tmpfs,
 };
 pub use userns::{IdRanges, files_as, root_of_process};

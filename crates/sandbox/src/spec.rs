@@ -37,6 +37,10 @@ pub struct ProcessSpec {
     /// Whether no program gains privileges when it is executed (`no_new_privs`, prctl(2)), so that neither set-user-id programs nor file
     /// capabilities have an effect. [`ProcessSpec::gains_no_privileges`] says where that is so in any case.
     pub no_new_privileges: bool,
+    /// Whether a container's root, and the files that are mounted in it ([`Mount::File`]), can only be read. For [`Root::Overlay`] with
+    /// [`Kernel::Host`].
+    #[serde(default)]
+    pub read_only: bool,
     /// Whose kernel a container's system calls go to; [`Root::Bare`] takes [`Kernel::Host`] only.
     pub kernel: Kernel,
 }
@@ -242,6 +246,8 @@ pub enum Mount {
         /// Path inside; made if missing.
         target: PathBuf,
     },
+    /// An empty directory in memory, which is charged to the container. For containers with [`Kernel::Host`].
+    Tmpfs(Tmpfs),
     /// A file with this content (for /etc/resolv.conf, /etc/hosts), backed by memory.
     File {
         /// Path inside; made if missing.
@@ -249,6 +255,29 @@ pub enum Mount {
         /// Content.
         content: String,
     },
+}
+
+/// A file system in memory. Device nodes never work in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Path inside; made if missing.
+    pub target: PathBuf,
+    /// Bytes it can hold; `None`: half of the machine's memory (tmpfs(5)).
+    pub size_bytes: Option<u64>,
+    /// Files and directories it can hold; `None`: as the kernel has it.
+    pub inodes: Option<u64>,
+    /// Permissions of its root; `None`: those of the directory that it covers, or 1777 if there is none.
+    pub mode: Option<u32>,
+    /// Owner of its root, as seen inside.
+    pub uid: u32,
+    /// Group of its root, as seen inside.
+    pub gid: u32,
+    /// Whether programs can be executed from it.
+    pub exec: bool,
+    /// Whether set-user-id programs in it have their effect.
+    pub suid: bool,
+    /// Whether it can only be read.
+    pub read_only: bool,
 }
 
 /// Resource limits; `None` is unlimited.

@@ -203,5 +203,6 @@ pub fn shell(owner: &Owner, name: &str, script: &str) -> Create {
         start: StartOptions::default(),
         isolation: None,
         no_new_privileges: false,
+        surroundings: wharf_engine::Surroundings::default(),
     }
 }

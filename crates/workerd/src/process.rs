@@ -290,6 +290,7 @@ impl Process {
             disk: None,
             capabilities: wharf_sandbox::Capabilities::NONE,
             no_new_privileges: true,
+            read_only: false,
             kernel: wharf_sandbox::Kernel::Host,
         };
         let fds = SpawnFds {

@@ -276,6 +276,7 @@ impl World {
             disk: None,
             capabilities: Capabilities::default(),
             no_new_privileges: false,
+            read_only: false,
             kernel: self.class.kernel(self.place.path("guest"))?,
             id,
         };

@@ -14,11 +14,7 @@ const ADDRESSES: &str =
 
 /// The body.
 pub(crate) const BODY: &[Field] = &[
-    refused(
-        "Hostname",
-        "--hostname",
-        "leave it out; the host name is the id's beginning",
-    ),
+    honoured("Hostname"),
     refused(
         "Domainname",
         "--domainname",
@@ -174,15 +170,11 @@ const HOST: &[Field] = &[
     refused(
         "Dns",
         "--dns",
-        "leave it out; a container asks Wharf's resolver",
+        "leave it out; a container asks Wharf's resolver, and no other UDP leaves it",
     ),
-    refused("DnsOptions", "--dns-option", "leave it out"),
-    refused(
-        "DnsSearch",
-        "--dns-search",
-        "leave it out; write whole names",
-    ),
-    refused("ExtraHosts", "--add-host", "leave it out; write addresses"),
+    honoured("DnsOptions"),
+    honoured("DnsSearch"),
+    honoured("ExtraHosts"),
     refused("GroupAdd", "--group-add", "use -u, or groups in the image"),
     refused("IpcMode", "--ipc", WALLS)
         .asking(|value, _| !matches!(value.as_str(), None | Some("" | "private"))),
@@ -192,13 +184,13 @@ const HOST: &[Field] = &[
     refused("PidMode", "--pid", WALLS).sent_by_workerd(),
     refused("Privileged", "--privileged, privileged mode", WALLS),
     refused("PublishAllPorts", "-P", "name the ports with -p"),
-    refused("ReadonlyRootfs", "--read-only", "leave it out"),
+    honoured("ReadonlyRootfs"),
     honoured("SecurityOpt"),
     refused("StorageOpt", "--storage-opt", "leave it out"),
-    refused("Tmpfs", "--tmpfs", "leave it out; /dev/shm is in memory"),
+    honoured("Tmpfs"),
     refused("UTSMode", "--uts", WALLS),
     refused("UsernsMode", "--userns", WALLS),
-    refused("ShmSize", "--shm-size", "leave it out; /dev/shm has 64 MiB"),
+    honoured("ShmSize"),
     refused("Sysctls", "--sysctl", WALLS),
     honoured("Runtime"),
     refused("Isolation", "--isolation", "use --runtime")
@@ -280,11 +272,7 @@ const VOLUME: &[Field] = &[
     refused("Subpath", "--mount", VOLUMES),
 ];
 
-const TMPFS: &[Field] = &[
-    refused("SizeBytes", "--mount", VOLUMES),
-    refused("Mode", "--mount", VOLUMES),
-    refused("Options", "--mount", VOLUMES),
-];
+const TMPFS: &[Field] = &[honoured("SizeBytes"), honoured("Mode"), honoured("Options")];
 
 const NETWORKING: &[Field] = &[Field::new("EndpointsConfig", Rule::Named(ENDPOINT))];
 

@@ -105,6 +105,7 @@ mod tests {
             application_name: None,
             isolation: wharf_engine::Isolation::Namespace,
             no_new_privileges: false,
+            surroundings: wharf_engine::Surroundings::default(),
             state: lifecycle::State::Running,
             pid: None,
             handed: false,

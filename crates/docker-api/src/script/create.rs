@@ -2,7 +2,7 @@
 
 use super::admission::{Admission, Admitted};
 use super::start_options::Carried;
-use super::{ASKED_IMAGE_LABEL, Answer, ApplicationInfo, Context, Shared};
+use super::{ASKED_IMAGE_LABEL, Answer, ApplicationInfo, Context, Shared, surroundings};
 use crate::errors::ApiError;
 use crate::fields;
 use crate::peer::Peer;
@@ -48,6 +48,7 @@ pub(crate) struct Body {
     pub(crate) working_dir: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     pub(crate) exposed_ports: Option<BTreeMap<String, Value>>,
+    pub(super) hostname: Option<String>,
     pub(crate) host_config: Option<HostConfig>,
 }
 
@@ -60,12 +61,18 @@ pub(crate) struct HostConfig {
     memory: Option<i64>,
     nano_cpus: Option<i64>,
     pids_limit: Option<i64>,
-    mounts: Option<Vec<Value>>,
+    pub(super) mounts: Option<Vec<Value>>,
     binds: Option<Vec<String>>,
     pub(crate) security_opt: Option<Vec<String>>,
     port_bindings: Option<Bindings>,
     auto_remove: Option<bool>,
     pub(crate) runtime: Option<String>,
+    pub(super) readonly_rootfs: Option<bool>,
+    pub(super) tmpfs: Option<BTreeMap<String, String>>,
+    pub(super) shm_size: Option<i64>,
+    pub(super) extra_hosts: Option<Vec<String>>,
+    pub(super) dns_search: Option<Vec<String>>,
+    pub(super) dns_options: Option<Vec<String>>,
 }
 
 impl HostConfig {
@@ -228,9 +235,13 @@ async fn create_container(
     let mut body = body;
     let host = body.host_config.take().unwrap_or_default();
     let mounts = host.mounts.as_deref().unwrap_or_default();
-    let volumes = shared.storage.mounts(mounts).await?;
+    let of_volumes = |mount: &&Value| mount["Type"] != "tmpfs";
+    let mounts: Vec<Value> = mounts.iter().filter(of_volumes).cloned().collect();
+    let volumes = shared.storage.mounts(&mounts).await?;
     let mode = host.network_mode.as_deref().unwrap_or_default();
     let (network, of_workerd) = network(shared, &name, mode).await?;
+    let surroundings = surroundings::of(&body, &host)?;
+    surroundings::fits(&surroundings, network.is_some(), &volumes)?;
     let own_network = host.own_network()?;
     if network.is_some() && !own_network.publish.is_empty() {
         return Err(ApiError::bad_request(
@@ -263,6 +274,7 @@ async fn create_container(
         start,
         isolation,
         no_new_privileges,
+        surroundings,
     };
     let repeatable = shared.admission.repeatable(&request, seen, &carried);
     let created = create_or_replace(shared, request, of_workerd).await?;

@@ -35,7 +35,7 @@ use wharf_snapshot::{Kind, Layer, SnapshotError, Snapshots, View};
 
 pub(crate) use commit::is_snapshot;
 pub(crate) use helpers::HelperBody;
-pub(crate) use volumes::directory_snapshot;
+pub(crate) use volumes::{directory_snapshot, target};
 
 /// Volumes and helpers of one socket that are remembered; the oldest go first.
 const MAX_REMEMBERED: usize = 4096;

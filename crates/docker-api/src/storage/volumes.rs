@@ -141,7 +141,7 @@ struct Mount {
 }
 
 /// Where to mount, without `.` and double slashes.
-fn target(text: &str) -> Result<PathBuf, ApiError> {
+pub(crate) fn target(text: &str) -> Result<PathBuf, ApiError> {
     let path = PathBuf::from(text);
     let clean: PathBuf = path
         .components()

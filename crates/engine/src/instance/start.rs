@@ -58,9 +58,20 @@ pub(super) async fn start_process(
     let disk = handle.disk_mount();
     let at = disk.as_ref().map_or(handle.dir.as_path(), |disk| &disk.at);
     let mut mounts = files::volume_mounts(fixed, at);
+    let surroundings = &fixed.surroundings;
+    mounts.extend(surroundings.tmpfs.iter().cloned().map(Mount::Tmpfs));
+    // What is mounted in another mount comes after it.
+    mounts.sort_by_key(|mount| match mount {
+        Mount::Bind { target, .. } | Mount::File { target, .. } => target.components().count(),
+        Mount::Overlay { target, .. } => target.components().count(),
+        Mount::Tmpfs(tmpfs) => tmpfs.target.components().count(),
+    });
     mounts.extend([
-        file("/etc/resolv.conf", network.resolv_conf()),
-        file("/etc/hosts", hosts(&hostname)),
+        file(
+            "/etc/resolv.conf",
+            surroundings.resolv_conf(network.resolv_conf()),
+        ),
+        file("/etc/hosts", surroundings.hosts(&hostname)),
         file("/etc/hostname", format!("{hostname}\n")),
     ]);
     let spec = ProcessSpec {
@@ -82,6 +93,7 @@ pub(super) async fn start_process(
         disk,
         capabilities: wharf_sandbox::Capabilities::default(),
         no_new_privileges: fixed.no_new_privileges,
+        read_only: fixed.surroundings.read_only,
         kernel,
     };
     let netns = network.namespace().map_err(|e| failed("network", &e))?;
@@ -119,13 +131,6 @@ pub(super) async fn start_process(
         network,
         published,
     })
-}
-
-/// /etc/hosts. The container has no address of its own but loopback.
-fn hosts(hostname: &str) -> String {
-    format!(
-        "127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
-    )
 }
 
 async fn kernel(shared: &Shared, class: Isolation) -> Result<Kernel, EngineError> {

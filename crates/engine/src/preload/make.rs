@@ -105,6 +105,7 @@ async fn run(
         disk: mount,
         capabilities: Capabilities::NONE,
         no_new_privileges: true,
+        read_only: false,
         kernel: Kernel::Host,
     };
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");

@@ -74,6 +74,7 @@ pub(super) async fn main(container: &Container, request: Request, stream: Stream
         disk: None,
         capabilities: request.capabilities,
         no_new_privileges: request.no_new_privileges,
+        read_only: false,
         kernel: Kernel::Host,
     };
     let fds = SpawnFds {

@@ -87,6 +87,7 @@ impl Place {
             disk: None,
             capabilities: Capabilities::default(),
             no_new_privileges: false,
+            read_only: false,
             kernel: Kernel::Microvm(machine(self.dir.path())),
         };
         let fds = SpawnFds {

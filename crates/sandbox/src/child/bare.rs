@@ -8,7 +8,7 @@ use super::mounts::{
 };
 use super::rooted::{self, Kind};
 use super::{Failure, Step};
-use crate::spec::Mount;
+use crate::spec::{Mount, Tmpfs};
 use crate::sys;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use std::io::{self, Write};
@@ -58,7 +58,12 @@ pub(super) fn enter_root(mounts: &[Mount]) -> Result<(), Failure> {
             (Mount::File { target, content }, _) => {
                 write(root, target, content).step(|| format!("making {}", target.display()))?;
             }
-            (Mount::Bind { target, .. } | Mount::Overlay { target, .. }, _) => {
+            (
+                Mount::Bind { target, .. }
+                | Mount::Overlay { target, .. }
+                | Mount::Tmpfs(Tmpfs { target, .. }),
+                _,
+            ) => {
                 return Err(Failure {
                     exit_code: 125,
                     message: format!("{}: a bare root has no volumes", target.display()),
@@ -75,7 +80,7 @@ pub(super) fn enter_root(mounts: &[Mount]) -> Result<(), Failure> {
 fn size(mounts: &[Mount]) -> usize {
     let content = |mount: &Mount| match mount {
         Mount::File { content, .. } => content.len(),
-        Mount::Bind { .. } | Mount::Overlay { .. } => 0,
+        Mount::Bind { .. } | Mount::Overlay { .. } | Mount::Tmpfs(_) => 0,
     };
     1024 * 1024 + mounts.iter().map(content).sum::<usize>()
 }

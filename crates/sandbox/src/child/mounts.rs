@@ -9,11 +9,11 @@ use super::stage::Stage;
 use super::{Failure, Mounted, Step};
 use crate::cgroup::Cgroup;
 use crate::disk;
-use crate::spec::{DiskMount, Mount};
+use crate::spec::{DiskMount, Mount, Tmpfs};
 use crate::userns::UserNamespace;
 use crate::weak::{self, Wall};
 use crate::{overlay, sys};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
@@ -57,6 +57,8 @@ pub(super) struct Parts<'a> {
     pub(super) disk: Option<&'a DiskMount>,
     pub(super) mounted: Mounted<'a>,
     pub(super) extra: &'a [Mount],
+    /// Whether the files among them can only be read.
+    pub(super) read_only: bool,
 }
 
 /// Makes the root, fills it, and makes it `/`. `ahead`: what was made before the request was known, which then has no [`Mount::Bind`].
@@ -74,7 +76,12 @@ pub(super) fn enter_root(
     };
     let root = open_root(parts, users, stage.root())?;
     stage.move_to(root.as_fd(), parts.mounted.sys)?;
-    extra_mounts(root.as_fd(), &stage.scratch, parts.extra, sources)?;
+    let inside = Inside {
+        root: root.as_fd(),
+        owner: users.map_or(0, |users| users.root),
+        read_only: parts.read_only,
+    };
+    extra_mounts(&inside, &stage.scratch, parts.extra, sources)?;
     match stage.root() {
         Some(_) => leave_host(root.as_fd()),
         None => become_root(root.as_fd()),
@@ -95,7 +102,12 @@ pub(super) fn enter_directory(
     let root = clone_of(CWD, path, false).step(name)?;
     attach(root.as_fd(), open_directory(CWD, path).step(name)?.as_fd()).step(name)?;
     stage.move_to(root.as_fd(), None)?;
-    extra_mounts(root.as_fd(), &stage.scratch, extra, sources)?;
+    let inside = Inside {
+        root: root.as_fd(),
+        owner: users.map_or(0, |users| users.root),
+        read_only: false,
+    };
+    extra_mounts(&inside, &stage.scratch, extra, sources)?;
     become_root(root.as_fd())
 }
 
@@ -450,13 +462,23 @@ pub(super) fn open_sources(
     mounts.iter().map(open).collect()
 }
 
+/// Where the request's own mounts go.
+pub(super) struct Inside<'a> {
+    pub(super) root: BorrowedFd<'a>,
+    /// The host's id of root inside.
+    pub(super) owner: u32,
+    /// Whether files can only be read.
+    pub(super) read_only: bool,
+}
+
 /// The request's own mounts, in order.
 pub(super) fn extra_mounts(
-    root: BorrowedFd<'_>,
+    inside: &Inside<'_>,
     scratch: &Scratch,
     mounts: &[Mount],
     sources: Vec<Option<OwnedFd>>,
 ) -> Result<(), Failure> {
+    let root = inside.root;
     for (index, (mount, source)) in mounts.iter().zip(sources).enumerate() {
         match mount {
             Mount::Bind { target, .. } => {
@@ -475,14 +497,71 @@ pub(super) fn extra_mounts(
                 let volume = mount_root(lower, upper, work, None).step(name)?;
                 put(root, volume.as_fd(), target).step(name)?;
             }
+            Mount::Tmpfs(tmpfs) => {
+                let name = || format!("mounting a tmpfs at {}", tmpfs.target.display());
+                let memory = in_memory(root, tmpfs, inside.owner).step(name)?;
+                put(root, memory.as_fd(), &tmpfs.target).step(name)?;
+            }
             Mount::File { target, content } => {
                 let name = || format!("mounting a file at {}", target.display());
                 let file = scratch.file(&index.to_string(), content).step(name)?;
+                if inside.read_only {
+                    sys::set_mount_attributes(file.as_fd(), libc::MOUNT_ATTR_RDONLY, false)
+                        .step(name)?;
+                }
                 put(root, file.as_fd(), target).step(name)?;
             }
         }
     }
     Ok(())
+}
+
+/// A tmpfs, attached nowhere. `owner` is the host's id of root inside.
+fn in_memory(root: BorrowedFd<'_>, tmpfs: &Tmpfs, owner: u32) -> io::Result<OwnedFd> {
+    let mode = match tmpfs.mode {
+        Some(mode) => mode,
+        None => covered_mode(root, &tmpfs.target)?,
+    };
+    let id = |id: u32| {
+        owner
+            .checked_add(id)
+            .map(|id| id.to_string())
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no such id in a container"))
+    };
+    let mut options = vec![
+        ("mode", format!("{mode:o}")),
+        ("uid", id(tmpfs.uid)?),
+        ("gid", id(tmpfs.gid)?),
+    ];
+    options.extend(tmpfs.size_bytes.map(|size| ("size", size.to_string())));
+    options.extend(tmpfs.inodes.map(|count| ("nr_inodes", count.to_string())));
+    let options: Vec<(&str, &str)> = options.iter().map(|(k, v)| (*k, v.as_str())).collect();
+    let mut attributes = NODEV;
+    attributes.set(NOEXEC, !tmpfs.exec);
+    attributes.set(NOSUID, !tmpfs.suid);
+    attributes.set(RDONLY, tmpfs.read_only);
+    new_mount("tmpfs", &options, attributes)
+}
+
+/// Permissions of the directory at a path inside the root; those of /tmp where there is none.
+fn covered_mode(root: BorrowedFd<'_>, path: &Path) -> io::Result<u32> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+        Ok(directory) => {
+            let stat = rustix::fs::statat(&directory, "", AtFlags::EMPTY_PATH)?;
+            Ok(stat.st_mode & 0o7777)
+        }
+        Err(Errno::NOENT) => Ok(0o1777),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// From now on `/` can only be read; what is mounted in it stays as it is.
+pub(super) fn make_root_read_only() -> Result<(), Failure> {
+    let name = || "making the root file system read-only".to_owned();
+    let root = open_directory(CWD, Path::new("/")).step(name)?;
+    sys::set_mount_attributes(root.as_fd(), libc::MOUNT_ATTR_RDONLY, false).step(name)
 }
 
 /// Attaches `mount` at `target` inside the root; the target is made as a file or a directory, like the source.

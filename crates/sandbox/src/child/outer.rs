@@ -3,7 +3,7 @@
 //! Owns: the outer root with the container's inside, and the way to the identity in it. Must not: know which kernel it is.
 
 use super::mounts::{
-    NODEV, NOEXEC, NOSUID, Parts, attach, attach_new, become_root, clone_of, extra_mounts,
+    Inside, NODEV, NOEXEC, NOSUID, Parts, attach, attach_new, become_root, clone_of, extra_mounts,
     open_directory, open_files, system_directory,
 };
 use super::scratch::Scratch;
@@ -43,7 +43,12 @@ impl Outer {
             .step(|| "making /tmp".to_owned())?;
         let scratch = Scratch::make(parts.work, parts.extra)
             .step(|| "mounting a file system in memory".to_owned())?;
-        extra_mounts(files.as_fd(), &scratch, parts.extra, sources)?;
+        let inside = Inside {
+            root: files.as_fd(),
+            owner: users.map_or(0, |users| users.root),
+            read_only: parts.read_only,
+        };
+        extra_mounts(&inside, &scratch, parts.extra, sources)?;
         Self::around(files.as_fd(), parts.work, directories)
             .step(|| "making an outer root file system".to_owned())
     }

@@ -78,6 +78,7 @@ impl Place {
             disk: None,
             capabilities: Capabilities::default(),
             no_new_privileges: false,
+            read_only: false,
             kernel: wharf_sandbox::Kernel::Host,
         };
         (
@@ -141,6 +142,7 @@ impl Place {
             disk: None,
             capabilities: Capabilities::default(),
             no_new_privileges: false,
+            read_only: false,
             kernel: wharf_sandbox::Kernel::Host,
         };
         let fds = SpawnFds {

@@ -115,6 +115,7 @@ impl World {
             start: Default::default(),
             isolation: None,
             no_new_privileges: false,
+            surroundings: wharf_engine::Surroundings::default(),
         };
         self.engine.create(request).await?;
         self.engine.start_instance(&Owner::Operator, name).await?;

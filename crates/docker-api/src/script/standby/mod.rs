@@ -529,5 +529,6 @@ async fn create(
         start,
         isolation,
         no_new_privileges,
+        surroundings: wharf_engine::Surroundings::default(),
     })
 }

@@ -197,6 +197,11 @@ pub(crate) fn make_files_as(id: u32) -> io::Result<()> {
         return Err(io::Error::from_raw_os_error(libc::EPERM));
     }
     // Leaving id 0 has made some ineffective (capabilities(7)).
+    make_capabilities_effective()
+}
+
+/// Makes all capabilities that this thread may use effective.
+pub(crate) fn make_capabilities_effective() -> io::Result<()> {
     let held = rustix::thread::capabilities(None)?;
     rustix::thread::set_capabilities(
         None,

@@ -12,7 +12,7 @@
 
 use crate::exhaustion::UsedUp;
 use crate::sys::{self, Forked};
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use rustix::process::{Pid, Signal, Uid, WaitOptions, WaitStatus};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
@@ -223,9 +223,14 @@ impl Pool {
 }
 
 /// A user namespace in which `root` and the ids after it are 0 and the ids after it.
+///
+/// Its owner is `root`, not the host's root. What the kernel counts for each user (inotify instances,
+/// pending signals, locked memory, namespaces) it counts for the owner as well. With one owner for all,
+/// one container could use up everybody's share, and that of the host's services.
 fn make(root: u32) -> io::Result<OwnedFd> {
     // SAFETY: the spawner has one thread; the child waits for its end without touching anything.
-    let forked = unsafe { sys::fork_with(libc::CLONE_NEWUSER as u64, None) }?;
+    let fork = || unsafe { sys::fork_with(libc::CLONE_NEWUSER as u64, None) };
+    let forked = as_user(root, fork)?;
     let pid = match forked {
         Forked::Child => sys::wait_for_end(),
         Forked::Parent { pid, .. } => pid,
@@ -242,6 +247,23 @@ fn make(root: u32) -> io::Result<OwnedFd> {
             rustix::process::waitpid(Some(pid), WaitOptions::empty())?;
     }
     Ok(made?.into())
+}
+
+/// Does something as the host's user `id`, with root's capabilities.
+fn as_user<T>(id: u32, job: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let effective = |id: u32| {
+        let (kept, id) = (Uid::from_raw(0), Uid::from_raw(id));
+        rustix::thread::set_thread_res_uid(kept, id, kept)
+    };
+    effective(id)?;
+    // Leaving id 0 has made the capabilities ineffective (capabilities(7)).
+    let done = sys::make_capabilities_effective().and_then(|()| job());
+    // Coming back to it makes them effective again.
+    if let Err(error) = effective(0) {
+        eprintln!("spawner: could not become root again: {error}");
+        std::process::abort();
+    }
+    done
 }
 
 #[cfg(test)]

@@ -139,3 +139,56 @@ async fn open_files_are_bounded() {
     assert_ne!(ran.exit.code, 0);
     place.finish(spawner).await;
 }
+
+/// Runs inside, as a program of its own: takes as many inotify instances as there are, says how many
+/// there were, and keeps them.
+fn take_all_inotify_instances() {
+    let mut taken = Vec::new();
+    while let Ok(instance) = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC) {
+        taken.push(instance);
+        if taken.len() == 10_000 {
+            break;
+        }
+    }
+    println!("taken {}.", taken.len());
+    std::thread::sleep(std::time::Duration::from_secs(60));
+}
+
+#[tokio::test]
+async fn a_container_that_takes_all_inotify_instances_takes_none_of_others() {
+    if std::env::var_os("INSIDE").is_some() {
+        return take_all_inotify_instances();
+    }
+    const NAME: &str = "a_container_that_takes_all_inotify_instances_takes_none_of_others";
+    let place = Place::new();
+    let spawner = place.start().await;
+    let bound = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_instances").unwrap();
+    let bound: usize = bound.trim().parse().unwrap();
+    let mut taken = Vec::new();
+    for id in ["first", "second"] {
+        let (spec, fds) = place.this_program(id, &place.path(&format!("{id}-upper")), NAME);
+        let process = spawner.spawn(&spec, fds).await.unwrap();
+        let mut output = tokio::fs::File::from_std(process.stdout.into());
+        let mut said = String::new();
+        while !said.contains('.') || !said.contains("taken") {
+            let mut some = [0; 256];
+            let n = tokio::io::AsyncReadExt::read(&mut output, &mut some)
+                .await
+                .unwrap();
+            assert_ne!(n, 0, "{said}");
+            said += &String::from_utf8_lossy(&some[..n]);
+        }
+        let number = said.split("taken ").nth(1).unwrap();
+        taken.push(number.split('.').next().unwrap().parse::<usize>().unwrap());
+    }
+    // The host's root has its own, too: this test runs as root.
+    let host = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC);
+    for id in ["first", "second"] {
+        spawner.kill(id).await.unwrap();
+        spawner.wait(id).await.unwrap();
+        spawner.forget(id).await.unwrap();
+    }
+    host.unwrap();
+    assert_eq!(taken, [bound.min(10_000); 2]);
+    place.finish(spawner).await;
+}

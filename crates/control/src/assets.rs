@@ -43,6 +43,7 @@ const MANIFEST_LIMIT: u64 = 16 << 20;
 const SESSION_SECONDS: i64 = 3600;
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Start {
     manifest: BTreeMap<String, ManifestEntry>,
 }

@@ -16,7 +16,8 @@ use crate::body;
 use crate::containers::images;
 use crate::deploying::source;
 use crate::envelope::{ApiError, ApiResult, ok, timestamp};
-use crate::{App, settings, versions};
+use crate::upload::metadata::annotations;
+use crate::{App, fields, settings, versions};
 
 /// As many as Cloudflare shows.
 const SHOWN: u32 = 10;
@@ -66,14 +67,17 @@ fn show(deployment: &Deployment) -> Value {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct NewBody {
     strategy: Option<String>,
+    code_update_strategy: Option<Value>,
     versions: Vec<Share>,
     #[serde(default)]
     annotations: BTreeMap<String, Value>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Share {
     version_id: String,
     percentage: f64,
@@ -98,11 +102,8 @@ pub(crate) async fn create(
     let id = only_version(&new)?;
     let version = versions::find(&app, &script, &id).await?;
     images::prepare_all(&app, &version).await?;
-    let annotations = new
-        .annotations
-        .iter()
-        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-        .collect();
+    fields::CODE_UPDATE.check_value(new.code_update_strategy.as_ref())?;
+    let annotations = annotations(new.annotations.iter())?;
     let mut deployment = NewDeployment {
         source: source(&headers).to_owned(),
         annotations,

@@ -57,6 +57,14 @@ impl ApiError {
         )
     }
 
+    /// The same, with what the user can do instead.
+    pub(crate) fn unsupported_but(what: impl std::fmt::Display, mend: &str) -> Self {
+        let mut error = Self::unsupported(what);
+        error.message.push_str(": ");
+        error.message.push_str(mend);
+        error
+    }
+
     pub(crate) fn worker_not_found(script: &str) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,

@@ -24,7 +24,7 @@ const PIECES: &[&str] = &[
     "\"containers\":[{\"class_name\":\"C\",\"images\":{\"a\":\"b\"}}],",
     "\"migrations\":{\"new_tag\":\"v1\",\"steps\":[{\"new_sqlite_classes\":[\"C\"]}]},",
     "\"annotations\":{\"workers/message\":\"x\"},\"assets\":{\"jwt\":\"x\",\"config\":{}},",
-    "\"x\":1}",
+    "\"placement\":{}}",
 ];
 /// Bytes from this one on stand for a piece, unless they come after 0xff, which stands for what follows it.
 const FIRST_PIECE: u8 = 0xff - PIECES.len() as u8;

@@ -23,6 +23,7 @@ mod containers;
 mod deploying;
 mod deployments;
 mod envelope;
+mod fields;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

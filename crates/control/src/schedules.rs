@@ -14,6 +14,7 @@ use crate::envelope::{ApiError, ApiResult, ok, timestamp};
 use crate::{App, body, settings};
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Trigger {
     cron: String,
 }

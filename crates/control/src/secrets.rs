@@ -16,6 +16,7 @@ use crate::envelope::{ApiError, ApiResult, Page, now_ms, ok};
 use crate::{App, body, settings, versions};
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Secret {
     name: Option<String>,
     text: Option<String>,
@@ -24,6 +25,7 @@ struct Secret {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Bulk {
     secrets: BTreeMap<String, Option<Secret>>,
 }

@@ -13,9 +13,10 @@ use wharf_store::{ScriptSettings, SecretChange};
 use crate::deploying::source;
 use crate::envelope::{ApiError, ApiResult, ok};
 use crate::upload::bindings::kind;
+use crate::upload::metadata::observability;
 use crate::upload::multipart;
 use crate::versions::{etag, show_bindings};
-use crate::{App, body, secrets};
+use crate::{App, body, fields, secrets};
 
 /// The script, or the error that wrangler takes for "not there".
 pub(crate) async fn existing(app: &Arc<App>, script: &str) -> ApiResult<Script> {
@@ -217,18 +218,8 @@ pub(crate) async fn patch_script_settings(
 ) -> ApiResult {
     existing(&app, &script).await?;
     let patch: Map<String, Value> = body::json(request).await?;
-    if patch.get("logpush").and_then(Value::as_bool) == Some(true) {
-        return Err(ApiError::unsupported("Logpush jobs (\"logpush\": true)"));
-    }
-    let consumers = ["tail_consumers", "streaming_tail_consumers"];
-    if consumers.iter().any(|key| {
-        patch
-            .get(*key)
-            .and_then(Value::as_array)
-            .is_some_and(|list| !list.is_empty())
-    }) {
-        return Err(ApiError::unsupported("tail consumers"));
-    }
+    fields::SCRIPT_SETTINGS.check(&patch)?;
+    observability(patch.get("observability"))?;
     let settings =
         change_script_settings(&app, script, |settings| settings.values.extend(patch)).await?;
     Ok(ok(Value::Object(settings.values)))

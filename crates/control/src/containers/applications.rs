@@ -160,13 +160,18 @@ struct Create {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct DurableObjects {
     namespace_id: String,
 }
 
 /// `POST applications`
 pub(crate) async fn create(State(app): State<Arc<App>>, request: Body) -> ApiResult {
-    let new: Create = body::json(request).await?;
+    let body: Map<String, Value> = body::json(request).await?;
+    checks::application(&body).inspect_err(log_refusal)?;
+    let new: Create = serde_json::from_value(Value::Object(body)).map_err(|error| {
+        ApiError::bad_request(format!("the container application can't be read: {error}"))
+    })?;
     if new.name.is_empty() || new.name.len() > 255 {
         return Err(ApiError::bad_request(
             "an application's name has 1 to 255 characters",
@@ -290,6 +295,7 @@ pub(crate) async fn modify(
 ) -> ApiResult {
     find(&app, &id).await?;
     let patch: Map<String, Value> = body::json(request).await?;
+    checks::application(&patch).inspect_err(log_refusal)?;
     let inner = Arc::clone(&app);
     let shown = app
         .exclusively(LOCK.into(), async move {

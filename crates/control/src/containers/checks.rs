@@ -1,9 +1,10 @@
 //! What of an application's configuration is refused. Pure.
 
-use serde_json::Value;
-use wharf_model::{Application, InstanceType, Settings};
+use serde_json::{Map, Value};
+use wharf_model::{Application, InstanceType, MANAGED_POLICY, Settings};
 
 use crate::envelope::{ApiError, ApiResult};
+use crate::fields;
 
 /// Checks `configuration`, all but whether its image exists.
 pub(crate) fn configuration(configuration: &Value) -> ApiResult<()> {
@@ -12,6 +13,9 @@ pub(crate) fn configuration(configuration: &Value) -> ApiResult<()> {
             "an application needs a \"configuration\"",
         ));
     }
+    fields::CONFIGURATION.check_value(Some(configuration))?;
+    fields::DISK.check_value(configuration.get("disk"))?;
+    observability(configuration.get("observability"))?;
     if let Some(kind) = configuration.get("instance_type").filter(|v| !v.is_null())
         && kind.as_str().and_then(InstanceType::parse).is_none()
     {
@@ -47,18 +51,42 @@ pub(crate) fn configuration(configuration: &Value) -> ApiResult<()> {
     Ok(())
 }
 
+/// Checks an application's fields beside its configuration, as they come with a create or a change.
+pub(crate) fn application(body: &Map<String, Value>) -> ApiResult<()> {
+    fields::APPLICATION.check(body)?;
+    fields::CONSTRAINTS.check_value(body.get("constraints"))?;
+    fields::AFFINITIES.check_value(body.get("affinities"))?;
+    observability(body.get("observability"))?;
+    match body.get("scheduling_policy").filter(|p| !p.is_null()) {
+        None => Ok(()),
+        // All but the last choose among Cloudflare's places, and a node is one.
+        Some(policy)
+            if matches!(
+                policy.as_str(),
+                Some("default" | "moon" | "regional" | "fill_metals" | MANAGED_POLICY)
+            ) =>
+        {
+            Ok(())
+        }
+        Some(policy) => Err(ApiError::unsupported_but(
+            format!("scheduling policies such as {policy} (\"scheduling_policy\")"),
+            "remove it",
+        )),
+    }
+}
+
+fn observability(value: Option<&Value>) -> ApiResult<()> {
+    fields::APPLICATION_OBSERVABILITY.check_value(value)?;
+    fields::TELEMETRY.check_value(value.and_then(|v| v.get("logs")))
+}
+
 /// Checks `configuration` of an application that its Durable Object manages: image and size come with each start.
 pub(crate) fn managed_configuration(value: &Value) -> ApiResult<()> {
     configuration(value)?;
-    for (key, value) in value.as_object().into_iter().flatten() {
+    for key in value.as_object().into_iter().flat_map(Map::keys) {
         match key.as_str() {
-            "wrangler_ssh" | "authorized_keys" | "trusted_user_ca_keys" => {}
-            "experimental_flags" if value.as_array().is_some_and(Vec::is_empty) => {}
-            "experimental_flags" => {
-                return Err(ApiError::unsupported(
-                    "experimental flags of containers (\"experimental_flags\")",
-                ));
-            }
+            // The last is refused above, unless it is empty.
+            "wrangler_ssh" | "authorized_keys" | "trusted_user_ca_keys" | "experimental_flags" => {}
             _ => {
                 return Err(ApiError::bad_request(format!(
                     "an application with \"scheduling_policy\": \"durable_object\" has no {key:?}: image and size come with start()"

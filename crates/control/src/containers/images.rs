@@ -12,6 +12,7 @@ use crate::envelope::{ApiError, ApiResult, ok};
 use crate::{App, body};
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Preparation {
     image: String,
 }

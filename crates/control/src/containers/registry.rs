@@ -46,6 +46,7 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> ApiResult {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Ask {
     expiration_minutes: Option<i64>,
     permissions: Option<Vec<String>>,
@@ -71,6 +72,16 @@ pub(crate) async fn credentials(
         ));
     }
     let ask: Ask = body::json(request).await?;
+    if let Some(other) = ask
+        .permissions
+        .iter()
+        .flatten()
+        .find(|p| !matches!(p.as_str(), "pull" | "push"))
+    {
+        return Err(ApiError::bad_request(format!(
+            "unknown permission {other:?} in \"permissions\"; there are \"pull\" and \"push\""
+        )));
+    }
     let push = ask
         .permissions
         .is_none_or(|permissions| permissions.iter().any(|p| p == "push"));

@@ -6,13 +6,13 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use http::StatusCode;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use wharf_store::Rollout;
 
 use crate::containers::applications::{LOCK, check_image, find, replace, with_image};
 use crate::containers::checks;
 use crate::envelope::{ApiError, ApiResult, now_ms, ok, timestamp};
-use crate::{App, body};
+use crate::{App, body, fields};
 
 #[derive(Debug, Deserialize)]
 struct Create {
@@ -31,7 +31,15 @@ pub(crate) async fn create(
     request: Body,
 ) -> ApiResult {
     find(&app, &id).await?;
-    let new: Create = body::json(request).await?;
+    let body: Map<String, Value> = body::json(request).await?;
+    fields::ROLLOUT.check(&body)?;
+    let new: Create = serde_json::from_value(Value::Object(body))
+        .map_err(|error| ApiError::bad_request(format!("the rollout can't be read: {error}")))?;
+    if let Some(other) = new.strategy.as_deref().filter(|s| *s != "rolling") {
+        return Err(ApiError::bad_request(format!(
+            "unknown rollout strategy {other:?}; there is \"rolling\""
+        )));
+    }
     if let Some(kind) = new.kind.as_deref().filter(|kind| *kind != "full_auto") {
         return Err(ApiError::unsupported(format!(
             "rollouts of kind {kind:?}, which wait between their steps"

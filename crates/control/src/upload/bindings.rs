@@ -7,6 +7,7 @@ use serde_json::Value;
 use wharf_model::{Binding, DurableObjectNamespace, Version};
 
 use crate::envelope::{ApiError, ApiResult, UNSUPPORTED};
+use crate::fields;
 
 /// What bindings are resolved against.
 pub(crate) struct Surroundings<'a> {
@@ -52,6 +53,19 @@ const UNSUPPORTED_TYPES: &[(&str, &str)] = &[
     ("text_blob", "text blobs (import the module instead)"),
     ("data_blob", "data blobs (import the module instead)"),
     ("logfwdr", "logfwdr bindings"),
+    ("ai_search", "AI Search bindings"),
+    ("ai_search_namespace", "AI Search namespaces"),
+    ("agent_memory", "Agent Memory bindings"),
+    ("analytics", "Analytics bindings"),
+    ("artifacts", "Artifacts bindings"),
+    ("flagship", "Flagship bindings"),
+    ("k2", "K2 streams"),
+    ("media", "Media bindings"),
+    ("secret_key", "secret keys"),
+    ("stream", "Stream bindings"),
+    ("unsafe_hello_world", "hello-world bindings"),
+    ("vpc_network", "VPC networks"),
+    ("vpc_service", "VPC services"),
 ];
 
 fn unsupported(kind: &str, name: &str) -> ApiError {
@@ -146,6 +160,11 @@ fn one(uploaded: &Value, around: &Surroundings<'_>) -> ApiResult<Binding> {
             ApiError::invalid(format!("binding {name:?} of type {kind:?} needs {key:?}"))
         })
     };
+    let table = fields::binding(kind).ok_or_else(|| unsupported(kind, name))?;
+    if let Err(mut refusal) = table.check_value(Some(uploaded)) {
+        refusal.message.push_str(&format!(" (binding {name:?})"));
+        return Err(refusal);
+    }
     let name = name.to_owned();
     let binding = match kind {
         "plain_text" => Binding::PlainText {

@@ -6,12 +6,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::envelope::{ApiError, ApiResult};
+use crate::fields;
 
 /// The part `metadata`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Metadata {
     pub(crate) main_module: Option<String>,
-    body_part: Option<String>,
     pub(crate) bindings: Option<Vec<Value>>,
     pub(crate) compatibility_date: Option<String>,
     pub(crate) compatibility_flags: Option<Vec<String>>,
@@ -22,12 +22,8 @@ pub(crate) struct Metadata {
     pub(crate) annotations: Option<BTreeMap<String, Value>>,
     pub(crate) assets: Option<AssetsRef>,
     exports: Option<Value>,
-    tail_consumers: Option<Value>,
-    streaming_tail_consumers: Option<Value>,
-    logpush: Option<bool>,
-    capnp_schema: Option<Value>,
     cache_options: Option<Value>,
-    /// observability, placement, limits, ...: kept with the version, not acted on.
+    /// Fields without meaning here, which are shown again as they came (see `fields`).
     #[serde(flatten)]
     pub(crate) rest: Map<String, Value>,
 }
@@ -54,9 +50,12 @@ pub(crate) const OLDEST_DATE: &str = "2021-11-02";
 impl Metadata {
     /// Reads and checks what can be checked without looking anything up.
     pub(crate) fn parse(text: &str) -> ApiResult<Self> {
-        let metadata: Self = serde_json::from_str(text).map_err(|error| {
+        let unreadable = |error: serde_json::Error| {
             ApiError::bad_request(format!("the upload's metadata can't be read: {error}"))
-        })?;
+        };
+        let object: Map<String, Value> = serde_json::from_str(text).map_err(unreadable)?;
+        check_fields(&object)?;
+        let metadata: Self = serde_json::from_value(Value::Object(object)).map_err(unreadable)?;
         metadata.refuse_unsupported()?;
         Ok(metadata)
     }
@@ -75,16 +74,8 @@ impl Metadata {
                 .and_then(Value::as_bool)
                 == Some(true)
         };
-        let feature = if self.body_part.is_some() {
-            "service-worker format scripts (use `export default { fetch }`)"
-        } else if set(&self.exports) {
+        let feature = if set(&self.exports) {
             "\"exports\" configurations (declare Durable Object classes by \"migrations\")"
-        } else if set(&self.tail_consumers) || set(&self.streaming_tail_consumers) {
-            "tail consumers"
-        } else if self.logpush == Some(true) {
-            "Logpush jobs (\"logpush\": true)"
-        } else if set(&self.capnp_schema) {
-            "Cap'n Proto schemas (\"unsafe.capnp\")"
         } else if enabled(&self.cache_options) {
             "cache options (\"cache\")"
         } else {
@@ -117,13 +108,62 @@ impl Metadata {
     }
 
     /// `workers/...` annotations as text.
-    pub(crate) fn annotations(&self) -> BTreeMap<String, String> {
-        self.annotations
-            .iter()
-            .flatten()
-            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-            .collect()
+    pub(crate) fn annotations(&self) -> ApiResult<BTreeMap<String, String>> {
+        annotations(self.annotations.iter().flatten())
     }
+}
+
+/// Annotations of a version or a deployment: texts. Null says nothing.
+pub(crate) fn annotations<'a>(
+    given: impl Iterator<Item = (&'a String, &'a Value)>,
+) -> ApiResult<BTreeMap<String, String>> {
+    let mut texts = BTreeMap::new();
+    for (key, value) in given.filter(|(_, value)| !value.is_null()) {
+        let Some(text) = value.as_str() else {
+            return Err(ApiError::bad_request(format!(
+                "annotation {key:?} must be a text, not {value}"
+            )));
+        };
+        if key == "workers/alias" {
+            return Err(ApiError::unsupported_but(
+                format!("aliases of versions (\"--preview-alias\", {text:?})"),
+                "upload without one; a version has an address when it is deployed",
+            ));
+        }
+        texts.insert(key.clone(), text.to_owned());
+    }
+    Ok(texts)
+}
+
+fn check_fields(metadata: &Map<String, Value>) -> ApiResult<()> {
+    fields::UPLOAD.check(metadata)?;
+    fields::CODE_UPDATE.check_value(metadata.get("code_update_strategy"))?;
+    observability(metadata.get("observability"))?;
+    if let Some(Value::Object(assets)) = metadata.get("assets") {
+        fields::ASSETS.check(assets)?;
+        fields::ASSETS_CONFIG.check_value(assets.get("config"))?;
+    }
+    for container in metadata
+        .get("containers")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        fields::CONTAINER.check_value(Some(container))?;
+    }
+    Ok(())
+}
+
+/// Checks a Worker's `observability`.
+pub(crate) fn observability(value: Option<&Value>) -> ApiResult<()> {
+    let Some(Value::Object(observability)) = value else {
+        return Ok(());
+    };
+    fields::OBSERVABILITY.check(observability)?;
+    for kind in ["logs", "traces"] {
+        fields::TELEMETRY.check_value(observability.get(kind))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

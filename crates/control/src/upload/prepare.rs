@@ -90,7 +90,7 @@ pub(crate) fn prepare(store: &Store, request: &Request, parts: Parts) -> ApiResu
         },
     )?;
     let containers = declarations(store, metadata.containers.as_deref(), namespaces)?;
-    let annotations = metadata.annotations();
+    let annotations = metadata.annotations()?;
     let mut extra = metadata.rest.clone();
     // A list of npm packages for Cloudflare's statistics.
     extra.remove("package_dependencies");

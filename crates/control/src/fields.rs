@@ -1,0 +1,469 @@
+//! The fields and query parameters that Cloudflare's API takes, and what each becomes here. Pure.
+//!
+//! A name without a row is refused, and so is one whose lack of effect could harm. A field that
+//! would be refused passes while it says nothing: null, false, zero, or empty.
+
+use serde_json::{Map, Value};
+
+use crate::envelope::{ApiError, ApiResult};
+
+/// What becomes of a field.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Fate {
+    /// It has its effect, or code beside this table checks its value.
+    Honoured,
+    /// It can have no effect on a node, and leaving it out changes nothing. With the reason.
+    NoMeaning(#[allow(dead_code, reason = "it is for those who read the table")] &'static str),
+    /// What it asks for, as a plural, and what the user can do.
+    Refused(&'static str, &'static str),
+}
+
+use Fate::{Honoured, NoMeaning, Refused};
+
+/// An object's fields.
+#[derive(Debug)]
+pub(crate) struct Table {
+    /// The object, as messages name it: `the upload's metadata`.
+    pub(crate) of: &'static str,
+    pub(crate) fields: &'static [(&'static str, Fate)],
+}
+
+impl Table {
+    /// Refuses the first field that is unknown or not supported, by its name.
+    pub(crate) fn check(&self, object: &Map<String, Value>) -> ApiResult<()> {
+        for (name, value) in object {
+            match self.fate(name) {
+                Some(Honoured | NoMeaning(_)) => {}
+                Some(Refused(what, mend)) if !says_nothing(value) => {
+                    return Err(ApiError::unsupported_but(
+                        format!("{what} ({name:?} in {})", self.of),
+                        mend,
+                    ));
+                }
+                None if !value.is_null() => {
+                    return Err(ApiError::unsupported_but(
+                        format!("settings named {name:?} in {}", self.of),
+                        "remove it",
+                    ));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks a value that may be missing; anything but an object passes to the code that reads it.
+    pub(crate) fn check_value(&self, value: Option<&Value>) -> ApiResult<()> {
+        match value {
+            Some(Value::Object(object)) => self.check(object),
+            _ => Ok(()),
+        }
+    }
+
+    fn fate(&self, name: &str) -> Option<Fate> {
+        let row = self.fields.iter().find(|(known, _)| *known == name);
+        row.map(|(_, fate)| *fate)
+    }
+}
+
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(on) => !on,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.values().all(says_nothing),
+    }
+}
+
+const LOGS: &str = "the node's log has every line of every Worker and container";
+const ONE_PLACE: &str = "a node is one place: it is next to itself";
+const TAILS: &str = "remove it; the node's log has what Workers write";
+
+/// The part `metadata` of an upload.
+pub(crate) const UPLOAD: Table = Table {
+    of: "the upload's metadata",
+    fields: &[
+        ("main_module", Honoured),
+        ("bindings", Honoured),
+        ("compatibility_date", Honoured),
+        ("compatibility_flags", Honoured),
+        ("migrations", Honoured),
+        ("exports", Honoured),
+        ("containers", Honoured),
+        ("keep_bindings", Honoured),
+        ("keep_assets", Honoured),
+        ("annotations", Honoured),
+        ("assets", Honoured),
+        ("cache_options", Honoured),
+        ("observability", Honoured),
+        ("code_update_strategy", Honoured),
+        (
+            "body_part",
+            Refused(
+                "service-worker format scripts",
+                "use `export default { fetch }`",
+            ),
+        ),
+        ("tail_consumers", Refused("tail consumers", TAILS)),
+        (
+            "streaming_tail_consumers",
+            Refused("streaming tail consumers", TAILS),
+        ),
+        ("logpush", Refused("Logpush jobs", TAILS)),
+        (
+            "capnp_schema",
+            Refused("Cap'n Proto schemas", "remove \"unsafe.capnp\""),
+        ),
+        (
+            "limits",
+            Refused(
+                "limits of a request's CPU time or subrequests",
+                "remove \"limits\"; workerd.watchdog_ms in wharf.toml bounds how long JavaScript may compute",
+            ),
+        ),
+        ("placement", NoMeaning(ONE_PLACE)),
+        (
+            "package_dependencies",
+            NoMeaning("a list of npm packages for Cloudflare's statistics"),
+        ),
+        ("usage_model", NoMeaning("nothing is billed")),
+    ],
+};
+
+/// `code_update_strategy` of an upload or a deployment. wrangler 4.164 sends it with each.
+pub(crate) const CODE_UPDATE: Table = Table {
+    of: "\"code_update_strategy\"",
+    fields: &[
+        (
+            "mode",
+            NoMeaning("objects move to the new code with the deploy, which both modes allow"),
+        ),
+        (
+            "max_delay",
+            NoMeaning("the longest time that an update may wait, and none waits"),
+        ),
+    ],
+};
+
+/// `observability` of a Worker.
+pub(crate) const OBSERVABILITY: Table = Table {
+    of: "\"observability\"",
+    fields: &[
+        ("enabled", NoMeaning(LOGS)),
+        ("head_sampling_rate", NoMeaning(LOGS)),
+        ("issues", NoMeaning("a view in Cloudflare's dashboard")),
+        ("logs", Honoured),
+        ("traces", Honoured),
+        (
+            "redact_query_string",
+            NoMeaning("the node's log has no requests' URLs"),
+        ),
+    ],
+};
+
+/// `observability.logs` and `observability.traces`.
+pub(crate) const TELEMETRY: Table = Table {
+    of: "\"observability\"",
+    fields: &[
+        ("enabled", NoMeaning(LOGS)),
+        ("head_sampling_rate", NoMeaning(LOGS)),
+        ("invocation_logs", NoMeaning(LOGS)),
+        ("persist", NoMeaning(LOGS)),
+        ("propagation_policy", NoMeaning("there are no traces")),
+        (
+            "destinations",
+            Refused(
+                "destinations of logs and traces",
+                "remove it, and collect the node's log instead",
+            ),
+        ),
+    ],
+};
+
+/// `assets` of an upload.
+pub(crate) const ASSETS: Table = Table {
+    of: "the upload's \"assets\"",
+    fields: &[("jwt", Honoured), ("config", Honoured)],
+};
+
+/// `assets.config` of an upload.
+pub(crate) const ASSETS_CONFIG: Table = Table {
+    of: "\"assets.config\"",
+    fields: &[
+        ("html_handling", Honoured),
+        ("not_found_handling", Honoured),
+        ("run_worker_first", Honoured),
+        ("_redirects", Honoured),
+        ("_headers", Honoured),
+        // "/" is what there is anyway.
+        ("base_path", Honoured),
+    ],
+};
+
+/// One of an upload's `containers`.
+pub(crate) const CONTAINER: Table = Table {
+    of: "the upload's \"containers\"",
+    fields: &[
+        ("class_name", Honoured),
+        ("name", Honoured),
+        ("images", Honoured),
+    ],
+};
+
+const ENVIRONMENT: Fate = Refused(
+    "service environments",
+    "remove \"environment\"; the environment of a wrangler configuration is a Worker of its own",
+);
+
+/// Fields of a binding of this type; `None` for types that are refused as a whole.
+pub(crate) fn binding(kind: &str) -> Option<Table> {
+    let fields: &'static [(&'static str, Fate)] = match kind {
+        "plain_text" | "secret_text" => {
+            &[("type", Honoured), ("name", Honoured), ("text", Honoured)]
+        }
+        "json" => &[("type", Honoured), ("name", Honoured), ("json", Honoured)],
+        "assets" | "version_metadata" => &[("type", Honoured), ("name", Honoured)],
+        "inherit" => &[
+            ("type", Honoured),
+            ("name", Honoured),
+            ("old_name", Honoured),
+            ("version_id", Honoured),
+        ],
+        "durable_object_namespace" => &[
+            ("type", Honoured),
+            ("name", Honoured),
+            ("class_name", Honoured),
+            ("script_name", Honoured),
+            ("namespace_id", Honoured),
+            ("environment", ENVIRONMENT),
+        ],
+        "service" => &[
+            ("type", Honoured),
+            ("name", Honoured),
+            ("service", Honoured),
+            ("entrypoint", Honoured),
+            ("props", Honoured),
+            // "production" is every Worker's only one.
+            ("environment", Honoured),
+            (
+                "cross_account_grant",
+                Refused(
+                    "service bindings to other accounts",
+                    "deploy the other Worker to this node",
+                ),
+            ),
+        ],
+        _ => return None,
+    };
+    Some(Table {
+        of: "a binding",
+        fields,
+    })
+}
+
+/// `script-settings`.
+pub(crate) const SCRIPT_SETTINGS: Table = Table {
+    of: "the script's settings",
+    fields: &[
+        ("tags", Honoured),
+        ("observability", Honoured),
+        ("tail_consumers", Refused("tail consumers", TAILS)),
+        (
+            "streaming_tail_consumers",
+            Refused("streaming tail consumers", TAILS),
+        ),
+        ("logpush", Refused("Logpush jobs", TAILS)),
+    ],
+};
+
+const COMMAND: &str = "give it to `start()` in the Worker, or build it into the image";
+const PLACES: &str = "remove it; a node is one place, whose name is in [node] of wharf.toml";
+const CLOUDCHAMBER: &str = "remove it; a container belongs to a Durable Object";
+
+/// A container application, made or changed.
+pub(crate) const APPLICATION: Table = Table {
+    of: "the container application",
+    fields: &[
+        ("name", Honoured),
+        ("configuration", Honoured),
+        ("max_instances", Honoured),
+        ("durable_objects", Honoured),
+        ("scheduling_policy", Honoured),
+        ("constraints", Honoured),
+        ("affinities", Honoured),
+        ("observability", Honoured),
+        (
+            "instances",
+            Refused("fixed numbers of instances", CLOUDCHAMBER),
+        ),
+        ("jobs", Refused("jobs", CLOUDCHAMBER)),
+        ("priorities", Refused("priorities", CLOUDCHAMBER)),
+        (
+            "rollout_active_grace_period",
+            Refused(
+                "grace periods of rollouts",
+                "remove it; a rollout sends the stop signal at once, and containers.stop_grace_ms in wharf.toml is how long an instance may take to end",
+            ),
+        ),
+    ],
+};
+
+/// `constraints` of an application.
+pub(crate) const CONSTRAINTS: Table = Table {
+    of: "\"constraints\"",
+    fields: &[
+        (
+            "tier",
+            NoMeaning("a class of Cloudflare's locations; wrangler sends it unasked"),
+        ),
+        (
+            "tiers",
+            NoMeaning("classes of Cloudflare's locations; wrangler sends them unasked"),
+        ),
+        ("region", Refused("regions", PLACES)),
+        ("regions", Refused("regions", PLACES)),
+        ("city", Refused("cities", PLACES)),
+        ("cities", Refused("cities", PLACES)),
+        ("pops", Refused("points of presence", PLACES)),
+        ("jurisdiction", Refused("jurisdictions", PLACES)),
+    ],
+};
+
+/// `affinities` of an application.
+pub(crate) const AFFINITIES: Table = Table {
+    of: "\"affinities\"",
+    fields: &[
+        (
+            "colocation",
+            NoMeaning("all instances of a node are in one place"),
+        ),
+        (
+            "hardware_generation",
+            NoMeaning("a node has one machine to choose from"),
+        ),
+    ],
+};
+
+/// `observability` of an application or of its configuration.
+pub(crate) const APPLICATION_OBSERVABILITY: Table = Table {
+    of: "the container's \"observability\"",
+    fields: &[
+        ("enabled", NoMeaning(LOGS)),
+        ("logs", Honoured),
+        ("logging", NoMeaning(LOGS)),
+        ("target_instance_percentage", NoMeaning(LOGS)),
+        ("target_instance_count", NoMeaning(LOGS)),
+    ],
+};
+
+/// `configuration` of an application, and `target_configuration` of a rollout.
+pub(crate) const CONFIGURATION: Table = Table {
+    of: "the container's \"configuration\"",
+    fields: &[
+        ("image", Honoured),
+        ("instance_type", Honoured),
+        ("vcpu", Honoured),
+        ("memory_mib", Honoured),
+        ("disk", Honoured),
+        ("wharf", Honoured),
+        ("wrangler_ssh", Honoured),
+        (
+            "experimental_flags",
+            Refused("experimental flags of containers", "remove it"),
+        ),
+        ("observability", Honoured),
+        (
+            "authorized_keys",
+            NoMeaning("keys for SSH sessions, which are refused"),
+        ),
+        (
+            "trusted_user_ca_keys",
+            NoMeaning("keys for SSH sessions, which are refused"),
+        ),
+        (
+            "ssh_public_key_ids",
+            Refused(
+                "SSH sessions into containers",
+                "use `wharf docker exec -it`",
+            ),
+        ),
+        (
+            "memory",
+            Refused("sizes as text", "use \"memory_mib\", a number"),
+        ),
+        (
+            "environment_variables",
+            Refused(
+                "environment variables of an application",
+                "set `envVars` of the class, or give `env` to `start()`",
+            ),
+        ),
+        (
+            "secrets",
+            Refused(
+                "secrets of an application",
+                "use a Worker's secret (`wrangler secret put`), and give it to `start()` in `env`",
+            ),
+        ),
+        (
+            "labels",
+            Refused("labels of an application", "give them to `start()`"),
+        ),
+        ("command", Refused("commands", COMMAND)),
+        ("entrypoint", Refused("entrypoints", COMMAND)),
+        (
+            "network",
+            Refused("networks of an application", "remove it"),
+        ),
+        (
+            "dns",
+            Refused("name servers of an application", "remove it"),
+        ),
+        (
+            "ports",
+            Refused(
+                "ports of an application",
+                "remove it; `ctx.container.getTcpPort()` reaches every port",
+            ),
+        ),
+        (
+            "checks",
+            Refused("checks of an application", "check in the Worker"),
+        ),
+        ("provisioner", Refused("provisioners", CLOUDCHAMBER)),
+        ("runtime", Refused("runtimes", CLOUDCHAMBER)),
+    ],
+};
+
+/// `configuration.disk`.
+pub(crate) const DISK: Table = Table {
+    of: "\"disk\"",
+    fields: &[
+        ("size_mb", Honoured),
+        (
+            "size",
+            Refused("sizes as text", "use \"size_mb\", a number"),
+        ),
+    ],
+};
+
+/// A rollout.
+pub(crate) const ROLLOUT: Table = Table {
+    of: "the rollout",
+    fields: &[
+        ("description", Honoured),
+        ("strategy", Honoured),
+        ("target_configuration", Honoured),
+        ("kind", Honoured),
+        (
+            "steps",
+            NoMeaning("all instances are rolled over in one step; wrangler sends steps unasked"),
+        ),
+        (
+            "step_percentage",
+            NoMeaning("all instances are rolled over in one step; wrangler sends it unasked"),
+        ),
+    ],
+};

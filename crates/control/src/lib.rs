@@ -29,6 +29,7 @@ mod fields;
 pub mod fuzzing;
 mod jwt;
 mod namespaces;
+mod query;
 mod schedules;
 mod scripts;
 mod secrets;
@@ -179,6 +180,7 @@ pub fn router(config: ControlConfig, store: Store, effects: Arc<dyn Effects>) ->
         )
         .fallback(unsupported::fallback)
         .method_not_allowed_fallback(unsupported::fallback)
+        .layer(axum::middleware::from_fn(query::guard))
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&app),
             auth::guard,

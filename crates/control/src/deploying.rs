@@ -33,10 +33,13 @@ impl App {
         if let Err(error) = self.effects.script_changed(script).await {
             tracing::error!(script, %error, "the previous deployment does not start either");
         }
-        Err(ApiError::invalid(format!(
-            "The Worker did not start: {reason}\n{before}"
-        )))
+        Err(not_started(&format!("{reason}\n{before}")))
     }
+}
+
+/// The answer to a version that does not start.
+pub(crate) fn not_started(reason: &str) -> ApiError {
+    ApiError::invalid(format!("The Worker did not start: {reason}"))
 }
 
 /// Who asks: shown as the source of versions and deployments.

@@ -12,6 +12,8 @@ pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) code: u32,
     pub(crate) message: String,
+    /// `meta` of the error, where a client reads more than the message.
+    pub(crate) meta: Option<Value>,
 }
 
 /// What handlers return.
@@ -37,6 +39,15 @@ impl ApiError {
             status,
             code,
             message: message.into(),
+            meta: None,
+        }
+    }
+
+    /// The same error with `meta`.
+    pub(crate) fn with_meta(self, meta: Value) -> Self {
+        Self {
+            meta: Some(meta),
+            ..self
         }
     }
 
@@ -117,11 +128,15 @@ impl From<StoreError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        let mut error = json!({"code": self.code, "message": self.message});
+        if let Some(meta) = self.meta {
+            error["meta"] = meta;
+        }
         answer(
             self.status,
             &json!({
                 "success": false,
-                "errors": [{"code": self.code, "message": self.message}],
+                "errors": [error],
                 "messages": [],
                 "result": null,
             }),

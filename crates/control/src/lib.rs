@@ -38,7 +38,7 @@ mod unsupported;
 mod upload;
 mod versions;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,6 +58,16 @@ pub trait Effects: Send + Sync + 'static {
         &'a self,
         script: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
+    /// Those of `classes` that the version's code does not export as Durable Object classes. The
+    /// version is not stored yet, and its script may be new.
+    ///
+    /// # Errors
+    /// Why the version does not start.
+    fn missing_classes<'a>(
+        &'a self,
+        version: &'a wharf_model::Version,
+        classes: BTreeSet<String>,
+    ) -> Pin<Box<dyn Future<Output = Result<BTreeSet<String>, String>> + Send + 'a>>;
     /// A script was deleted.
     fn script_deleted<'a>(
         &'a self,

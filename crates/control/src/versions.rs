@@ -10,10 +10,10 @@ use wharf_model::{Binding, Version};
 
 use crate::account::USER;
 use crate::containers::images;
-use crate::deploying::{check_script_name, source};
+use crate::deploying::{check_script_name, not_started, source};
 use crate::envelope::{ApiError, ApiResult, Page, ok, ok_with_info, timestamp};
 use crate::upload::multipart;
-use crate::upload::prepare::{Request, prepare};
+use crate::upload::prepare::{Prepared, Request, prepare};
 use crate::{App, settings};
 
 /// `PUT workers/scripts/<name>`: upload and deploy.
@@ -23,8 +23,8 @@ pub(crate) async fn put_script(
     headers: HeaderMap,
     body: Body,
 ) -> ApiResult {
-    let version = store_upload(&app, script, &headers, body, true).await?;
-    Ok(ok(json!({
+    let (version, reconciled) = store_upload(&app, script, &headers, body, true).await?;
+    let shown = json!({
         "id": version.script,
         "tag": version.script,
         "etag": etag(&version),
@@ -35,7 +35,16 @@ pub(crate) async fn put_script(
         "created_on": timestamp(version.created_ms),
         "modified_on": timestamp(version.created_ms),
         "usage_model": "standard",
-    })))
+    });
+    Ok(ok(with_report(shown, reconciled)))
+}
+
+/// `exports_reconciliation` is there if the upload had Durable Object classes in `exports`.
+fn with_report(mut shown: Value, reconciled: Option<Value>) -> Value {
+    if let Some(report) = reconciled {
+        shown["exports_reconciliation"] = report;
+    }
+    shown
 }
 
 /// `POST workers/scripts/<name>/versions`: upload only.
@@ -45,8 +54,8 @@ pub(crate) async fn upload(
     headers: HeaderMap,
     body: Body,
 ) -> ApiResult {
-    let version = store_upload(&app, script, &headers, body, false).await?;
-    Ok(ok(show(&version)))
+    let (version, reconciled) = store_upload(&app, script, &headers, body, false).await?;
+    Ok(ok(with_report(show(&version), reconciled)))
 }
 
 async fn store_upload(
@@ -55,7 +64,7 @@ async fn store_upload(
     headers: &HeaderMap,
     body: Body,
     deploy: bool,
-) -> ApiResult<Version> {
+) -> ApiResult<(Version, Option<Value>)> {
     check_script_name(&script)?;
     let request = Request {
         script: script.clone(),
@@ -65,11 +74,22 @@ async fn store_upload(
     let parts = multipart::read(app, headers, body, "metadata").await?;
     let inner = Arc::clone(app);
     app.exclusively(script, async move {
-        let upload = inner
+        let Prepared { upload, declared } = inner
             .db(move |store| prepare(store, &request, parts))
             .await?;
+        let reconciled = match declared {
+            None => None,
+            Some(declared) => {
+                let missing = inner
+                    .effects
+                    .missing_classes(&upload.version, declared.asked())
+                    .await
+                    .map_err(|reason| not_started(&reason))?;
+                Some(declared.settle(&missing)?)
+            }
+        };
         images::prepare_all(&inner, &upload.version).await?;
-        inner.commit(upload).await
+        Ok((inner.commit(upload).await?, reconciled))
     })
     .await
 }

@@ -476,6 +476,80 @@ async fn namespaces_keep_their_ids_over_deploys_and_renames() {
 }
 
 #[tokio::test]
+async fn exports_follow_migrations_and_not_the_other_way() {
+    let node = Node::new();
+    let migrations = json!({"new_tag": "v1", "steps": [{"new_sqlite_classes": ["A"]}]});
+    node.put("hello", json!({"migrations": migrations}))
+        .await
+        .ok();
+    let id = node.store.namespaces("hello").unwrap()[0].id.clone();
+
+    let live = json!({"type": "durable-object", "storage": "sqlite"});
+    let both = json!({"migrations": migrations, "exports": {"A": live}});
+    node.put("hello", both).await.error(400, 10021);
+    let result = node
+        .put("hello", json!({"exports": {"A": live}}))
+        .await
+        .ok();
+    assert_eq!(result["exports_reconciliation"]["created"], json!([]));
+    assert_eq!(node.store.namespaces("hello").unwrap()[0].id, id);
+    // wrangler finds no tag, so it sends all its migrations and is told.
+    let script = node.store.script("hello").unwrap().unwrap();
+    assert_eq!((script.migration_tag, script.class_exports), (None, true));
+    let message = node
+        .put("hello", json!({"migrations": migrations}))
+        .await
+        .error(400, 10021);
+    assert!(message.contains("\"exports\""), "{message}");
+
+    // Without either, the classes stay.
+    node.put("hello", json!({})).await.ok();
+    assert_eq!(node.store.namespaces("hello").unwrap()[0].id, id);
+}
+
+#[tokio::test]
+async fn a_deploy_that_does_not_start_leaves_the_classes_as_they_were() {
+    let node = Node::new();
+    let migrations = json!({"new_tag": "v1", "steps": [{"new_sqlite_classes": ["A"]}]});
+    node.put("hello", json!({"migrations": migrations}))
+        .await
+        .ok();
+    let before = node.store.namespaces("hello").unwrap();
+    let exports = json!({
+        "A": {"type": "durable-object", "state": "renamed", "renamed_to": "B"},
+        "B": {"type": "durable-object", "storage": "sqlite"},
+    });
+    node.effects.fail_next("boom");
+    node.put("hello", json!({"exports": exports}))
+        .await
+        .error(400, 10021);
+    assert_eq!(node.store.namespaces("hello").unwrap(), before);
+    let script = node.store.script("hello").unwrap().unwrap();
+    assert_eq!(script.migration_tag.as_deref(), Some("v1"));
+    assert!(!script.class_exports);
+}
+
+#[tokio::test]
+async fn a_container_and_its_class_name_each_other_consistently() {
+    let node = Node::new();
+    let class = json!({"type": "durable-object", "storage": "sqlite", "container": "c"});
+    for (containers, part) in [
+        (json!([]), "does not have"),
+        (json!([{"name": "d", "class_name": "A"}]), "does not have"),
+        (json!([{"name": "c", "class_name": "B"}]), "\"A\""),
+        (json!([{"name": "c"}, {"name": "d"}]), "\"class_name\""),
+    ] {
+        let upload = json!({"exports": {"A": class}, "containers": containers});
+        let message = node.put("hello", upload).await.error(400, 10021);
+        assert!(message.contains(part), "{message}");
+    }
+    let upload = json!({"exports": {"A": class}, "containers": [{"name": "c"}]});
+    node.put("hello", upload).await.ok();
+    let version = node.deployed_version("hello");
+    assert_eq!(version.container_classes, ["A"]);
+}
+
+#[tokio::test]
 async fn schedules_are_checked_and_kept() {
     let node = Node::new();
     node.put("hello", json!({})).await.ok();

@@ -15,6 +15,8 @@ pub struct Script {
     pub deployed_version: Option<String>,
     /// Tag of the last Durable Object migration applied.
     pub migration_tag: Option<String>,
+    /// Whether its Durable Object classes were declared by `exports`: then migrations are refused.
+    pub class_exports: bool,
     /// Cron expressions as the user wrote them.
     pub schedules: Vec<String>,
     /// Unix time in milliseconds.

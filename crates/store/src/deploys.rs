@@ -26,10 +26,21 @@ pub struct Upload {
     pub create_script: bool,
     /// If given, the version is deployed in the same instant.
     pub deploy: Option<NewDeployment>,
-    /// If given, the script's namespaces and migration tag become these.
-    pub namespaces: Option<(Vec<DurableObjectNamespace>, Option<String>)>,
+    /// If given, the script's Durable Object classes become these.
+    pub namespaces: Option<Classes>,
     /// Secrets that the next upload takes over, too.
     pub secrets: Vec<SecretChange>,
+}
+
+/// A script's Durable Object classes, and how the last deploy that changed them declared them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Classes {
+    /// One for each class.
+    pub namespaces: Vec<DurableObjectNamespace>,
+    /// Tag of the last migration that was applied.
+    pub migration_tag: Option<String>,
+    /// Whether `exports` declares them, and no migrations.
+    pub exports: bool,
 }
 
 /// A deployment to record.
@@ -72,8 +83,7 @@ pub struct Undo {
     deployment: String,
     /// Id of the version that served before, if one did.
     pub previous_version: Option<String>,
-    migration_tag: Option<String>,
-    namespaces: Vec<DurableObjectNamespace>,
+    classes: Classes,
     secrets: BTreeMap<String, String>,
 }
 
@@ -137,8 +147,8 @@ impl Store {
                 )?),
                 None => None,
             };
-            if let Some((list, tag)) = &new_namespaces {
-                replace_namespaces(transaction, &script, list, tag.as_deref())?;
+            if let Some(classes) = &new_namespaces {
+                replace_classes(transaction, &script, classes)?;
             }
             change_secrets(transaction, &script, &secrets)?;
             prune(transaction, &script)?;
@@ -185,12 +195,7 @@ impl Store {
                 "UPDATE scripts SET deployed_version = ?2, modified_ms = ?3 WHERE name = ?1",
                 (&undo.script, &undo.previous_version, now_ms()),
             )?;
-            replace_namespaces(
-                transaction,
-                &undo.script,
-                &undo.namespaces,
-                undo.migration_tag.as_deref(),
-            )?;
+            replace_classes(transaction, &undo.script, &undo.classes)?;
             replace_secrets(transaction, &undo.script, &undo.secrets)
         })
     }
@@ -243,11 +248,11 @@ fn move_deployment(
     version: &str,
     deployment: &NewDeployment,
 ) -> Result<Undo> {
-    let (previous_version, migration_tag) = transaction
+    let (previous_version, migration_tag, exports) = transaction
         .query_row(
-            "SELECT deployed_version, migration_tag FROM scripts WHERE name = ?1",
+            "SELECT deployed_version, migration_tag, class_exports FROM scripts WHERE name = ?1",
             [script],
-            |row| Ok((row.get(0)?, row.get(1)?)),
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
         )
         .optional()?
         .ok_or_else(|| StoreError::NotFound(format!("script {script}")))?;
@@ -255,8 +260,11 @@ fn move_deployment(
         script: script.to_owned(),
         deployment: uuid()?,
         previous_version,
-        migration_tag,
-        namespaces: namespaces(transaction, script)?,
+        classes: Classes {
+            namespaces: namespaces(transaction, script)?,
+            migration_tag,
+            exports,
+        },
         secrets: secrets(transaction, script)?,
     };
     transaction.execute(
@@ -277,14 +285,9 @@ fn move_deployment(
     Ok(undo)
 }
 
-fn replace_namespaces(
-    transaction: &Transaction<'_>,
-    script: &str,
-    list: &[DurableObjectNamespace],
-    tag: Option<&str>,
-) -> Result<()> {
+fn replace_classes(transaction: &Transaction<'_>, script: &str, classes: &Classes) -> Result<()> {
     transaction.execute("DELETE FROM namespaces WHERE script = ?1", [script])?;
-    for namespace in list {
+    for namespace in &classes.namespaces {
         transaction.execute(
             "INSERT INTO namespaces (id, script, class, use_sqlite, unique_key) VALUES (?1, ?2, ?3, ?4, ?5)",
             (
@@ -297,8 +300,8 @@ fn replace_namespaces(
         )?;
     }
     transaction.execute(
-        "UPDATE scripts SET migration_tag = ?2 WHERE name = ?1",
-        (script, tag),
+        "UPDATE scripts SET migration_tag = ?2, class_exports = ?3 WHERE name = ?1",
+        (script, &classes.migration_tag, classes.exports),
     )?;
     Ok(())
 }

@@ -23,7 +23,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 pub use applications::Rollout;
 pub use assets::{ManifestEntry, StoredAsset, UploadSession};
 pub use blobs::GcReport;
-pub use deploys::{Committed, Deployment, NewDeployment, SecretChange, Undo, Upload};
+pub use deploys::{Classes, Committed, Deployment, NewDeployment, SecretChange, Undo, Upload};
 pub use scripts::ScriptSettings;
 pub use tokens::RegistryToken;
 

@@ -123,6 +123,8 @@ const STEPS: &[&str] = &[
         manifest TEXT NOT NULL,
         expires_ms INTEGER NOT NULL
     ) STRICT;",
+    // 2: whether the last deploy declared the Durable Object classes by `exports`.
+    "ALTER TABLE scripts ADD COLUMN class_exports INTEGER NOT NULL DEFAULT 0;",
 ];
 
 /// Opens the file with every setting that durability rests on, and applies the steps that it lacks.

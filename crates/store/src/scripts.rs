@@ -20,7 +20,7 @@ pub struct ScriptSettings {
 }
 
 const SCRIPT_COLUMNS: &str =
-    "name, number, deployed_version, migration_tag, created_ms, modified_ms";
+    "name, number, deployed_version, migration_tag, created_ms, modified_ms, class_exports";
 
 fn script(row: &Row<'_>) -> rusqlite::Result<Script> {
     Ok(Script {
@@ -28,6 +28,7 @@ fn script(row: &Row<'_>) -> rusqlite::Result<Script> {
         number: row.get(1)?,
         deployed_version: row.get(2)?,
         migration_tag: row.get(3)?,
+        class_exports: row.get(6)?,
         schedules: Vec::new(),
         created_ms: row.get(4)?,
         modified_ms: row.get(5)?,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::{assert_whole, deploy, version};
 use wharf_model::{Application, Binding, DurableObjectNamespace};
-use wharf_store::{NewDeployment, Store, StoreError, StoredAsset};
+use wharf_store::{Classes, NewDeployment, Store, StoreError, StoredAsset};
 
 fn open() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -82,18 +82,23 @@ fn a_version_without_its_blobs_is_refused_and_nothing_changes() {
 fn an_undone_deployment_leaves_everything_as_before_but_keeps_the_version() {
     let (_dir, store) = open();
     let mut first = deploy(version(&store, "hello", "v1", "one"));
-    first.namespaces = Some((vec![namespace("hello", "Counter", "n1")], Some("t1".into())));
+    first.namespaces = Some(Classes {
+        namespaces: vec![namespace("hello", "Counter", "n1")],
+        migration_tag: Some("t1".into()),
+        exports: false,
+    });
     first.secrets = vec![("KEY".into(), Some("old".into()))];
     store.commit_upload(first).unwrap();
 
     let mut second = deploy(version(&store, "hello", "v2", "two"));
-    second.namespaces = Some((
-        vec![
+    second.namespaces = Some(Classes {
+        namespaces: vec![
             namespace("hello", "Renamed", "n1"),
             namespace("hello", "New", "n2"),
         ],
-        Some("t2".into()),
-    ));
+        migration_tag: None,
+        exports: true,
+    });
     second.secrets = vec![
         ("KEY".into(), Some("new".into())),
         ("MORE".into(), Some("x".into())),
@@ -113,6 +118,7 @@ fn an_undone_deployment_leaves_everything_as_before_but_keeps_the_version() {
     let script = store.script("hello").unwrap().unwrap();
     assert_eq!(script.deployed_version.as_deref(), Some("v1"));
     assert_eq!(script.migration_tag.as_deref(), Some("t1"));
+    assert!(!script.class_exports);
     assert_eq!(
         store.namespaces("hello").unwrap(),
         [namespace("hello", "Counter", "n1")]
@@ -191,7 +197,11 @@ fn rolling_back_brings_back_the_secrets_of_that_version_for_the_next_upload() {
 fn a_deleted_scripts_number_never_comes_back_and_its_rows_go() {
     let (_dir, store) = open();
     let mut upload = deploy(version(&store, "hello", "v1", "one"));
-    upload.namespaces = Some((vec![namespace("hello", "Counter", "n1")], Some("t1".into())));
+    upload.namespaces = Some(Classes {
+        namespaces: vec![namespace("hello", "Counter", "n1")],
+        migration_tag: Some("t1".into()),
+        exports: false,
+    });
     store.commit_upload(upload).unwrap();
     let number = store.script("hello").unwrap().unwrap().number;
     assert!(store.delete_script("hello").unwrap());

@@ -460,6 +460,11 @@ impl Process {
         self.conclude(exit).await
     }
 
+    /// What it has printed, as far as it is kept.
+    pub(crate) fn printed(&self) -> Vec<String> {
+        self.output.all()
+    }
+
     async fn conclude(&mut self, exit: Result<Exit, SpawnError>) -> String {
         self.running.draining.cancel();
         self.running.closing.cancel();

@@ -266,6 +266,32 @@ impl Supervisor {
     /// Whether a version starts, tried in a process of its own beside the one that serves: with its code and bindings, but
     /// objects in memory and no containers. The error has workerd's own words (syntax errors, unknown modules, missing entrypoints).
     pub async fn check(&self, script: &str, desired: Desired) -> Result<(), WorkerdError> {
+        self.trial(script, desired).await.map(|_| ())
+    }
+
+    /// Which of the classes in `desired.namespaces` the version's code does not export as Durable
+    /// Object classes, in workerd's judgement. Tried as in [`Self::check`].
+    ///
+    /// # Errors
+    /// The version does not start.
+    pub async fn missing_classes(
+        &self,
+        script: &str,
+        mut desired: Desired,
+    ) -> Result<BTreeSet<String>, WorkerdError> {
+        // The prelude exports every container class, whether the Worker does or not.
+        desired.version.container_classes.clear();
+        let classes: Vec<String> = desired.namespaces.keys().cloned().collect();
+        let output = self.trial(script, desired).await?;
+        let missing = |class: &String| {
+            let complaint = format!("referenced the class \"{class}\", but no such");
+            output.iter().any(|line| line.contains(&complaint))
+        };
+        Ok(classes.into_iter().filter(missing).collect())
+    }
+
+    /// Starts a version in a process of its own, and ends it. What it printed.
+    async fn trial(&self, script: &str, desired: Desired) -> Result<Vec<String>, WorkerdError> {
         let broken = |error: process::StartError| WorkerdError::Broken(error.to_string());
         let inner = &self.inner;
         let prepared = process::prepare(inner, Arc::new(desired), BTreeSet::new(), Purpose::Trial)
@@ -285,7 +311,7 @@ impl Supervisor {
             let result = match tried {
                 Ok(mut process) => {
                     process.finish().await;
-                    Ok(())
+                    Ok(process.printed())
                 }
                 Err(error) => Err(broken(error)),
             };

@@ -225,14 +225,15 @@ fn durable_object(name: String, uploaded: &Value, around: &Surroundings<'_>) -> 
     })
 }
 
-/// The answer to a class that no migration ever made a namespace for.
+/// The answer to a class that has no namespace.
 pub(crate) fn no_namespace(class: &str, user: &str) -> ApiError {
     ApiError::new(
         StatusCode::BAD_REQUEST,
         10061,
         format!(
             "Cannot create binding for class '{class}' ({user}) because it is not currently configured to implement Durable Objects. \
-             Did you forget to add a migration? {{\"tag\": \"...\", \"new_sqlite_classes\": [\"{class}\"]}} in \"migrations\" of your configuration does it."
+             Did you forget to declare it? Add \"{class}\": {{\"type\": \"durable-object\", \"storage\": \"sqlite\"}} to \"exports\" of your configuration, \
+             or {{\"tag\": \"...\", \"new_sqlite_classes\": [\"{class}\"]}} to \"migrations\" if it has those."
         ),
     )
 }

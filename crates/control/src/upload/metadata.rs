@@ -21,7 +21,7 @@ pub(crate) struct Metadata {
     pub(crate) keep_assets: Option<bool>,
     pub(crate) annotations: Option<BTreeMap<String, Value>>,
     pub(crate) assets: Option<AssetsRef>,
-    exports: Option<Value>,
+    pub(crate) exports: Option<Value>,
     cache_options: Option<Value>,
     /// Fields without meaning here, which are shown again as they came (see `fields`).
     #[serde(flatten)]
@@ -61,27 +61,15 @@ impl Metadata {
     }
 
     fn refuse_unsupported(&self) -> ApiResult<()> {
-        let set = |value: &Option<Value>| match value {
-            None | Some(Value::Null) => false,
-            Some(Value::Array(list)) => !list.is_empty(),
-            Some(Value::Object(map)) => !map.is_empty(),
-            Some(_) => true,
-        };
-        let enabled = |value: &Option<Value>| {
-            value
-                .as_ref()
-                .and_then(|v| v.get("enabled"))
-                .and_then(Value::as_bool)
-                == Some(true)
-        };
-        let feature = if set(&self.exports) {
-            "\"exports\" configurations (declare Durable Object classes by \"migrations\")"
-        } else if enabled(&self.cache_options) {
-            "cache options (\"cache\")"
-        } else {
-            return Ok(());
-        };
-        Err(ApiError::unsupported(feature))
+        let cached = self
+            .cache_options
+            .as_ref()
+            .and_then(|options| options.get("enabled"))
+            .and_then(Value::as_bool);
+        if cached == Some(true) {
+            return Err(ApiError::unsupported("cache options (\"cache\")"));
+        }
+        Ok(())
     }
 
     /// The compatibility date, checked to be a date that has come.
@@ -197,7 +185,6 @@ mod tests {
     fn what_is_not_supported_is_named() {
         for (metadata, name) in [
             (r#"{"body_part":"x"}"#, "service-worker"),
-            (r#"{"exports":{"A":{"type":"durable-object"}}}"#, "exports"),
             (r#"{"tail_consumers":[{"service":"x"}]}"#, "tail consumers"),
             (r#"{"logpush":true}"#, "Logpush"),
         ] {

@@ -4,6 +4,7 @@
 //! Reading stores module by module, so that memory holds one at a time; what a refused upload stored is collected later.
 
 pub(crate) mod bindings;
+pub(crate) mod exports;
 pub(crate) mod metadata;
 pub(crate) mod migrations;
 pub(crate) mod multipart;

@@ -1,17 +1,21 @@
-//! From a read upload to what the store shall commit.
+//! Makes of a read upload what the store will commit.
 //!
 //! Runs in a blocking task, under the script's lock: what it looks up does not change until the commit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use wharf_model::{AssetFile, Assets, Binding, ContainerDeclaration, Module, ModuleKind, Version};
-use wharf_store::{NewDeployment, SecretChange, Store, Upload};
+use wharf_model::{
+    AssetFile, Assets, Binding, ContainerDeclaration, DurableObjectNamespace, Module, ModuleKind,
+    Version,
+};
+use wharf_store::{Classes, NewDeployment, SecretChange, Store, Upload};
 
 use crate::assets;
 use crate::containers::checks;
 use crate::envelope::{ApiError, ApiResult, now_ms};
 use crate::upload::bindings::{Surroundings, no_namespace, resolve};
+use crate::upload::exports::{Exports, Outcome};
 use crate::upload::metadata::{AssetsRef, ContainerRef, Metadata};
 use crate::upload::migrations;
 use crate::upload::multipart::{Parts, module_name};
@@ -26,39 +30,159 @@ pub(crate) struct Request {
     pub(crate) deploy: bool,
 }
 
+/// An upload that can be committed once its `exports`, if it has any, are settled.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) upload: Upload,
+    pub(crate) declared: Option<Declared>,
+}
+
+/// An upload's `exports`, to be compared with what its code exports.
+#[derive(Debug)]
+pub(crate) struct Declared {
+    exports: Exports,
+    script: String,
+    before: Vec<DurableObjectNamespace>,
+}
+
+impl Declared {
+    /// Classes of which [`Self::settle`] must know whether the code exports them.
+    pub(crate) fn asked(&self) -> BTreeSet<String> {
+        self.exports.asked(&self.before)
+    }
+
+    /// The report for the client. `missing` are those of the asked classes that the code does not
+    /// export.
+    ///
+    /// # Errors
+    /// The declaration does not fit the namespaces or the code.
+    pub(crate) fn settle(&self, missing: &BTreeSet<String>) -> ApiResult<Value> {
+        let in_code = |class: &str| Some(!missing.contains(class));
+        // The ids are those of the upload, which was prepared before.
+        let outcome =
+            (self.exports).reconcile(&self.script, &self.before, in_code, || Ok(String::new()))?;
+        outcome.refusal().map_or_else(|| Ok(outcome.report()), Err)
+    }
+}
+
 /// Makes the upload, or says why not.
-pub(crate) fn prepare(store: &Store, request: &Request, parts: Parts) -> ApiResult<Upload> {
+pub(crate) fn prepare(store: &Store, request: &Request, parts: Parts) -> ApiResult<Prepared> {
     let metadata = Metadata::parse(&parts.metadata)?;
     let name = &request.script;
     let script = store.script(name)?;
     if script.is_none() && !request.deploy {
         return Err(ApiError::worker_not_found(name));
     }
-    let base = store.latest_version(name)?;
-    let before = (
-        store.namespaces(name)?,
-        script.and_then(|script| script.migration_tag),
-    );
-    let migrated = match metadata.migrations.as_ref().filter(|m| !m.is_null()) {
-        Some(_) if !request.deploy => {
-            return Err(ApiError::new(
-                http::StatusCode::BAD_REQUEST,
-                10211,
-                "Migrations must be fully applied by `wrangler deploy` first; a version that is only uploaded can't carry them",
-            ));
-        }
-        Some(migrations) => Some(migrations::apply(
-            name,
-            before.clone(),
-            migrations,
-            fresh_id,
-        )?),
-        None => None,
+    let before = Classes {
+        namespaces: store.namespaces(name)?,
+        exports: script.as_ref().is_some_and(|script| script.class_exports),
+        migration_tag: script.and_then(|script| script.migration_tag),
     };
-    let namespaces = &migrated.as_ref().unwrap_or(&before).0;
+    let Some(exports) = Exports::parse(metadata.exports.as_ref())? else {
+        let migrated = migrate(request, &before, metadata.migrations.as_ref())?;
+        let namespaces = &migrated.as_ref().unwrap_or(&before).namespaces;
+        let mut upload = build(store, request, &metadata, parts.modules, namespaces, None)?;
+        upload.namespaces = migrated;
+        return Ok(Prepared {
+            upload,
+            declared: None,
+        });
+    };
+    if metadata.migrations.as_ref().is_some_and(|m| !m.is_null()) {
+        return Err(ApiError::invalid(
+            "\"migrations\" and Durable Object classes in \"exports\" exclude each other: remove \"migrations\"",
+        ));
+    }
+    let outcome = exports.reconcile(name, &before.namespaces, |_| None, fresh_id)?;
+    if !request.deploy && outcome.changes() {
+        return Err(not_by_upload());
+    }
+    let Outcome { namespaces, .. } = &outcome;
+    let built = build(
+        store,
+        request,
+        &metadata,
+        parts.modules,
+        namespaces,
+        Some(&exports),
+    );
+    let mut upload = match (built, outcome.refusal()) {
+        // What is wrong with a binding may follow from this.
+        (Err(_), Some(refusal)) => return Err(refusal),
+        (built, _) => built?,
+    };
+    upload.namespaces = request.deploy.then(|| Classes {
+        namespaces: outcome.namespaces,
+        // Without it, wrangler sends its migrations again if the configuration goes back to them,
+        // and is told that this is not possible.
+        migration_tag: None,
+        exports: true,
+    });
+    Ok(Prepared {
+        upload,
+        declared: Some(Declared {
+            exports,
+            script: name.clone(),
+            before: before.namespaces,
+        }),
+    })
+}
 
-    let assets = resolve_assets(store, name, &metadata, base.as_ref())?;
-    let mut modules = parts.modules;
+/// The script's classes after the upload's migrations, if it has any.
+fn migrate(
+    request: &Request,
+    before: &Classes,
+    migrations: Option<&Value>,
+) -> ApiResult<Option<Classes>> {
+    let Some(migrations) = migrations.filter(|migrations| !migrations.is_null()) else {
+        return Ok(None);
+    };
+    if !request.deploy {
+        return Err(ApiError::new(
+            http::StatusCode::BAD_REQUEST,
+            10211,
+            "Migrations must be fully applied by `wrangler deploy` first; a version that is only uploaded can't carry them",
+        ));
+    }
+    if before.exports {
+        return Err(ApiError::invalid(format!(
+            "Worker {:?} was deployed with \"exports\", and cannot go back to \"migrations\": \
+             declare its Durable Object classes by \"exports\", and remove \"migrations\"",
+            request.script
+        )));
+    }
+    let state = (before.namespaces.clone(), before.migration_tag.clone());
+    let (namespaces, migration_tag) =
+        migrations::apply(&request.script, state, migrations, fresh_id)?;
+    Ok(Some(Classes {
+        namespaces,
+        migration_tag,
+        exports: false,
+    }))
+}
+
+/// The answer to a version that would change classes and is not deployed.
+fn not_by_upload() -> ApiError {
+    ApiError::new(
+        http::StatusCode::BAD_REQUEST,
+        100_406,
+        "\"exports\" makes, renames or deletes a Durable Object class, which `wrangler deploy` must do first; \
+         a version that is only uploaded can't",
+    )
+}
+
+fn build(
+    store: &Store,
+    request: &Request,
+    metadata: &Metadata,
+    modules: Vec<Module>,
+    namespaces: &[DurableObjectNamespace],
+    exports: Option<&Exports>,
+) -> ApiResult<Upload> {
+    let name = &request.script;
+    let base = store.latest_version(name)?;
+    let assets = resolve_assets(store, name, metadata, base.as_ref())?;
+    let mut modules = modules;
     let mut uploaded = metadata.bindings.clone().unwrap_or_default();
     let (main_module, assets_only) = match &metadata.main_module {
         Some(main) => (main_of(main, &modules)?, false),
@@ -89,7 +213,7 @@ pub(crate) fn prepare(store: &Store, request: &Request, parts: Parts) -> ApiResu
             has_assets: assets.is_some(),
         },
     )?;
-    let containers = declarations(store, metadata.containers.as_deref(), namespaces)?;
+    let containers = declarations(store, metadata.containers.as_deref(), namespaces, exports)?;
     let annotations = metadata.annotations()?;
     let mut extra = metadata.rest.clone();
     // A list of npm packages for Cloudflare's statistics.
@@ -123,7 +247,7 @@ pub(crate) fn prepare(store: &Store, request: &Request, parts: Parts) -> ApiResu
             source: request.source.to_owned(),
             annotations: deployment_annotations(&annotations),
         }),
-        namespaces: migrated,
+        namespaces: None,
         create_script: request.deploy,
         version,
     })
@@ -219,22 +343,40 @@ fn resolve_assets(
 fn declarations(
     store: &Store,
     containers: Option<&[ContainerRef]>,
-    namespaces: &[wharf_model::DurableObjectNamespace],
+    namespaces: &[DurableObjectNamespace],
+    exports: Option<&Exports>,
 ) -> ApiResult<Vec<(String, ContainerDeclaration)>> {
-    let mut declared: Vec<(String, ContainerDeclaration)> = Vec::new();
-    for container in containers.unwrap_or_default() {
-        let shown = container.name.as_deref().unwrap_or("unnamed");
-        let Some(class) = &container.class_name else {
+    let containers = containers.unwrap_or_default();
+    for (class, name) in exports.iter().flat_map(|exports| exports.containers()) {
+        if !containers.iter().any(|c| c.name.as_deref() == Some(name)) {
             return Err(ApiError::invalid(format!(
-                "container {shown:?} has no \"class_name\""
+                "\"exports.{class}.container\" names the container {name:?}, which \"containers\" does not have"
+            )));
+        }
+    }
+    let mut declared: Vec<(String, ContainerDeclaration)> = Vec::new();
+    for container in containers {
+        let shown = container.name.as_deref().unwrap_or("unnamed");
+        let by_exports = exports.and_then(|e| e.class_of_container(container.name.as_deref()?));
+        let class = match (container.class_name.as_deref(), by_exports) {
+            (Some(class), Some(other)) if class != other => {
+                return Err(ApiError::invalid(format!(
+                    "container {shown:?} has the \"class_name\" {class:?}, but is the container of {other:?} in \"exports\""
+                )));
+            }
+            (class, other) => class.or(other),
+        };
+        let Some(class) = class else {
+            return Err(ApiError::invalid(format!(
+                "container {shown:?} has no \"class_name\", and no class in \"exports\" names it as its \"container\""
             )));
         };
-        let Some(namespace) = namespaces.iter().find(|n| n.class == *class) else {
+        let Some(namespace) = namespaces.iter().find(|n| n.class == class) else {
             return Err(no_namespace(class, &format!("container {shown:?}")));
         };
         if !namespace.use_sqlite {
             return Err(ApiError::invalid(format!(
-                "class {class:?} has a container, but was made by \"new_classes\"; containers need \"new_sqlite_classes\""
+                "class {class:?} has a container, but was made by \"new_classes\" (\"legacy-kv\"); containers need \"new_sqlite_classes\" (\"sqlite\")"
             )));
         }
         let images = container.images.clone().unwrap_or_default();
@@ -251,7 +393,7 @@ fn declarations(
             images,
         };
         match declared.iter().find(|(known, _)| known == class) {
-            None => declared.push((class.clone(), declaration)),
+            None => declared.push((class.to_owned(), declaration)),
             Some((_, known)) if *known == declaration => {}
             Some(_) => {
                 return Err(ApiError::invalid(format!(

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test may stop at once")]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,6 +24,8 @@ pub(crate) struct Recorder {
     pub(crate) calls: Mutex<Vec<String>>,
     /// What the next `script_changed` and `application_changed` calls answer; nothing left: success.
     pub(crate) answers: Mutex<VecDeque<Result<(), String>>>,
+    /// Classes that no version exports.
+    pub(crate) missing_classes: Mutex<Vec<String>>,
     /// Images that can't be started.
     pub(crate) bad_images: Mutex<Vec<String>>,
     /// While held, `script_changed` waits.
@@ -61,6 +63,16 @@ impl Effects for Recorder {
             self.inside.fetch_sub(1, Ordering::SeqCst);
             self.answer()
         })
+    }
+    fn missing_classes<'a>(
+        &'a self,
+        _: &'a Version,
+        classes: BTreeSet<String>,
+    ) -> Answer<'a, Result<BTreeSet<String>, String>> {
+        let missing = self.missing_classes.lock().unwrap();
+        let found = classes.into_iter().filter(|c| missing.contains(c));
+        let found = Ok(found.collect());
+        Box::pin(async { found })
     }
     fn script_deleted<'a>(&'a self, script: &'a str) -> Answer<'a, ()> {
         self.note(format!("script_deleted {script}"));

@@ -2,10 +2,11 @@
 
 use super::{Node, script_url};
 use anyhow::Context;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use wharf_engine::Owner;
+use wharf_model::DurableObjectNamespace;
 use wharf_store::{Store, StoreError};
 use wharf_workerd::Desired;
 
@@ -81,6 +82,38 @@ impl wharf_control::Effects for Effects {
             let settled = node.supervisor.settled(script).await;
             node.standbys.script_changed(script);
             settled.map_err(|e| e.to_string())
+        })
+    }
+
+    fn missing_classes<'a>(
+        &'a self,
+        version: &'a wharf_model::Version,
+        classes: BTreeSet<String>,
+    ) -> Boxed<'a, Result<BTreeSet<String>, String>> {
+        Box::pin(async move {
+            let (store, script) = (self.0.store.clone(), version.script.clone());
+            let known = tokio::task::spawn_blocking(move || store.script(&script))
+                .await
+                .map_err(|e| e.to_string())?
+                .map_err(|e| e.to_string())?;
+            let namespace = |class: String| {
+                let namespace = DurableObjectNamespace {
+                    id: class.clone(),
+                    script: version.script.clone(),
+                    class: class.clone(),
+                    use_sqlite: true,
+                    unique_key: class.clone(),
+                };
+                (class, namespace)
+            };
+            let desired = Desired {
+                version: version.clone(),
+                // Numbers begin at 1; the number of a new script is not known yet.
+                script_number: known.map_or(0, |script| script.number),
+                namespaces: classes.into_iter().map(namespace).collect(),
+            };
+            let tried = self.0.supervisor.missing_classes(&version.script, desired);
+            tried.await.map_err(|e| e.to_string())
         })
     }
 

@@ -206,7 +206,7 @@ fn a_container_is_named_by_its_class_in_exports() {
     assert_eq!(node.get("hello", "/api/count").json()["count"], 1);
     assert_eq!(node.get("hello", "/api/hello").json()["version"], "one");
 
-    let config = std::fs::read_to_string(project.path().join("wrangler.json")).unwrap();
+    let config = std::fs::read_to_string(project.path().join("wrangler.jsonc")).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
     let config = config.as_object_mut().unwrap();
     config.remove("migrations");
@@ -221,7 +221,7 @@ fn a_container_is_named_by_its_class_in_exports() {
         "exports".into(),
         serde_json::json!({"Hello": with_container, "Counter": sqlite}),
     );
-    project.write("wrangler.json", &serde_json::to_string(config).unwrap());
+    project.write("wrangler.jsonc", &serde_json::to_string(config).unwrap());
     project.build_server("two");
     node.wrangler_ok(WRANGLER, &project.path(), &["deploy"]);
     assert_eq!(node.get("hello", "/api/count").json()["count"], 2);

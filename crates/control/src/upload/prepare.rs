@@ -111,7 +111,7 @@ pub(crate) fn prepare(store: &Store, request: &Request, parts: Parts) -> ApiResu
         (Err(_), Some(refusal)) => return Err(refusal),
         (built, _) => built?,
     };
-    upload.namespaces = request.deploy.then(|| Classes {
+    upload.namespaces = request.deploy.then_some(Classes {
         namespaces: outcome.namespaces,
         // Without it, wrangler sends its migrations again if the configuration goes back to them,
         // and is told that this is not possible.

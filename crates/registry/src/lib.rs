@@ -87,6 +87,7 @@ async fn answer(registry: Registry, request: Request) -> Result<Response, ApiErr
     let route = Route::parse(request.uri().path())?;
     let (parts, body) = request.into_parts();
     let query = route::Query::parse(parts.uri.query());
+    query.check(&route)?;
     let images = registry.images;
     let method = &parts.method;
     match route {

@@ -80,6 +80,30 @@ impl Query {
                 .collect(),
         )
     }
+    /// Refuses parameters that the route does not know, by name.
+    pub(crate) fn check(&self, route: &Route) -> Result<(), ApiError> {
+        let known: &[&str] = match route {
+            Route::Catalog => &["n", "last", "tags"],
+            Route::Tags(_) => &["n", "last"],
+            Route::Referrers(..) => &["artifactType"],
+            // Blobs are shared between repositories, so `from` does not matter.
+            Route::Uploads(_) => &["mount", "from", "digest"],
+            Route::Upload(..) => &["digest"],
+            _ => &[],
+        };
+        // `ns` names the registry that a mirror stands for; this one stands for itself alone.
+        let other = |(key, _): &&(String, String)| key != "ns" && !known.contains(&key.as_str());
+        match self.0.iter().find(other) {
+            None => Ok(()),
+            Some((key, _)) => Err(ApiError::new(
+                Code::Unsupported,
+                format!(
+                    "the query parameter \"{}\" is not supported here: leave it out",
+                    key.escape_default()
+                ),
+            )),
+        }
+    }
     pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.0
             .iter()
@@ -163,6 +187,16 @@ mod tests {
         assert_eq!(query.get("mount"), Some(""));
         assert_eq!(query.get("x"), Some("a b%"));
         assert_eq!(query.get("y"), None);
+    }
+
+    #[test]
+    fn a_parameter_that_a_route_does_not_know_is_refused_by_name() {
+        let check = |path: &str, query: &str| Query::parse(Some(query)).check(&route(path));
+        assert!(check("/v2/a/tags/list", "n=2&last=x&ns=docker.io").is_ok());
+        assert!(check("/v2/a/blobs/uploads/", "mount=x&from=b").is_ok());
+        let error = check("/v2/a/blobs/uploads/", "digest-algorithm=sha512").unwrap_err();
+        assert!(format!("{error:?}").contains("digest-algorithm"));
+        assert!(check("/v2/a/manifests/v1", "tag=v2").is_err());
     }
 
     proptest! {

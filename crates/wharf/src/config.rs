@@ -328,8 +328,113 @@ impl Config {
             }
             Err(e) => anyhow::bail!("the configuration {}: {e}", path.display()),
         };
-        toml::from_str(&text)
-            .map_err(|e| anyhow::anyhow!("the configuration {}: {e}", path.display()))
+        let config: Config = toml::from_str(&text)
+            .map_err(|e| anyhow::anyhow!("the configuration {}: {e}", path.display()))?;
+        config
+            .check()
+            .map_err(|e| anyhow::anyhow!("the configuration {}: {e}", path.display()))?;
+        Ok(config)
+    }
+
+    /// Refuses values with which a node would not work, by the key's name.
+    fn check(&self) -> Result<(), String> {
+        // hyper's smallest buffer of a connection is 8 KiB.
+        let header_bytes = self.gateway.max_header_bytes as u64;
+        let numbers = [
+            ("gateway.max_header_bytes", header_bytes, 8192, 16 << 20),
+            (
+                "gateway.idle_timeout_ms",
+                self.gateway.idle_timeout_ms,
+                100,
+                u64::MAX,
+            ),
+            (
+                "gateway.max_connections",
+                self.gateway.max_connections as u64,
+                1,
+                1 << 20,
+            ),
+            ("workerd.memory_mib", self.workerd.memory_mib, 64, 1 << 30),
+            ("workerd.cpu_millis", self.workerd.cpu_millis, 10, 1 << 20),
+            (
+                "workerd.watchdog_ms",
+                self.workerd.watchdog_ms,
+                100,
+                u64::MAX,
+            ),
+            (
+                "containers.log_bytes",
+                self.containers.log_bytes,
+                4096,
+                1 << 40,
+            ),
+            ("snapshots.ttl_hours", self.snapshots.ttl_hours, 1, u64::MAX),
+            ("snapshots.max_mib", self.snapshots.max_mib, 1, 1 << 40),
+            (
+                "snapshots.script_mib",
+                self.snapshots.script_mib,
+                1,
+                1 << 40,
+            ),
+        ];
+        for (key, value, least, most) in numbers {
+            if value < least {
+                return Err(format!("{key} is {value}; the least is {least}"));
+            }
+            if value > most {
+                return Err(format!("{key} is {value}; the most is {most}"));
+            }
+        }
+        if self
+            .gateway
+            .base_domains
+            .iter()
+            .all(|base| base.trim_matches('.').is_empty())
+        {
+            return Err(
+                "gateway.base_domains names no domain; the default is [\"localhost\"]".into(),
+            );
+        }
+        self.check_users()?;
+        if let Some(ids) = self.containers.ids() {
+            ids.check()
+                .map_err(|e| format!("containers.id_first and id_ranges: {e}"))?;
+        }
+        let is_country =
+            |text: &str| text.len() == 2 && text.bytes().all(|b| b.is_ascii_uppercase());
+        if !is_country(&self.node.country) {
+            return Err(format!(
+                "node.country is {:?}; it is two capital letters (ISO 3166)",
+                self.node.country
+            ));
+        }
+        for (key, value) in [
+            ("location", &self.node.location),
+            ("region", &self.node.region),
+        ] {
+            if value.is_empty() || !value.bytes().all(|b| b.is_ascii_graphic()) {
+                return Err(format!("node.{key} is {value:?}; it is one word"));
+            }
+        }
+        Ok(())
+    }
+
+    /// workerd must run as nobody else's user: neither a person's or a service's nor a container's.
+    fn check_users(&self) -> Result<(), String> {
+        let base = self.workerd.uid_base;
+        if base < 65_536 {
+            return Err(format!(
+                "workerd.uid_base is {base}; users below 65536 are the machine's own"
+            ));
+        }
+        let ids = self.containers.ids();
+        if ids.is_some_and(|ids| base >= ids.first) {
+            return Err(format!(
+                "workerd.uid_base is {base}, and containers have ids from {} on (containers.id_first); it must lie below",
+                self.containers.id_first
+            ));
+        }
+        Ok(())
     }
 
     /// All keys with their defaults and what they mean.
@@ -372,5 +477,37 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("listen_on"), "{error}");
+    }
+
+    #[test]
+    fn a_value_with_which_a_node_would_not_work_is_refused_by_name() {
+        Config::default().check().unwrap();
+        for (text, key) in [
+            (
+                "[gateway]\nmax_header_bytes = 100",
+                "gateway.max_header_bytes",
+            ),
+            ("[gateway]\nidle_timeout_ms = 0", "gateway.idle_timeout_ms"),
+            ("[gateway]\nmax_connections = 0", "gateway.max_connections"),
+            ("[gateway]\nbase_domains = []", "gateway.base_domains"),
+            ("[gateway]\nbase_domains = [\".\"]", "gateway.base_domains"),
+            ("[workerd]\nuid_base = 0", "workerd.uid_base"),
+            ("[workerd]\nuid_base = 1879048193", "workerd.uid_base"),
+            ("[workerd]\nmemory_mib = 0", "workerd.memory_mib"),
+            ("[workerd]\ncpu_millis = 0", "workerd.cpu_millis"),
+            ("[workerd]\nwatchdog_ms = 0", "workerd.watchdog_ms"),
+            ("[containers]\nlog_bytes = 0", "containers.log_bytes"),
+            ("[containers]\nid_ranges = 0", "containers.id_first"),
+            ("[snapshots]\nttl_hours = 0", "snapshots.ttl_hours"),
+            ("[snapshots]\nmax_mib = 0", "snapshots.max_mib"),
+            ("[snapshots]\nscript_mib = 0", "snapshots.script_mib"),
+            ("[node]\ncountry = \"Germany\"", "node.country"),
+            ("[node]\nlocation = \"a b\"", "node.location"),
+            ("[node]\nregion = \"\"", "node.region"),
+        ] {
+            let config: Config = toml::from_str(text).unwrap();
+            let error = config.check().unwrap_err();
+            assert!(error.starts_with(key), "{text}: {error}");
+        }
     }
 }

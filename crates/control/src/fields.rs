@@ -116,19 +116,29 @@ pub(crate) const UPLOAD: Table = Table {
             "capnp_schema",
             Refused("Cap'n Proto schemas", "remove \"unsafe.capnp\""),
         ),
-        (
-            "limits",
-            Refused(
-                "limits of a request's CPU time or subrequests",
-                "remove \"limits\"; workerd.watchdog_ms in wharf.toml bounds how long JavaScript may compute",
-            ),
-        ),
+        ("limits", Honoured),
         ("placement", NoMeaning(ONE_PLACE)),
         (
             "package_dependencies",
             NoMeaning("a list of npm packages for Cloudflare's statistics"),
         ),
         ("usage_model", NoMeaning("nothing is billed")),
+    ],
+};
+
+/// `limits` of an upload.
+pub(crate) const LIMITS: Table = Table {
+    of: "\"limits\"",
+    fields: &[
+        // How long the Worker's JavaScript may compute without a pause.
+        ("cpu_ms", Honoured),
+        (
+            "subrequests",
+            Refused(
+                "limits of the number of subrequests",
+                "remove it; a Worker may make as many as it has time for",
+            ),
+        ),
     ],
 };
 
@@ -158,7 +168,7 @@ pub(crate) const OBSERVABILITY: Table = Table {
         ("traces", Honoured),
         (
             "redact_query_string",
-            NoMeaning("the node's log has no requests' URLs"),
+            NoMeaning("no line that the node keeps of a Worker has a request's URL"),
         ),
     ],
 };

@@ -134,7 +134,9 @@ const KEYS: &[(&str, Fate)] = &[
     ("keep_vars", WorksWhole),
     ("kv_namespaces", Binding("kv_namespace")),
     ("legacy_env", Local),
-    ("limits", Field("limits")),
+    ("limits", Works),
+    ("limits.cpu_ms", WorksWhole),
+    ("limits.subrequests", Field("limits")),
     ("logfwdr", Binding("logfwdr")),
     ("logpush", Field("logpush")),
     ("main", WorksWhole),
@@ -298,7 +300,7 @@ fn project() -> Value {
             {"name": "OTHER", "class_name": "C", "script_name": "other"},
             {"name": "STAGING", "class_name": "C", "script_name": "keys", "environment": "staging"},
         ]},
-        "limits": {"cpu_ms": 50}, "logpush": true, "cache": {"enabled": true},
+        "limits": {"subrequests": 50}, "logpush": true, "cache": {"enabled": true},
         "placement": {"mode": "smart"},
         "observability": {"enabled": true, "logs": {"destinations": ["x"]}},
         "tail_consumers": [{"service": "t"}], "streaming_tail_consumers": [{"service": "t"}],
@@ -419,7 +421,7 @@ async fn what_wrangler_sends_for_each_refused_key_is_refused_by_name() {
     assert!(message.contains("unsafe.capnp"), "{message}");
     // What says nothing passes, and so does what has no meaning here.
     put(json!({
-        "logpush": false, "tail_consumers": [], "limits": {}, "observability": {"enabled": true},
+        "logpush": false, "tail_consumers": [], "limits": {"cpu_ms": 50}, "observability": {"enabled": true},
         "placement": {"mode": "smart"}, "cache_options": {"enabled": false},
         "package_dependencies": [{"name": "x"}],
         "code_update_strategy": {"mode": "deferred", "max_delay": 300},

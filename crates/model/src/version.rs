@@ -55,11 +55,17 @@ pub struct Version {
     pub containers: BTreeMap<String, ContainerDeclaration>,
     /// `workers/message`, `workers/tag`, `workers/triggered_by` as uploaded.
     pub annotations: BTreeMap<String, String>,
-    /// Parts of the upload's metadata that Wharf keeps but does not act on (observability, placement, ...).
+    /// Parts of the upload's metadata that Wharf keeps but does not act on (observability, placement, ...), and `limits`.
     pub extra: serde_json::Value,
 }
 
 impl Version {
+    /// How long its JavaScript may compute without a pause, CPU milliseconds, if the upload says so
+    /// (`limits.cpu_ms`).
+    pub fn cpu_limit_ms(&self) -> Option<u64> {
+        self.extra.get("limits")?.get("cpu_ms")?.as_u64()
+    }
+
     /// The named images of a class's container: `ctx.container.images`. Where there are some, there is no image besides them.
     pub fn named_images(&self, class: &str) -> Option<&BTreeMap<String, String>> {
         let images = &self.containers.get(class)?.images;

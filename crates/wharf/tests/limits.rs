@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Node, Project, WRANGLERS, wait_until};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const GREEDY: &str = r#"
@@ -22,8 +22,14 @@ export default {
 const KIND: &str = "export default { fetch() { return new Response('kind') } }";
 
 fn deploy(node: &Node, name: &str, code: &str) -> Project {
+    deploy_with(node, name, code, json!({}))
+}
+
+fn deploy_with(node: &Node, name: &str, code: &str, limits: Value) -> Project {
     let project = Project::fixture("direct", None);
-    let config = json!({"name": name, "main": "w.js", "compatibility_date": "2026-11-01"});
+    let config = json!({
+        "name": name, "main": "w.js", "compatibility_date": "2026-11-01", "limits": limits,
+    });
     project.write("wrangler.json", &config.to_string());
     project.write("w.js", code);
     node.wrangler_ok(WRANGLERS[1], &project.path(), &["deploy"]);
@@ -90,4 +96,37 @@ fn a_greedy_worker_is_ended_with_the_reason_and_others_serve_on() {
         assert!(asked.join().unwrap() > 0);
     });
     assert_eq!(node.workerd("kind"), kind, "it was not touched");
+}
+
+/// Computes for as long as it is told; the clock stands still meanwhile, so it counts.
+const BUSY: &str = r#"
+export default {
+  fetch(request) {
+    let sum = 0;
+    const turns = Number(new URL(request.url).searchParams.get("turns"));
+    for (let n = 0; n < turns; n++) sum += Math.sqrt(n);
+    return new Response("done " + (sum > 0));
+  },
+};"#;
+
+#[test]
+fn a_worker_may_say_how_long_it_computes() {
+    let mut node = Node::start();
+    node.stop();
+    let config = node.dir.path().join("wharf.toml");
+    std::fs::write(&config, "[workerd]\nwatchdog_ms = 1000\n").unwrap();
+    node.set_extra(&["--config", config.to_str().unwrap()]);
+    node.launch();
+    let node = node;
+    let _short = deploy_with(&node, "short", GREEDY, json!({"cpu_ms": 100}));
+    let _long = deploy_with(&node, "long", BUSY, json!({"cpu_ms": 300_000}));
+    let answer = node.get("short", "/loop");
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert!(answer.body.contains("limits.cpu_ms"), "{}", answer.body);
+    // Some seconds on any machine: more than the node allows to others.
+    let answer = node.get("long", "/?turns=3000000000");
+    assert_eq!((answer.status, answer.body.as_str()), (200, "done true"));
+    wait_until("it to serve again", || {
+        node.get("short", "/").body == "serves"
+    });
 }

@@ -133,6 +133,8 @@ pub(crate) enum StartError {
 pub(crate) struct Prepared {
     number: u64,
     uid: u32,
+    /// As [`wharf_model::Version::cpu_limit_ms`].
+    cpu_limit_ms: Option<u64>,
     plan: Plan,
     folder: Folder,
     /// Durable Object storage, if it has any.
@@ -185,6 +187,7 @@ pub(crate) async fn prepare(
         Ok(Prepared {
             number,
             uid,
+            cpu_limit_ms: desired.version.cpu_limit_ms(),
             plan,
             folder,
             storage,
@@ -200,6 +203,8 @@ pub(crate) async fn prepare(
 pub(crate) struct Process {
     inner: Arc<Inner>,
     id: String,
+    /// Its own limit, in place of the node's.
+    cpu_limit_ms: Option<u64>,
     output: Output,
     pumps: tokio::task::JoinSet<()>,
     /// Held until the process has ended.
@@ -224,6 +229,7 @@ impl Process {
         let Prepared {
             number,
             uid,
+            cpu_limit_ms,
             plan,
             folder,
             storage,
@@ -305,6 +311,7 @@ impl Process {
         let mut process = Self {
             inner: inner.clone(),
             id,
+            cpu_limit_ms,
             output: Output::default(),
             pumps: tokio::task::JoinSet::new(),
             docker,
@@ -392,7 +399,11 @@ impl Process {
         hung: impl FnOnce(String),
     ) -> String {
         let running = self.running.clone();
-        let limit_ms = self.inner.config.watchdog_ms;
+        let limit_ms = self.cpu_limit_ms.unwrap_or(self.inner.config.watchdog_ms);
+        let setting = match self.cpu_limit_ms {
+            Some(_) => "limits.cpu_ms of its configuration",
+            None => "workerd.watchdog_ms",
+        };
         let watched = async move {
             match &running.dispatcher {
                 Some(socket) => {
@@ -416,7 +427,7 @@ impl Process {
             tokio::select! {
                 computed_ms = &mut watched, if hung.is_some() && done == Stop::No => {
                     let reason = format!(
-                        "{EXCEEDED}: its JavaScript computed for {computed_ms} ms without a pause and was ended (workerd.watchdog_ms)"
+                        "{EXCEEDED}: its JavaScript computed for {computed_ms} ms without a pause and was ended ({setting})"
                     );
                     self.running.ends(End::Unasked(reason.clone()));
                     if let Some(hung) = hung.take() {

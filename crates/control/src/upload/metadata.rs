@@ -127,6 +127,8 @@ fn check_fields(metadata: &Map<String, Value>) -> ApiResult<()> {
     fields::UPLOAD.check(metadata)?;
     fields::CODE_UPDATE.check_value(metadata.get("code_update_strategy"))?;
     observability(metadata.get("observability"))?;
+    fields::LIMITS.check_value(metadata.get("limits"))?;
+    cpu_limit(metadata.get("limits"))?;
     if let Some(Value::Object(assets)) = metadata.get("assets") {
         fields::ASSETS.check(assets)?;
         fields::ASSETS_CONFIG.check_value(assets.get("config"))?;
@@ -140,6 +142,23 @@ fn check_fields(metadata: &Map<String, Value>) -> ApiResult<()> {
         fields::CONTAINER.check_value(Some(container))?;
     }
     Ok(())
+}
+
+/// Checks `limits.cpu_ms`, which has Cloudflare's bounds.
+fn cpu_limit(limits: Option<&Value>) -> ApiResult<()> {
+    match limits.and_then(|limits| limits.get("cpu_ms")) {
+        None | Some(Value::Null) => Ok(()),
+        Some(value)
+            if value
+                .as_u64()
+                .is_some_and(|ms| (10..=300_000).contains(&ms)) =>
+        {
+            Ok(())
+        }
+        Some(value) => Err(ApiError::invalid(format!(
+            "limits.cpu_ms is {value}; it is a whole number from 10 to 300000"
+        ))),
+    }
 }
 
 /// Checks a Worker's `observability`.

@@ -216,7 +216,6 @@ impl Applications for NoApplications {
             variables: Vec::new(),
             isolation: None,
             no_new_privileges: false,
-            surroundings: wharf_engine::Surroundings::default(),
         });
         Box::pin(std::future::ready(found))
     }

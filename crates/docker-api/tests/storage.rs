@@ -245,6 +245,21 @@ async fn a_directory_comes_back_without_passing_through_the_client() {
         "1"
     );
 
+    // By labels, too: `wrangler dev` removes at its end what has its session's.
+    for (label, found) in [
+        ("dev.workerd.snapshot-created-at=1", 1),
+        ("dev.workerd.snapshot-created-at=2", 0),
+        ("dev.workerd.session=x", 0),
+    ] {
+        let path = format!("/volumes?filters=%7B%22label%22%3A%5B%22{label}%22%5D%7D");
+        let listed = client.ok("GET", &path, Value::Null).await;
+        assert_eq!(
+            listed["Volumes"].as_array().unwrap().len(),
+            found,
+            "{label}"
+        );
+    }
+
     // Another object, another place, and the snapshot stays as it is.
     let mount = client.clone_of(&id, "/restored/here").await.unwrap();
     let check = "cat /restored/here/in/file; stat -c %u:%g /restored/here /restored/here/in/file; wc -c < /restored/here/big; echo changed > /restored/here/in/file";

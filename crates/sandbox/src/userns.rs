@@ -12,7 +12,9 @@
 
 use crate::exhaustion::UsedUp;
 use crate::sys::{self, Forked};
-use rustix::process::{Pid, Signal, Uid, WaitOptions, WaitStatus};
+use rustix::process::{
+    DumpableBehavior, Pid, Signal, Uid, WaitOptions, WaitStatus, set_dumpable_behavior,
+};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
@@ -258,8 +260,10 @@ fn as_user<T>(id: u32, job: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     effective(id)?;
     // Leaving id 0 has made the capabilities ineffective (capabilities(7)).
     let done = sys::make_capabilities_effective().and_then(|()| job());
-    // Coming back to it makes them effective again.
-    if let Err(error) = effective(0) {
+    // Coming back to it makes them effective again. A change of ids has made this process one whose
+    // files in /proc are root's alone (proc(5)), which children would inherit.
+    let back = effective(0).and_then(|()| set_dumpable_behavior(DumpableBehavior::Dumpable));
+    if let Err(error) = back {
         eprintln!("spawner: could not become root again: {error}");
         std::process::abort();
     }

@@ -20,8 +20,12 @@ use wharf_engine::Published;
 /// The sidecar's port whose published side workerd looks up (contract: workerd, 1.3).
 pub(crate) const INGRESS_PORT: u16 = 39001;
 
-/// How long a sidecar says why its container does not come.
-const GIVEN_UP: Duration = Duration::from_secs(2);
+/// How long a sidecar says why its container does not come. @cloudflare/containers asks for some 8 s
+/// whether there is an instance for it now, and tells its caller the last reason.
+const GIVEN_UP: Duration = Duration::from_secs(15);
+/// The same where many say so: each holds descriptors, which may be what the starts were refused for.
+const GIVEN_UP_OF_MANY: Duration = Duration::from_secs(2);
+const MANY: usize = 32;
 
 /// The sidecars that were asked for on one socket, by name.
 #[derive(Default)]
@@ -108,18 +112,23 @@ impl Sidecars {
     /// The container that it was made for does not come. Who asks for it is told why for a moment; then it goes, so that starts that were refused
     /// keep nothing. The next start makes a sidecar of its own.
     pub(crate) fn give_up(self: &Arc<Self>, name: &str, reason: &str) {
-        let id = match self.map().get(name) {
-            Some(Entry { sidecar, .. }) => {
-                sidecar
-                    .network
-                    .set_target(wharf_net::Target::Ended(reason.into()));
-                sidecar.id.clone()
-            }
-            None => return,
+        let (id, others) = {
+            let map = self.map();
+            let Some(Entry { sidecar, .. }) = map.get(name) else {
+                return;
+            };
+            let network = &sidecar.network;
+            network.set_target(wharf_net::Target::Ended(reason.into()));
+            let others = map.values().filter(|it| it.sidecar.network.has_ended());
+            (sidecar.id.clone(), others.count())
+        };
+        let says_so_for = match others > MANY {
+            true => GIVEN_UP_OF_MANY,
+            false => GIVEN_UP,
         };
         let (sidecars, name) = (self.clone(), name.to_owned());
         tokio::spawn(async move {
-            tokio::time::sleep(GIVEN_UP).await;
+            tokio::time::sleep(says_so_for).await;
             let mut map = sidecars.map();
             let is_given_up =
                 |entry: &Entry| entry.sidecar.id == id && entry.sidecar.network.has_ended();

@@ -165,9 +165,9 @@ fn all_tmpfs(host: &HostConfig) -> Result<Vec<Tmpfs>, ApiError> {
     for mount in mounts.filter(|mount| mount["Type"] == "tmpfs") {
         all.push(of_mount(mount)?);
     }
-    let size = host.shm_size.and_then(|size| u64::try_from(size).ok());
+    let size = given_size("ShmSize", host.shm_size)?;
     let given = all.iter().any(|it| it.target == Path::new("/dev/shm"));
-    if let Some(size) = size.filter(|size| *size > 0 && !given) {
+    if let Some(size) = size.filter(|_| !given) {
         all.push(Tmpfs {
             size_bytes: Some(size),
             mode: Some(0o1777),
@@ -188,15 +188,25 @@ fn of_mount(mount: &Value) -> Result<Tmpfs, ApiError> {
     let mut tmpfs = plain(&mount.target)?;
     tmpfs.read_only = mount.read_only;
     let options = mount.tmpfs_options.unwrap_or_default();
-    tmpfs.size_bytes = options
-        .size_bytes
-        .and_then(|size| u64::try_from(size).ok())
-        .filter(|size| *size > 0);
-    tmpfs.mode = options.mode.filter(|mode| *mode != 0).or(tmpfs.mode);
+    tmpfs.size_bytes = given_size("TmpfsOptions.SizeBytes", options.size_bytes)?;
+    if let Some(mode) = options.mode.filter(|mode| *mode != 0) {
+        apply(&mut tmpfs, &format!("mode={mode:o}"))?;
+    }
     for option in options.options.unwrap_or_default() {
         apply(&mut tmpfs, &option.join("="))?;
     }
     Ok(tmpfs)
+}
+
+/// A size that may be left out, or be zero, which says nothing.
+fn given_size(name: &str, size: Option<i64>) -> Result<Option<u64>, ApiError> {
+    match size.map(u64::try_from) {
+        None | Some(Ok(0)) => Ok(None),
+        Some(Ok(size)) => Ok(Some(size)),
+        Some(Err(_)) => Err(ApiError::bad_request(format!(
+            "invalid {name}: a size is not negative"
+        ))),
+    }
 }
 
 /// Docker's defaults.
@@ -314,6 +324,21 @@ mod tests {
             let error = tmpfs(bad).unwrap_err();
             assert_eq!(error.status.as_u16(), status, "{bad}");
             assert!(error.message.contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_modes_that_cannot_be_are_refused_by_name() {
+        let mount = |options: Value| serde_json::json!({"Mounts": [{"Type": "tmpfs", "Target": "/x", "TmpfsOptions": options}]});
+        for (host, name) in [
+            (serde_json::json!({"ShmSize": -1}), "ShmSize"),
+            (mount(serde_json::json!({"SizeBytes": -5})), "SizeBytes"),
+            (mount(serde_json::json!({"Mode": 0o200_000})), "mode"),
+        ] {
+            let host: HostConfig = serde_json::from_value(host).unwrap();
+            let error = all_tmpfs(&host).unwrap_err();
+            assert_eq!(error.status.as_u16(), 400);
+            assert!(error.message.contains(name), "{error}");
         }
     }
 

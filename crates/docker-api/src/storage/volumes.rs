@@ -162,11 +162,24 @@ pub(super) struct ListQuery {
     filters: Option<String>,
 }
 
-/// Docker's filters; only by name, as a part of it.
+/// Docker's filters: by a part of the name, and by labels (`key` or `key=value`), all of which must
+/// hold. `wrangler dev` removes at its end what has its session's label.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Filters {
     name: Vec<String>,
+    label: Vec<String>,
+}
+
+impl Filters {
+    fn take(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+        let named = self.name.is_empty() || self.name.iter().any(|part| name.contains(part));
+        let has = |asked: &String| match asked.split_once('=') {
+            Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
+            None => labels.contains_key(asked),
+        };
+        named && self.label.iter().all(has)
+    }
 }
 
 /// workerd asks once for snapshots that are older than thirty days.
@@ -181,7 +194,7 @@ pub(super) async fn list(
     };
     let kept = storage.snapshots.list(&storage.key).into_iter();
     let mut volumes: BTreeMap<String, Value> = kept
-        .filter(|s| s.kind == Kind::Directory)
+        .filter(|s| s.kind == Kind::Directory && filters.take(&s.name, &s.labels))
         .map(|s| {
             (
                 s.name.clone(),
@@ -190,12 +203,12 @@ pub(super) async fn list(
         })
         .collect();
     for (name, volume) in storage.volumes().iter() {
+        if !filters.take(name, &volume.labels) {
+            continue;
+        }
         let json = volume_json(name, &volume.labels, volume.created_ms);
         volumes.entry(name.clone()).or_insert(json);
     }
-    volumes.retain(|name, _| {
-        filters.name.is_empty() || filters.name.iter().any(|part| name.contains(part))
-    });
     let volumes: Vec<Value> = volumes.into_values().collect();
     Ok(Json(json!({ "Volumes": volumes, "Warnings": [] })).into_response())
 }

@@ -469,7 +469,8 @@ fn script_names(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>>
             ] {
                 let (status, _) =
                     ask(&socket, method, &format!("/containers/{name}{rest}")).await?;
-                if !matches!(status, 400 | 404) {
+                // 501: the socket does not have the operation, whichever container it names.
+                if !matches!(status, 400 | 404 | 501) {
                     seen = "reached";
                 }
             }

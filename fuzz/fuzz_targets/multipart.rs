@@ -1,4 +1,5 @@
-//! A script upload: its multipart body, its metadata, and the configuration of a container application.
+//! A script upload: its multipart body, its metadata, and the configuration of a container
+//! application.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! An archive of a layer, which its author made hostile: it is read and unpacked, and nothing outside the directory changes.
+//! An archive of a layer, which its author made hostile: it is read and unpacked, and nothing
+//! outside the directory changes.
 
 #![no_main]
 

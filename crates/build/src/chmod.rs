@@ -38,7 +38,7 @@ impl Chmod {
     /// Reads it.
     ///
     /// # Errors
-    /// What is wrong, for a person.
+    /// Names the mistake, for a person.
     pub(crate) fn parse(text: &str) -> Result<Chmod, String> {
         let wrong = || {
             format!("--chmod={text}: a mode is octal, as 755, up to 7777, or symbolic, as u+x,go-w")
@@ -129,7 +129,7 @@ impl Change {
 
     fn apply(&self, mode: u32, search: bool) -> u32 {
         let mut bits = self.bits;
-        // What is taken away is taken from everything.
+        // `-` clears the bits of the whole mode.
         if self.search && (search || self.operator == Operator::Remove) {
             bits |= EXECUTE;
         }
@@ -198,8 +198,9 @@ mod tests {
     }
 
     proptest! {
-        /// The program itself, on real files. `X` comes first only: here it goes by the mode that the file had, as POSIX and BuildKit have it, and there by the mode that
-        /// earlier clauses made.
+        /// The program itself, on real files. `X` comes first only: here it goes by the mode that
+        /// the file had, as POSIX and BuildKit have it, and there by the mode that earlier clauses
+        /// made.
         #[test]
         fn agrees_with_the_program(
             text in "([ugoa]{1,2}[+=-]([rwx]{0,3}|[rwX]{1,2}|[ugo]))(,([ugoa]{1,2}[+=-]([rwx]{0,3}|[ugo]))){0,2}",

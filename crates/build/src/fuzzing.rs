@@ -7,8 +7,8 @@ use crate::state::State;
 use crate::{BuildError, instruction, parse, plan, words};
 use std::collections::BTreeMap;
 
-/// A Dockerfile, and a .dockerignore after the first NUL: both are read, stages planned, and the arguments of all instructions substituted, as far as that needs no
-/// files.
+/// A Dockerfile, and a .dockerignore after the first NUL: both are read, stages planned, and the
+/// arguments of all instructions substituted, as far as that needs no files.
 ///
 /// # Panics
 /// An error names no line of the file.
@@ -41,7 +41,7 @@ fn read(text: &str) -> Result<(), BuildError> {
             let escape = file.escape;
             let scope = state.clone();
             let expand = |text: &String| {
-                // What is wrong with one is no matter for the others.
+                // A broken instruction does not keep the others from being tried.
                 words::expand(text, escape, &|name| scope.variable(name)).unwrap_or_default()
             };
             match &step.instruction {

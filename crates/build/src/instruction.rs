@@ -1,5 +1,6 @@
-//! Logical lines into typed instructions, variables not yet substituted. What is no Dockerfile is refused here, with its line; what is one and is not
-//! supported becomes [`Instruction::Unsupported`], which is refused where a stage is needed that has it. Pure.
+//! Logical lines into typed instructions, variables not yet substituted. What is no Dockerfile is
+//! refused here, with its line; what is one and is not supported becomes
+//! [`Instruction::Unsupported`], which is refused where a stage is needed that has it. Pure.
 
 use crate::BuildError;
 use crate::parse::{File, Heredoc, Line, fail, raw_words};

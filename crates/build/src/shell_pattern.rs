@@ -1,5 +1,5 @@
-//! The patterns of `${x#p}`, `${x%p}` and `${x/p/w}`: `*` is any text, `?` one character, a backslash takes their meaning off. Brackets mean nothing here, as in
-//! BuildKit. Pure.
+//! The patterns of `${x#p}`, `${x%p}` and `${x/p/w}`: `*` is any text, `?` one character, a
+//! backslash takes their meaning off. Brackets mean nothing here, as in BuildKit. Pure.
 
 use regex::{NoExpand, Regex};
 

@@ -55,7 +55,8 @@ pub(crate) struct State {
     volumes: BTreeSet<String>,
     stop_signal: Option<String>,
     author: Option<String>,
-    /// What instructions and RUN see: ENV, and ARGs with a value, the last one of a name. Those of the stage that this one begins from, too.
+    /// What instructions and RUN see: ENV, and ARGs with a value, the last one of a name. Those of
+    /// the stage that this one begins from, too.
     scope: BTreeMap<String, String>,
     /// Names of ARGs, in order, also those without a value.
     args: Vec<String>,
@@ -126,7 +127,8 @@ impl State {
         }
     }
 
-    /// A stage that begins where another ended: everything carries over, ARGs too. At its start, an ENV goes before an ARG of the same name.
+    /// A stage that begins where another ended: everything carries over, ARGs too. At its start, an
+    /// ENV goes before an ARG of the same name.
     pub(crate) fn child(&self) -> Self {
         let mut child = self.clone();
         child.cmd_is_own = false;
@@ -142,8 +144,8 @@ impl State {
         self.scope.insert(name.to_owned(), value.to_owned());
     }
 
-    /// Declares an ARG: the build argument, else the default given here, else the value from before the first FROM, else the platform's. Without any, a
-    /// variable of that name stays what it is.
+    /// Declares an ARG: the build argument, else the default given here, else the value from before
+    /// the first FROM, else the platform's. Without any, a variable of that name stays what it is.
     pub(crate) fn declare(
         &mut self,
         name: &str,
@@ -246,7 +248,8 @@ impl State {
         Ok(())
     }
 
-    /// `80`, `80/udp`, `8000-8010/tcp`; and `[address:][port:]80`, of which the last counts. Returns whether there was more than that.
+    /// Reads `80`, `80/udp`, `8000-8010/tcp`, and `[address:][port:]80`, of which the last counts.
+    /// Returns whether there was more than that.
     pub(crate) fn expose(&mut self, text: &str) -> Result<bool, String> {
         let (own, is_mapping) = match text.rsplit_once(':') {
             Some((_, own)) => (own, true),
@@ -463,7 +466,7 @@ mod tests {
         assert_eq!(child.variable("A").as_deref(), Some("a"));
         child.declare("A", Some("b".into()), &none, &none);
         assert_eq!(child.variable("A").as_deref(), Some("b"));
-        // Of an image, whatever its ARGs were, only ENV is known.
+        // An image keeps its ENV alone; its ARGs are not stored.
         let image = child.to_image("1970-01-01T00:00:00Z").expect("image");
         assert_eq!(State::from_image(&image, 0).variable("A"), None);
     }

@@ -1,4 +1,5 @@
-//! `--chown` values and the owner of a WORKDIR: names are looked up in the target's /etc/passwd and /etc/group.
+//! `--chown` values and the owner of a WORKDIR: names are looked up in the target's /etc/passwd and
+//! /etc/group.
 
 use crate::tree::Tree;
 use crate::trouble::{Context, Result};

@@ -1,5 +1,5 @@
-//! Variable substitution and quoting in instruction arguments, by the rules of the Dockerfile reference ("Environment replacement"), and where it says
-//! nothing by what BuildKit does.
+//! Variable substitution and quoting in instruction arguments, by the rules of the Dockerfile
+//! reference ("Environment replacement"), and where it says nothing by what BuildKit does.
 //!
 //! | | |
 //! |---|---|
@@ -10,7 +10,8 @@
 //! | `${x#p}`, `${x##p}`, `${x%p}`, `${x%%p}` | without the shortest or longest prefix or suffix that matches `p` |
 //! | `${x/p/w}`, `${x//p/w}` | with `w` in place of the first match of `p`, or of all |
 //!
-//! Single quotes are literal, double quotes substitute, the escape character takes the meaning off what follows. Pure.
+//! Single quotes are literal, double quotes substitute, the escape character takes the meaning off
+//! what follows. Pure.
 
 use crate::shell_pattern;
 use std::iter::Peekable;
@@ -25,7 +26,7 @@ const MAX_DEPTH: usize = 64;
 /// Substitutes and unquotes one argument.
 ///
 /// # Errors
-/// What is wrong with it, for a person; so for the other two.
+/// Names the mistake, for a person; the next two do the same.
 pub(crate) fn expand(word: &str, escape: char, lookup: Lookup<'_>) -> Result<String, String> {
     let mut out = Out::default();
     Lexer::new(word, escape, lookup, true).until(None, &mut out)?;
@@ -47,7 +48,8 @@ pub(crate) fn expand_words(
     Ok(out.words)
 }
 
-/// Substitutes variables but leaves quotes alone: the content of a here-document. There, the escape character is always a backslash.
+/// Substitutes variables but leaves quotes alone: the content of a here-document. There, the escape
+/// character is always a backslash.
 pub(crate) fn expand_heredoc(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
     let mut out = Out::default();
     Lexer::new(text, '\\', lookup, false).until(None, &mut out)?;
@@ -254,7 +256,8 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Letters, digits and `_`; or digits alone; or one of the shell's special parameters, which are never set here.
+    /// Letters, digits and `_`; or digits alone; or one of the shell's special parameters, which
+    /// are never set here.
     fn name(&mut self) -> String {
         let mut name = String::new();
         if let Some(special) = self.chars.next_if(|c| "@*#?-$!".contains(*c)) {

@@ -26,10 +26,12 @@ const PIECES: &[&str] = &[
     "\"annotations\":{\"workers/message\":\"x\"},\"assets\":{\"jwt\":\"x\",\"config\":{}},",
     "\"placement\":{}}",
 ];
-/// Bytes from this one on stand for a piece, unless they come after 0xff, which stands for what follows it.
+/// Bytes from this one on stand for a piece, unless they come after 0xff, which stands for what
+/// follows it.
 const FIRST_PIECE: u8 = 0xff - PIECES.len() as u8;
 
-/// A script upload: the first byte says into how many pieces the body is cut. Also the metadata and an application's configuration as they stand.
+/// A script upload: the first byte says into how many pieces the body is cut. Also the metadata and
+/// an application's configuration as they stand.
 ///
 /// # Panics
 /// The body is read to its end and there is no answer.

@@ -58,7 +58,7 @@ pub trait Effects: Send + Sync + 'static {
         &'a self,
         script: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
-    /// Those of `classes` that the version's code does not export as Durable Object classes. The
+    /// Returns the `classes` that the version's code does not export as Durable Object classes. The
     /// version is not stored yet, and its script may be new.
     ///
     /// # Errors

@@ -39,7 +39,7 @@ const KEYS: &[(&str, Fate)] = &[
     ("$schema", Local),
     ("access", Local),
     ("account_id", WorksWhole),
-    // Of `wrangler email`; a deploy sends nothing of it.
+    // `wrangler email` reads it; a deploy sends nothing of it.
     ("addresses", Local),
     ("agent_memory", Binding("agent_memory")),
     ("ai", Binding("ai")),
@@ -60,7 +60,7 @@ const KEYS: &[(&str, Fate)] = &[
     ("browser", Binding("browser")),
     ("build", Local),
     ("cache", Field("cache_options")),
-    // Of `wrangler cloudchamber`.
+    // `wrangler cloudchamber` reads it.
     ("cloudchamber", Local),
     ("compatibility_date", WorksWhole),
     ("compatibility_flags", WorksWhole),
@@ -168,7 +168,7 @@ const KEYS: &[(&str, Fate)] = &[
     ("placement", NoMeaning),
     ("preserve_file_names", Local),
     ("preview_urls", WorksWhole),
-    // Of `wrangler preview`.
+    // `wrangler preview` reads it.
     ("previews", Local),
     // Python Workers are refused by their modules.
     ("python_modules", Local),

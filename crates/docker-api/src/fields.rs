@@ -1,9 +1,11 @@
-//! Every field that Docker publishes for the bodies which this dialect takes, and what becomes of it: nothing is accepted and then ignored.
+//! Every field that Docker publishes for the bodies which this dialect takes, and what becomes of
+//! it: nothing is accepted and then ignored.
 //!
 //! Owns: the tables ([`create`] has the largest), and the check of a body or a query against them.
 //! Must not: know what a handler does with a field that it honours.
 //!
-//! A field that no published schema has is ignored, as Docker does. Names are compared without case, as Docker (Go's encoding/json) does.
+//! A field that no published schema has is ignored, as Docker does. Names are compared without
+//! case, as Docker (Go's encoding/json) does.
 
 pub(crate) mod create;
 pub(crate) mod others;
@@ -103,12 +105,12 @@ fn is_given(value: &Value, _: &Map<String, Value>) -> bool {
     !value.is_null()
 }
 
-/// Of a query: whether it is a flag that is set.
+/// Whether a query parameter is a flag that is set.
 fn is_flag(value: &Value, _: &Map<String, Value>) -> bool {
     crate::script::is_true(value.as_str())
 }
 
-/// Of a query: whether it is a flag that is there and not set.
+/// Whether a query parameter is a flag that is given and not set.
 fn is_off(value: &Value, _: &Map<String, Value>) -> bool {
     value
         .as_str()
@@ -140,7 +142,8 @@ pub(crate) fn normalise(value: &mut Value, fields: &[Field]) {
     }
 }
 
-/// Refuses the first field that asks for what there is not, by its name. `by_workerd`: the body is workerd's.
+/// Refuses the first field that asks for what there is not, by its name. `by_workerd`: the body is
+/// workerd's.
 ///
 /// # Errors
 /// 501, with the mend.

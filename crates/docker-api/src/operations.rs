@@ -1,7 +1,9 @@
-//! Every operation that Docker publishes (API 1.43 to 1.51) with the parameters of its query, and what becomes of those that are not here.
+//! Every operation that Docker publishes (API 1.43 to 1.51) with the parameters of its query, and
+//! what becomes of those that are not here.
 //!
-//! Owns: the answer to what Docker has and this Wharf does not (501, by its name) and to what neither has (404); the check of queries.
-//! Must not: know on which socket an operation is served. A parameter that no published schema has is ignored, as Docker does.
+//! Owns: the answer to what Docker has and this Wharf does not (501, by its name) and to what
+//! neither has (404); the check of queries. Must not: know on which socket an operation is served.
+//! A parameter that no published schema has is ignored, as Docker does.
 
 use crate::errors::ApiError;
 use crate::fields::{self, Field, queries as q};

@@ -212,7 +212,8 @@ impl Instance {
                 let _ = reply.send(Err(short));
                 return None;
             }
-            // Counted here, by the only one who also counts it off: what is checked is what then runs.
+            // Counted here, by the only one who also counts it off: what is checked is what then
+            // runs.
             let mut table = self.shared.table();
             if let Some(application) = &fixed.application {
                 if let Err(limit) = table.check_limit(application) {

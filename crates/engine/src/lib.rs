@@ -81,7 +81,8 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the machine has enough of everything for one more start. A refusal is remembered, for people.
+    /// Whether the machine has enough of everything for one more start. A refusal is remembered,
+    /// for people.
     pub(crate) fn admit(&self, application: Option<&Application>) -> Result<(), EngineError> {
         let figures = self.readings.figures(self.spawner.pid());
         let admitted = resources::admit(&figures, || self.table().biggest_user());
@@ -283,7 +284,8 @@ impl Engine {
         });
     }
 
-    /// How much of everything that runs out is in use on this node, and which application or script has most instances.
+    /// How much of everything that runs out is in use on this node, and which application or script
+    /// has most instances.
     pub fn resources(&self) -> (Vec<resources::Figure>, Option<resources::User>) {
         let figures = self.shared.readings.figures(self.shared.spawner.pid());
         (figures, self.shared.table().biggest_user())
@@ -357,8 +359,8 @@ impl Engine {
         .await
     }
 
-    /// Stops (with grace) all running instances of an application whose image id, class or [`Create::no_new_privileges`] is
-    /// another. Returns how many, after their end.
+    /// Stops (with grace) all running instances of an application whose image id, class or
+    /// [`Create::no_new_privileges`] is another. Returns how many, after their end.
     pub async fn roll(
         &self,
         application: &str,

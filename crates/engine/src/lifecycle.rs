@@ -79,7 +79,7 @@ pub enum Event {
         generation: u64,
         /// Exit code a shell would give (127: not found, 126: not executable, 125: else).
         code: i32,
-        /// What is at fault.
+        /// Whether the request, the machine or a shortage is at fault.
         fault: Fault,
         /// For a person.
         message: String,
@@ -225,7 +225,7 @@ pub enum Answer {
     NotModified,
     /// The process did not start.
     StartFailed {
-        /// What is at fault.
+        /// Whether the request, the machine or a shortage is at fault.
         fault: Fault,
         /// For a person.
         message: String,

@@ -42,7 +42,8 @@ pub(crate) struct Writer {
     dir: PathBuf,
     segment_bytes: u64,
     current: Option<(File, u64)>,
-    /// How long the current segment was when it was closed: with the same length it needs no look into it.
+    /// How long the current segment was when it was closed: with the same length it needs no look
+    /// into it.
     closed: Option<u64>,
     grown: watch::Sender<Grown>,
 }

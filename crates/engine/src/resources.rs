@@ -1,11 +1,12 @@
-//! What a machine has only so much of: how much is in use, how much a node keeps for its own work, and
-//! whether one more start would touch that.
+//! What a machine has only so much of: how much is in use, how much a node keeps for its own work,
+//! and whether one more start would touch that.
 //!
 //! Owns: the decision, which is pure ([`admit`]). The figures are read in [`reading`].
 //! Must not: end anything that runs; what was admitted once is served on.
 //!
-//! A node that gives its last descriptor to a container can neither accept a request for it nor start
-//! the process that serves its files. So starts are refused while there is still room for the rest.
+//! A node that gives its last descriptor to a container can neither accept a request for it nor
+//! start the process that serves its files. So starts are refused while there is still room for the
+//! rest.
 
 pub(crate) mod reading;
 
@@ -69,7 +70,7 @@ impl Resource {
 /// How much there is of one resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Figure {
-    /// Of what.
+    /// The resource that the figures count.
     pub resource: Resource,
     /// How much is in use, by whatever process.
     pub used: u64,

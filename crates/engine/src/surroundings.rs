@@ -1,5 +1,6 @@
-//! What a start may ask for of a container's file system and names beside the image: a root that can only be read, directories in memory, its host
-//! name, /etc/hosts and /etc/resolv.conf. Plain data, and the two files' text. Must not: mount anything.
+//! What a start may ask for of a container's file system and names beside the image: a root that
+//! can only be read, directories in memory, its host name, /etc/hosts and /etc/resolv.conf. Plain
+//! data, and the two files' text. Must not: mount anything.
 
 use crate::{EngineError, Isolation};
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,8 @@ use wharf_sandbox::Tmpfs;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Surroundings {
-    /// Whether the root file system can only be read (Docker's `--read-only`). Volumes and tmpfs mounts stay writable.
+    /// Whether the root file system can only be read (Docker's `--read-only`). Volumes and tmpfs
+    /// mounts stay writable.
     pub read_only: bool,
     /// Directories in memory.
     pub tmpfs: Vec<Tmpfs>,

@@ -96,7 +96,8 @@ pub struct Create {
     pub start: StartOptions,
     /// What separates it from the machine; `None` leaves it to the image's label ([`isolation::LABEL`]) and the node.
     pub isolation: Option<Isolation>,
-    /// Whether no program gains privileges when it is executed (as [`wharf_sandbox::ProcessSpec::no_new_privileges`]).
+    /// Whether no program gains privileges when it is executed (as
+    /// [`wharf_sandbox::ProcessSpec::no_new_privileges`]).
     pub no_new_privileges: bool,
     /// Its root, host name and files about the network, where they are not as usual.
     pub surroundings: Surroundings,

@@ -86,8 +86,8 @@ pub fn unite_request(headers: &mut HeaderMap) -> Result<(), Ambiguous> {
     Ok(())
 }
 
-/// Gives a response one line of each field whose lines may not be joined with a comma. `Set-Cookie`,
-/// `WWW-Authenticate` and all lists stay as they are.
+/// Gives a response one line of each field whose lines may not be joined with a comma.
+/// Lists, `Set-Cookie` and `WWW-Authenticate` stay as they are.
 pub fn unite_response(headers: &mut HeaderMap) {
     for name in SINGLE.iter().chain([&header::CONTENT_RANGE]) {
         keep_first(headers, name);

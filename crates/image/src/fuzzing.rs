@@ -5,7 +5,8 @@ use crate::tar_read::TarReader;
 use crate::{Digest, Reference};
 use std::path::Path;
 
-/// Kinds of entries, as a header has them: files, links, devices, directories, FIFOs, and what describes the next entry.
+/// Kinds of entries, as a header has them: files, links, devices, directories, FIFOs, and what
+/// describes the next entry.
 const KINDS: &[u8] = b"0\x001234567xgLKSVD9";
 
 /// Where a text of a header lies, its length, and whether it is a number.
@@ -18,9 +19,11 @@ const FIELDS: [(usize, usize); 6] = [
     (337, 8),  // minor
 ];
 
-/// The archive that a script stands for. The first byte says whether the rest is an archive as it is. Otherwise an entry is: a byte for the kind; one for the
-/// lengths of name and link, with both; one for the number of bytes of data, which follow at the end; and one that says which of [`FIELDS`] comes
-/// next, with its text. Checksums are right, so that what comes after them is reached.
+/// The archive that a script stands for. The first byte says whether the rest is an archive as it
+/// is. Otherwise an entry is: a byte for the kind; one for the lengths of name and link, with both;
+/// one for the number of bytes of data, which follow at the end; and one that says which of
+/// [`FIELDS`] comes next, with its text. Checksums are right, so that what comes after them is
+/// reached.
 pub fn archive(script: &[u8]) -> Vec<u8> {
     let Some((how, script)) = script.split_first() else {
         return Vec::new();
@@ -72,7 +75,8 @@ fn put(field: &mut [u8], text: impl Iterator<Item = u8>) {
     field.iter_mut().zip(text).for_each(|(to, byte)| *to = byte);
 }
 
-/// An archive is read, and unpacked as a layer and as what is put into a container, into directories below `place`.
+/// An archive is read, and unpacked as a layer and as what is put into a container, into
+/// directories below `place`.
 ///
 /// # Panics
 /// Something outside of these directories was changed.
@@ -109,7 +113,8 @@ pub fn tar(script: &[u8], place: &Path) {
     );
 }
 
-/// A manifest in each of its media types, an image's configuration, a digest, and a reference, which is the same when it is written and read again.
+/// A manifest in each of its media types, an image's configuration, a digest, and a reference,
+/// which is the same when it is written and read again.
 ///
 /// # Panics
 /// It is not.
@@ -145,7 +150,8 @@ mod tests {
     #[test]
     fn a_script_becomes_an_archive_that_can_be_read() {
         let mut script = vec![0];
-        // A file `a/b` with five bytes and the mode 0755, a link `l` to `../x`, and a PAX record with a longer name for a directory.
+        // A file `a/b` with five bytes and the mode 0755, a link `l` to `../x`, and a PAX record
+        // with a longer name for a directory.
         script.extend(b"\x00\x03a/b\x05\x30755hello");
         script.extend(b"\x03\x41l../x\x00\x07");
         script.extend(b"\x09\x00\x0c\x0712 path=x/y\n");

@@ -62,7 +62,8 @@ impl Reference {
                     || first == "localhost"
                     || first.bytes().any(|b| b.is_ascii_uppercase()) =>
             {
-                // Lower case, unless it is a host by its capitals alone: then it would not be one when it is read again.
+                // Lower case, unless it is a host by its capitals alone: then it would not be one
+                // when it is read again.
                 let lower = first.to_ascii_lowercase();
                 let is_host = lower.contains(['.', ':']) || lower == "localhost";
                 (if is_host { lower } else { first.to_owned() }, rest)

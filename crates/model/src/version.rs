@@ -55,7 +55,8 @@ pub struct Version {
     pub containers: BTreeMap<String, ContainerDeclaration>,
     /// `workers/message`, `workers/tag`, `workers/triggered_by` as uploaded.
     pub annotations: BTreeMap<String, String>,
-    /// Parts of the upload's metadata that Wharf keeps but does not act on (observability, placement, ...), and `limits`.
+    /// Parts of the upload's metadata that Wharf keeps but does not act on (observability,
+    /// placement, ...), and `limits`.
     pub extra: serde_json::Value,
 }
 

@@ -63,7 +63,8 @@ pub fn sniff(bytes: &[u8]) {
     crate::egress::sniff::fuzz(bytes);
 }
 
-/// A name, and the host patterns of mappings, one a line. A name of which workerd would find a mapping is never said to have none.
+/// A name, and the host patterns of mappings, one a line. A name of which workerd would find a
+/// mapping is never said to have none.
 ///
 /// # Panics
 /// It is.
@@ -116,7 +117,8 @@ pub fn ingress(bytes: &[u8]) {
             .enable_all()
             .build()
             .unwrap_or_else(|e| panic!("a runtime: {e}"));
-        // A fuzz target's main function is not Rust's, which ignores SIGPIPE: a closed socket would end the process.
+        // A fuzz target's main function is not Rust's, which ignores SIGPIPE: a closed socket would
+        // end the process.
         let pipe = tokio::signal::unix::SignalKind::pipe();
         let handled = runtime.block_on(async { tokio::signal::unix::signal(pipe).map(drop) });
         handled.unwrap_or_else(|e| panic!("SIGPIPE: {e}"));
@@ -126,7 +128,8 @@ pub fn ingress(bytes: &[u8]) {
     let ended = runtime.block_on(async { timeout(WAIT, play(client, apps)).await });
     match ended {
         Ok(Ok(())) => {}
-        // The kernel keeps ports of connections that ended for a while (TIME_WAIT); with all of them in use, nothing was tried.
+        // The kernel keeps ports of connections that ended for a while (TIME_WAIT); with all of
+        // them in use, nothing was tried.
         Ok(Err(error)) if error.kind() == io::ErrorKind::AddrInUse => {
             std::thread::sleep(Duration::from_secs(1));
         }

@@ -14,7 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use wharf_sandbox::netns::{self, Connecting};
 
-/// The stock of each family; fewer of IPv6, since almost everything listens on IPv4. Each takes a descriptor of the daemon, so idle containers have none ([`Inside::keep_lean`]).
+/// The stock of each family; fewer of IPv6, since almost everything listens on IPv4. Each takes a
+/// descriptor of the daemon, so idle containers have none ([`Inside::keep_lean`]).
 pub(crate) const STOCK: [usize; 2] = [3, 1];
 /// Where many connect at once.
 const LARGE_STOCK: [usize; 2] = [8, 2];
@@ -145,7 +146,8 @@ impl Inside {
         socket
     }
 
-    /// Lets go of the stock when nobody has dialled for a while: an idle container is to hold few descriptors. The next dial makes another. Never returns.
+    /// Lets go of the stock when nobody has dialled for a while: an idle container is to hold few
+    /// descriptors. The next dial makes another. Never returns.
     pub(crate) async fn keep_lean(self: Arc<Self>) {
         let mut before = None;
         loop {

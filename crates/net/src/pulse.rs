@@ -1,9 +1,9 @@
 //! Keeps the runtime awake while somebody waits.
 //!
-//! A connection that is held is woken by the runtime's timers and by its threads waking each other. If
-//! one of those wake-ups got lost, everything would stand still until the next event comes from outside,
-//! and on a quiet node that can be the end of the hold. So a thread, which depends on none of that,
-//! gives the runtime something to do every few milliseconds while anybody is held.
+//! A connection that is held is woken by the runtime's timers and by its threads waking each other.
+//! If one of those wake-ups got lost, everything would stand still until the next event comes from
+//! outside, and on a quiet node that can be the end of the hold. So a thread, which depends on none
+//! of that, gives the runtime something to do every few milliseconds while anybody is held.
 //!
 //! Owns: that thread. Must not: know who waits, and for what.
 

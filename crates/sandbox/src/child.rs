@@ -632,8 +632,8 @@ fn limit_files(program: &Program<'_>) -> Result<(), Failure> {
     .step(|| format!("limit of {wanted} open files"))
 }
 
-/// Makes the table of descriptors large while there is one thread. A runtime with many threads, such
-/// as workerd, would stand still for an RCU grace period each time that the kernel doubles it.
+/// Makes the table of descriptors large while there is one thread. A runtime with many threads,
+/// such as workerd, would stand still for an RCU grace period each time that the kernel doubles it.
 fn reserve_descriptors() {
     let limit = rustix::process::getrlimit(Resource::Nofile).current;
     let places = limit

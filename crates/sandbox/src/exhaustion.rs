@@ -1,4 +1,5 @@
-//! Telling what is used up from what is broken: the first passes by itself, when somebody gives something back.
+//! Telling what is used up from what is broken: the first passes by itself, when somebody gives
+//! something back.
 
 use std::io;
 

@@ -34,11 +34,12 @@ pub struct ProcessSpec {
     pub disk: Option<DiskMount>,
     /// What root in a container may do; [`Root::Bare`] has none whatever this says.
     pub capabilities: Capabilities,
-    /// Whether no program gains privileges when it is executed (`no_new_privs`, prctl(2)), so that neither set-user-id programs nor file
-    /// capabilities have an effect. [`ProcessSpec::gains_no_privileges`] says where that is so in any case.
+    /// Whether no program gains privileges when it is executed (`no_new_privs`, prctl(2)), so that
+    /// neither set-user-id programs nor file capabilities have an effect.
+    /// [`ProcessSpec::gains_no_privileges`] says where that is so in any case.
     pub no_new_privileges: bool,
-    /// Whether a container's root, and the files that are mounted in it ([`Mount::File`]), can only be read. For [`Root::Overlay`] with
-    /// [`Kernel::Host`].
+    /// Whether a container's root, and the files that are mounted in it ([`Mount::File`]), can only
+    /// be read. For [`Root::Overlay`] with [`Kernel::Host`].
     #[serde(default)]
     pub read_only: bool,
     /// Whose kernel a container's system calls go to; [`Root::Bare`] takes [`Kernel::Host`] only.
@@ -46,8 +47,9 @@ pub struct ProcessSpec {
 }
 
 impl ProcessSpec {
-    /// Whether the process has `no_new_privs`: because the request asks for it, because the process is no container, or because root inside
-    /// would be the host's root, which a set-user-id program must not become. (A virtual machine's root is not the host's.)
+    /// Whether the process has `no_new_privs`: because the request asks for it, because the process
+    /// is no container, or because root inside would be the host's root, which a set-user-id
+    /// program must not become. (A virtual machine's root is not the host's.)
     pub(crate) fn gains_no_privileges(&self, has_users: bool) -> bool {
         let root_is_the_hosts = match self.root {
             Root::Bare => true,
@@ -200,9 +202,10 @@ pub enum Root {
     /// own system call filter is narrower than a container's. It has all of a container's walls but the user namespace, as no user of it has a
     /// capability.
     Bare,
-    /// An overlay mounted in the process's own mount namespace: a container. Gets PID, IPC, UTS, cgroup, mount and user namespaces,
-    /// /proc, /sys (read-only), /dev, masked paths, dropped capabilities, the Landlock scopes and the seccomp filter, and
-    /// leaves no core dump. Directories belong, on disk, to the ids inside.
+    /// An overlay mounted in the process's own mount namespace: a container. Gets PID, IPC, UTS,
+    /// cgroup, mount and user namespaces, /proc, /sys (read-only), /dev, masked paths, dropped
+    /// capabilities, the Landlock scopes and the seccomp filter, and leaves no core dump.
+    /// Directories belong, on disk, to the ids inside.
     Overlay {
         /// Read-only layers, topmost first; may be empty (an image from scratch without layers).
         lower: Vec<PathBuf>,
@@ -246,7 +249,8 @@ pub enum Mount {
         /// Path inside; made if missing.
         target: PathBuf,
     },
-    /// An empty directory in memory, which is charged to the container. For containers with [`Kernel::Host`].
+    /// An empty directory in memory, which is charged to the container. For containers with
+    /// [`Kernel::Host`].
     Tmpfs(Tmpfs),
     /// A file with this content (for /etc/resolv.conf, /etc/hosts), backed by memory.
     File {
@@ -266,7 +270,8 @@ pub struct Tmpfs {
     pub size_bytes: Option<u64>,
     /// Files and directories it can hold; `None`: as the kernel has it.
     pub inodes: Option<u64>,
-    /// Permissions of its root; `None`: those of the directory that it covers, or 1777 if there is none.
+    /// Permissions of its root; `None`: those of the directory that it covers, or 1777 if there is
+    /// none.
     pub mode: Option<u32>,
     /// Owner of its root, as seen inside.
     pub uid: u32,

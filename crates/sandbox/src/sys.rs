@@ -456,7 +456,8 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
     }
 }
 
-/// Installs a seccomp filter for this thread. Needs no_new_privs, or CAP_SYS_ADMIN in its user namespace.
+/// Installs a seccomp filter for this thread. Needs no_new_privs, or CAP_SYS_ADMIN in its user
+/// namespace.
 pub(crate) fn install_seccomp(program: &[BpfInstruction]) -> io::Result<()> {
     #[repr(C)]
     struct Program {
@@ -606,7 +607,8 @@ pub(crate) fn landlock_scopes() -> io::Result<Option<OwnedFd>> {
     Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
 }
 
-/// Puts this thread under a Landlock rule set, for good. Needs no_new_privs, or CAP_SYS_ADMIN in its user namespace.
+/// Puts this thread under a Landlock rule set, for good. Needs no_new_privs, or CAP_SYS_ADMIN in
+/// its user namespace.
 pub(crate) fn landlock_restrict(rules: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: takes numbers only.
     check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) })?;

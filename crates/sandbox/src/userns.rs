@@ -226,9 +226,9 @@ impl Pool {
 
 /// A user namespace in which `root` and the ids after it are 0 and the ids after it.
 ///
-/// Its owner is `root`, not the host's root. What the kernel counts for each user (inotify instances,
-/// pending signals, locked memory, namespaces) it counts for the owner as well. With one owner for all,
-/// one container could use up everybody's share, and that of the host's services.
+/// Its owner is `root`, not the host's root. What the kernel counts for each user (inotify
+/// instances, pending signals, locked memory, namespaces) it counts for the owner as well. With one
+/// owner for all, one container could use up everybody's share, and that of the host's services.
 fn make(root: u32) -> io::Result<OwnedFd> {
     // SAFETY: the spawner has one thread; the child waits for its end without touching anything.
     let fork = || unsafe { sys::fork_with(libc::CLONE_NEWUSER as u64, None) };

@@ -140,8 +140,8 @@ async fn open_files_are_bounded() {
     place.finish(spawner).await;
 }
 
-/// Runs inside, as a program of its own: takes as many inotify instances as there are, says how many
-/// there were, and keeps them.
+/// Runs inside, as a program of its own: takes as many inotify instances as there are, says how
+/// many there were, and keeps them.
 fn take_all_inotify_instances() {
     let mut taken = Vec::new();
     while let Ok(instance) = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC) {

@@ -1,4 +1,5 @@
-//! Programs that gain privileges when they are executed: set-user-id, set-group-id and file capabilities, as Docker has them; and `no_new_privileges`.
+//! Programs that gain privileges when they are executed: set-user-id, set-group-id and file
+//! capabilities, as Docker has them; and `no_new_privileges`.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -27,7 +28,8 @@ fn said(ran: &Ran) -> Vec<String> {
 fn container(place: &Place, layer: &Path, id: &str, script: &str) -> (ProcessSpec, SpawnFds) {
     let (mut spec, fds) = place.container(id, script);
     if let Root::Overlay { lower, .. } = &mut spec.root {
-        // A layer and not a mount: a start with mounts of the host's is never one that was made ahead.
+        // A layer and not a mount: a start with mounts of the host's is never one that was made
+        // ahead.
         *lower = vec![layer.to_owned(), place.busybox()];
     }
     spec.user = "app".into();
@@ -69,7 +71,8 @@ async fn programs_gain_what_their_file_says() {
         assert_eq!(said(&ran), gained(DOCKER), "{id}: {ran:?}");
         all_is_made_ahead(&spawner, 0).await;
     }
-    // A capability that was taken away is gained by nobody; a program that cannot work without it is not executed (capabilities(7)).
+    // A capability that was taken away is gained by nobody; a program that cannot work without it
+    // is not executed (capabilities(7)).
     let (mut spec, fds) = container(&place, &layer, "fewer", LOOK);
     spec.capabilities = Capabilities::default().without("CHOWN");
     let ran = support::run(&spawner, &spec, fds).await.unwrap();

@@ -1,4 +1,5 @@
-//! Starts when something is used up: refused with its name, and possible again as soon as there is some.
+//! Starts when something is used up: refused with its name, and possible again as soon as there is
+//! some.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -64,7 +65,7 @@ async fn a_daemon_without_descriptors_loses_that_start_alone() {
     }
     assert_eq!(place.run(&spawner, "f", "exit 3").await.exit.code, 3);
     assert!(spawner.signal("kept", 0).await.unwrap());
-    // What was started in vain has ended.
+    // The process that was started in vain has ended.
     wharf_testkit::eventually("the id to be free", async || {
         let (spec, fds) = place.container("c", "exit 4");
         support::run(&spawner, &spec, fds).await.ok()

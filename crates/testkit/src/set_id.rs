@@ -15,8 +15,9 @@ const BIND: &str = "0000000000000400";
 pub const LOOK: &str = "for p in /plain /root-suid /user-suid /root-sgid /caps; do \
     $p -E '^(Uid|Gid|CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status | tr -s '\\t\\n' '  '; echo; done";
 
-/// Makes the layer `root`: copies of a program that prints lines of files, `/plain`, `/root-suid`, `/user-suid` (of 2000), `/root-sgid` and `/caps`
-/// (cap_net_bind_service+ep), and the libraries that it loads. (busybox gives up its privileges by itself.)
+/// Makes the layer `root`: copies of a program that prints lines of files, `/plain`, `/root-suid`,
+/// `/user-suid` (of 2000), `/root-sgid` and `/caps` (cap_net_bind_service+ep), and the libraries
+/// that it loads. (busybox gives up its privileges by itself.)
 ///
 /// # Panics
 /// The machine has no such program.

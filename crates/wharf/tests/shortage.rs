@@ -1,5 +1,5 @@
-//! A node that runs out of something: what runs is served on, what would start is refused with the reason, and
-//! all is well as soon as there is room again.
+//! A node that runs out of something: what runs is served on, what would start is refused with the
+//! reason, and all is well as soon as there is room again.
 
 #![allow(clippy::unwrap_used)] // a panic is a failed test
 

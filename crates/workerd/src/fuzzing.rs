@@ -2,7 +2,8 @@
 
 use crate::rpc::{Books, Splitter};
 
-/// Both directions of a connection of Cap'n Proto messages. The first byte says into how many pieces the rest is cut.
+/// Both directions of a connection of Cap'n Proto messages. The first byte says into how many
+/// pieces the rest is cut.
 ///
 /// # Panics
 /// Bytes in pieces give other messages than all at once, or messages are not the bytes that came.

@@ -245,7 +245,8 @@ impl<'a> Segments<'a> {
         let (data_words, pointers) = ((sizes & 0xffff) as usize, (sizes >> 16) as usize);
         let size = (data_words + pointers) * 8;
         if size == 0 {
-            // They take no room, so that a few bytes could name half a billion; and none gives anything.
+            // They take no room, so that a few bytes could name half a billion; and none gives
+            // anything.
             return Ok(());
         }
         if count as usize * size > MOST_BYTES as usize {

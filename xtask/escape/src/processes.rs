@@ -256,7 +256,8 @@ async fn by_directory(
     directory: fn(i32, &Path) -> Result<String>,
 ) -> Result<String> {
     let walls = walls(side, &[Wall::MagicLinks]);
-    // The spawner's numbers depend on how many processes it has made ahead. Behind the walls none leads out, so that a few are enough.
+    // The spawner's numbers depend on how many processes it has made ahead. Behind the walls none
+    // leads out, so that a few are enough.
     let numbers = match side {
         Side::Held => 3..32,
         Side::Weak => 3..160,

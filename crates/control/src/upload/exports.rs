@@ -249,12 +249,12 @@ impl Exports {
             .collect()
     }
 
-    /// Compares the declaration with the namespaces that are there. `in_code` tells whether the code
-    /// exports a class; `None` where that is not known yet, and then nothing is said about it.
+    /// Compares the declaration with the namespaces that are there. `in_code` tells whether the
+    /// code exports a class; `None` where that is not known yet, and then nothing is said about it.
     /// `fresh` makes ids: 32 random hex digits.
     ///
     /// # Errors
-    /// Those of `fresh`. What the declaration does wrong is in [`Outcome::problems`].
+    /// The classes among `fresh`. [`Outcome::problems`] lists the mistakes of the declaration.
     pub(crate) fn reconcile(
         &self,
         script: &str,

@@ -107,7 +107,7 @@ pub(crate) fn prepare(store: &Store, request: &Request, parts: Parts) -> ApiResu
         Some(&exports),
     );
     let mut upload = match (built, outcome.refusal()) {
-        // What is wrong with a binding may follow from this.
+        // A mistake in a binding may follow from one here, so this comes first.
         (Err(_), Some(refusal)) => return Err(refusal),
         (built, _) => built?,
     };

@@ -1,4 +1,5 @@
-//! The body of `POST /containers/create`: Docker's ContainerConfig with HostConfig and NetworkingConfig, as of API 1.43 to 1.51.
+//! The body of `POST /containers/create`: Docker's ContainerConfig with HostConfig and
+//! NetworkingConfig, as of API 1.43 to 1.51.
 
 use super::{Field, Rule, honoured, is_given, meaningless, object, refused};
 use serde_json::{Map, Value};

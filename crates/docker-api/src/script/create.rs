@@ -52,7 +52,8 @@ pub(crate) struct Body {
     pub(crate) host_config: Option<HostConfig>,
 }
 
-/// What of `HostConfig` counts; [`fields::create`] has all of it. workerd's `PidMode` does not: the host's processes are nobody's. Nor does its
+/// What of `HostConfig` counts; [`fields::create`] has all of it. workerd's `PidMode` does not: the
+/// host's processes are nobody's. Nor does its
 /// `RestartPolicy`: an exit must be told by `wait`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

@@ -1,4 +1,5 @@
-//! Docker's `SecurityOpt`: what it asks for, in Docker's words. Must not: know what a container is given besides.
+//! Docker's `SecurityOpt`: what it asks for, in Docker's words. Must not: know what a container is
+//! given besides.
 
 use crate::errors::ApiError;
 use http::StatusCode;
@@ -6,8 +7,8 @@ use http::StatusCode;
 /// The only one that there is.
 pub(crate) const NO_NEW_PRIVILEGES: &str = "no-new-privileges";
 
-/// Whether a list of them asks for `no_new_privs`. As in Docker the last one counts, the value is one that Go's `ParseBool` takes, and a colon
-/// separates it as well.
+/// Whether a list of them asks for `no_new_privs`. As in Docker the last one counts, the value is
+/// one that Go's `ParseBool` takes, and a colon separates it as well.
 ///
 /// # Errors
 /// Another option, or a value that is none.

@@ -20,10 +20,11 @@ use wharf_engine::Published;
 /// The sidecar's port whose published side workerd looks up (contract: workerd, 1.3).
 pub(crate) const INGRESS_PORT: u16 = 39001;
 
-/// How long a sidecar says why its container does not come. @cloudflare/containers asks for some 8 s
-/// whether there is an instance for it now, and tells its caller the last reason.
+/// How long a sidecar says why its container does not come. @cloudflare/containers asks for some 8
+/// s whether there is an instance for it now, and tells its caller the last reason.
 const GIVEN_UP: Duration = Duration::from_secs(15);
-/// The same where many say so: each holds descriptors, which may be what the starts were refused for.
+/// The same where many say so: each holds descriptors, which may be what the starts were refused
+/// for.
 const GIVEN_UP_OF_MANY: Duration = Duration::from_secs(2);
 const MANY: usize = 32;
 
@@ -109,8 +110,9 @@ impl Sidecars {
         }
     }
 
-    /// The container that it was made for does not come. Who asks for it is told why for a moment; then it goes, so that starts that were refused
-    /// keep nothing. The next start makes a sidecar of its own.
+    /// The container that it was made for does not come. Callers hear the reason for [`GIVEN_UP`];
+    /// then it goes, so that refused starts keep nothing. The next start makes a sidecar of its
+    /// own.
     pub(crate) fn give_up(self: &Arc<Self>, name: &str, reason: &str) {
         let (id, others) = {
             let map = self.map();

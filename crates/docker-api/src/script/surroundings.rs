@@ -1,5 +1,5 @@
-//! Docker's `--read-only`, `--tmpfs`, `--shm-size`, `--hostname`, `--add-host`, `--dns-search` and `--dns-option`, as a create's body says them.
-//! Must not: know how they are brought about.
+//! Docker's `--read-only`, `--tmpfs`, `--shm-size`, `--hostname`, `--add-host`, `--dns-search` and
+//! `--dns-option`, as a create's body says them. Must not: know how they are brought about.
 
 use super::create::{Body, HostConfig};
 use crate::errors::ApiError;
@@ -41,7 +41,8 @@ pub(super) fn of(body: &Body, host: &HostConfig) -> Result<Surroundings, ApiErro
     Ok(surroundings)
 }
 
-/// Refuses what contradicts the rest of a create: two mounts in one place, and names in a network that is another container's.
+/// Refuses what contradicts the rest of a create: two mounts in one place, and names in a network
+/// that is another container's.
 pub(super) fn fits(
     asked: &Surroundings,
     is_anothers: bool,

@@ -60,7 +60,7 @@ pub(super) async fn start_process(
     let mut mounts = files::volume_mounts(fixed, at);
     let surroundings = &fixed.surroundings;
     mounts.extend(surroundings.tmpfs.iter().cloned().map(Mount::Tmpfs));
-    // What is mounted in another mount comes after it.
+    // A mount inside another one comes after it.
     mounts.sort_by_key(|mount| match mount {
         Mount::Bind { target, .. } | Mount::File { target, .. } => target.components().count(),
         Mount::Overlay { target, .. } => target.components().count(),

@@ -1,8 +1,8 @@
 //! Reads how much of everything is in use.
 //!
-//! What changes with each start, the descriptors, is read each time, in about a microsecond (Linux 6.2;
-//! before that the directory is counted, and not more often than the rest). The rest is read ten times a
-//! second at most.
+//! What changes with each start, the descriptors, is read each time, in about a microsecond (Linux
+//! 6.2; before that the directory is counted, and not more often than the rest). The rest is read
+//! ten times a second at most.
 
 use super::{Figure, Resource};
 use rustix::process::{Resource as Bound, getrlimit};

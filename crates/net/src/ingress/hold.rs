@@ -37,7 +37,8 @@ const SOON: Duration = Duration::from_millis(4);
 /// and this far apart later.
 const LATER: Duration = Duration::from_millis(16);
 
-/// How long a connection that has been held for `held` relies on being told, before it looks for itself.
+/// How long a connection that has been held for `held` relies on being told, before it looks for
+/// itself.
 pub(super) fn look_again(held: Duration) -> Duration {
     if held < SOON_FOR { SOON } else { LATER }
 }

@@ -1,5 +1,6 @@
-//! A seeded scheduler over [`Waiting`]: waiters come and go, those who look at ports end, in any order.
-//! Each step holds the lock once, so that the order of steps is all that threads could change.
+//! A seeded scheduler over [`Waiting`]: waiters come and go, those who look at ports end, in any
+//! order. Each step holds the lock once, so that the order of steps is all that threads could
+//! change.
 
 use super::*;
 
@@ -24,7 +25,7 @@ impl Random {
 struct Looker {
     port: u16,
     seen: watch::Sender<u64>,
-    /// Of the broken one: what it has seen before it takes the lock.
+    /// The broken variant keeps here what it saw before it took the lock.
     thinks_nobody_waits: bool,
 }
 
@@ -73,7 +74,7 @@ fn run(seed: u64, step: Step) -> Result<(), String> {
             }
             _ => {}
         }
-        // Whoever waits is told of the next look.
+        // Each waiter hears of the next look.
         for (port, receiver) in &mut waiters {
             receiver.mark_unchanged();
             let of_port: Vec<_> = lookers.iter().filter(|it| it.port == *port).collect();

@@ -1,8 +1,9 @@
 //! What a held connection does until it is dialled or refused.
 //!
-//! It waits for news: the process has started or ended, or its port was seen to listen. News may get
-//! lost: whoever gives it may have died, a timer may have been missed. So a held connection also looks
-//! for itself, every few milliseconds ([`hold::look_again`]), and lost news costs no more than that.
+//! It waits for news: the process has started or ended, or its port was seen to listen. News may
+//! get lost: whoever gives it may have died, a timer may have been missed. So a held connection
+//! also looks for itself, every few milliseconds ([`hold::look_again`]), and lost news costs no
+//! more than that.
 //!
 //! Owns: that waiting. Must not: know of sockets and namespaces ([`Behind`] does).
 

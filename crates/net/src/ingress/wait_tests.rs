@@ -1,5 +1,5 @@
-//! A model: a program that starts, listens or ends at some time, and news of it that may get lost. Time
-//! is simulated, and each case has a seed, so that a failure can be run again.
+//! A model: a program that starts, listens or ends at some time, and news of it that may get lost.
+//! Time is simulated, and each case has a seed, so that a failure can be run again.
 
 use std::sync::{Arc, Mutex};
 
@@ -65,7 +65,7 @@ struct Model {
     fate: Fate,
     /// The process's state when it was last asked for.
     known: Duration,
-    /// Of a hundred pieces of news, so many get lost.
+    /// How many of a hundred pieces of news get lost.
     lost: u64,
     random: Arc<Mutex<Random>>,
 }
@@ -170,7 +170,8 @@ async fn lost_news_costs_milliseconds() {
     }
 }
 
-/// The model does find what it is there for: a connection that trusts its news is held for too long.
+/// The model does find what it is there for: a connection that trusts its news is held for too
+/// long.
 #[tokio::test(start_paused = true)]
 async fn the_model_finds_a_connection_that_only_waits_for_news() {
     let never = |_| Duration::from_secs(3600);

@@ -423,7 +423,8 @@ impl State {
         }
     }
 
-    /// A reply without its descriptors: the caller is told, and the process that it cannot have ends.
+    /// A reply without its descriptors: the caller is told, and the process that it cannot have
+    /// ends.
     fn started_in_vain(
         &mut self,
         number: u64,

@@ -237,7 +237,8 @@ fn announce() -> io::Result<()> {
     let_go_of_streams()
 }
 
-/// Makes /dev/null of standard input and output: the daemon waits for the end of the pipe that they are.
+/// Makes /dev/null of standard input and output: the daemon waits for the end of the pipe that they
+/// are.
 pub(super) fn let_go_of_streams() -> io::Result<()> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     for number in [0, 1] {

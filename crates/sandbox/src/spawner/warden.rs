@@ -1,8 +1,10 @@
-//! The warden: a process beside the spawner that ends what the spawner leaves behind when it is killed.
+//! The warden: a process beside the spawner that ends what the spawner leaves behind when it is
+//! killed.
 //!
-//! It holds nothing but the read end of a pipe, whose write end the spawner alone holds. A spawner that
-//! ends in order says so first. One that was killed does not: then the warden waits for the grace period,
-//! in which a daemon may start another spawner, and ends every process in the cgroup if none has come.
+//! It holds nothing but the read end of a pipe, whose write end the spawner alone holds. A spawner
+//! that ends in order says so first. One that was killed does not: then the warden waits for the
+//! grace period, in which a daemon may start another spawner, and ends every process in the cgroup
+//! if none has come.
 //!
 //! ```text
 //! watching --said goodbye--> exit
@@ -58,7 +60,7 @@ impl Warden {
     /// Starts one.
     ///
     /// # Errors
-    /// Those of pipe(2) and fork(2).
+    /// pipe(2) or fork(2) failed.
     pub(super) fn start(charge: Charge) -> io::Result<Warden> {
         let running = launch(&charge)?;
         Ok(Warden {
@@ -137,7 +139,8 @@ fn run(life: &OwnedFd, charge: &Charge) -> ! {
 }
 
 fn watch(life: &OwnedFd, charge: &Charge) -> io::Result<()> {
-    // SAFETY: what the spawner's memory image owns is never dropped here, as this process ends by _exit.
+    // SAFETY: what the spawner's memory image owns is never dropped here, as this process ends by
+    // _exit.
     unsafe { sys::close_all_but(&[life.as_fd()]) }?;
     let_go_of_streams()?;
     rustix::thread::set_name(c"wharf-warden")?;

@@ -1,9 +1,10 @@
 //! Room for the daemon's descriptors, made before anybody waits.
 //!
-//! The kernel doubles a process's table of descriptors when it is full. In a process with threads it
-//! then waits for every processor to have let go of the old table (expand_fdtable(), one RCU grace
-//! period: 12 to 20 ms were measured on two cores, more when they are busy), and whoever needs a
-//! descriptor waits with it. A node that fills up would do that seven times, each during a start.
+//! The kernel doubles a process's table of descriptors when it is full. In a process with threads
+//! it then waits for every processor to have let go of the old table (expand_fdtable(), one RCU
+//! grace period: 12 to 20 ms were measured on two cores, more when they are busy), and whoever
+//! needs a descriptor waits with it. A node that fills up would do that seven times, each during a
+//! start.
 
 use std::os::fd::AsFd;
 

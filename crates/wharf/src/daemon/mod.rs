@@ -350,14 +350,15 @@ fn snapshot_config(config: &Config) -> wharf_snapshot::SnapshotConfig {
     }
 }
 
-/// Whether descriptors are left for one more connection from outside. The last eighth is for what those
-/// that exist need within the node, and for its own work.
+/// Whether descriptors are left for one more connection from outside. The last eighth is for what
+/// those that exist need within the node, and for its own work.
 fn has_room_for_connections() -> bool {
     wharf_engine::resources::own_descriptors()
         .is_ok_and(|(used, limit)| used.saturating_add((limit / 8).min(2048)) <= limit)
 }
 
-/// As many descriptors as the system allows: the usual first limit, 1024, is for programs that use select(2).
+/// As many descriptors as the system allows: the usual first limit, 1024, is for programs that use
+/// select(2).
 fn raise_descriptors() {
     let limits = getrlimit(Resource::Nofile);
     let raised = Rlimit {

@@ -145,7 +145,8 @@ async fn connection(
     }
 }
 
-/// The Worker: sends back headers that begin with `x-`, says what it sees, at once, then repeats the body as it comes, then ends.
+/// The Worker: sends back headers that begin with `x-`, says what it sees, at once, then repeats
+/// the body as it comes, then ends.
 async fn worker(
     request: Request<Incoming>,
 ) -> Result<Response<BoxBody<Bytes, hyper::Error>>, Infallible> {

@@ -10,7 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// After a failed accept (no descriptor free): the listener stays readable, and must neither fill the log nor keep the loop busy.
+/// After a failed accept (no descriptor free): the listener stays readable, and must neither fill
+/// the log nor keep the loop busy.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What came with a request.

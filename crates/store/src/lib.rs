@@ -9,7 +9,10 @@
 mod applications;
 mod assets;
 mod blobs;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod deploys;
+pub mod meta;
 mod schema;
 mod scripts;
 mod tokens;
@@ -62,6 +65,18 @@ pub enum StoreError {
     /// The name or id is taken.
     #[error("{0} exists already")]
     Exists(String),
+    /// Steps that no transaction can take together, or a revision that can't be meant.
+    #[error("the store can't do this: {0}")]
+    InvalidTxn(String),
+    /// The lease has run out, or was revoked.
+    #[error("lease {0} is over")]
+    LeaseGone(meta::LeaseId),
+    /// The history that was asked for is gone.
+    #[error("the history before revision {compacted} is gone")]
+    Compacted {
+        /// The first revision from which history is whole.
+        compacted: meta::Revision,
+    },
     /// The system gave no random bytes.
     #[error("no random bytes from the system: {0}")]
     Random(getrandom::Error),

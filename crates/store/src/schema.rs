@@ -125,6 +125,35 @@ const STEPS: &[&str] = &[
     ) STRICT;",
     // 2: whether the last deploy declared the Durable Object classes by `exports`.
     "ALTER TABLE scripts ADD COLUMN class_exports INTEGER NOT NULL DEFAULT 0;",
+    // 3: records under keys (`meta/sqlite.rs`). `entries` has every change since the compaction and
+    // `current` the last one of each key that exists, so a value is on disk once.
+    "CREATE TABLE entries (
+        id INTEGER PRIMARY KEY,
+        revision INTEGER NOT NULL,
+        key BLOB NOT NULL,
+        value BLOB, -- NULL: the key was deleted
+        created INTEGER NOT NULL,
+        version INTEGER NOT NULL,
+        lease INTEGER
+    ) STRICT;
+    CREATE INDEX entries_by_revision ON entries (revision);
+
+    CREATE TABLE current (
+        key BLOB PRIMARY KEY,
+        entry INTEGER NOT NULL REFERENCES entries (id),
+        lease INTEGER
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX current_by_entry ON current (entry);
+    CREATE INDEX current_by_lease ON current (lease) WHERE lease IS NOT NULL;
+
+    -- AUTOINCREMENT: the number of a lease that is over never comes back.
+    CREATE TABLE leases (id INTEGER PRIMARY KEY AUTOINCREMENT, ttl_ms INTEGER NOT NULL) STRICT;
+
+    CREATE TABLE compaction (
+        only INTEGER PRIMARY KEY CHECK (only = 0),
+        revision INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO compaction VALUES (0, 0);",
 ];
 
 /// Opens the file with every setting that durability rests on, and applies the steps that it lacks.
@@ -138,6 +167,8 @@ pub(crate) fn open(path: &Path) -> Result<Connection> {
         .map_err(io("cannot open", path))?;
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    // More statements are in use than rusqlite keeps by default.
+    connection.set_prepared_statement_cache_capacity(64);
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;

@@ -1,12 +1,14 @@
 //! Container applications and the record of their rollouts.
 
-use rusqlite::{OptionalExtension, Row};
+use serde::{Deserialize, Serialize};
 use wharf_model::Application;
 
-use crate::{Result, Store, StoreError, from_json, now_ms, to_json};
+use crate::draft::Draft;
+use crate::meta::List;
+use crate::{Result, Store, StoreError, keys, now_ms};
 
 /// A rollout that was asked for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rollout {
     /// Dashed UUID.
     pub id: String,
@@ -18,156 +20,164 @@ pub struct Rollout {
     pub created_ms: i64,
 }
 
-fn application(row: &Row<'_>) -> rusqlite::Result<String> {
-    row.get(0)
+/// A rollout's history longer than this is forgotten, oldest first.
+const ROLLOUTS_KEPT: usize = 100;
+
+pub(crate) fn application_key(id: &str) -> String {
+    keys::one("applications", id)
 }
 
-/// A rollout's history longer than this is forgotten, oldest first.
-const ROLLOUTS_KEPT: u32 = 100;
+fn rollouts_under(application: &str) -> String {
+    keys::under("rollouts", application)
+}
+
+/// The keys under which an application's id is found. No two applications have one in common.
+pub(crate) fn lookups(application: &Application) -> Vec<String> {
+    let name = keys::one("application-names", &application.name);
+    let namespace = application.namespace_id.as_deref();
+    let namespace = namespace.map(|id| keys::one("application-namespaces", id));
+    std::iter::once(name).chain(namespace).collect()
+}
 
 impl Store {
     /// All applications, by name.
     pub fn applications(&self) -> Result<Vec<Application>> {
-        self.connection()
-            .prepare_cached("SELECT body FROM applications ORDER BY name")?
-            .query_map([], application)?
-            .map(|body| from_json("an application", &body?))
-            .collect()
+        let mut all: Vec<Application> = self
+            .listed(&List::under(keys::APPLICATIONS))?
+            .into_iter()
+            .map(|(_, application)| application)
+            .collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
     }
 
     /// An application by its id.
     pub fn application(&self, id: &str) -> Result<Option<Application>> {
-        self.one_application("SELECT body FROM applications WHERE id = ?1", id)
+        self.transact(|draft| draft.get(&application_key(id)))
     }
 
     /// An application by its name.
     pub fn application_by_name(&self, name: &str) -> Result<Option<Application>> {
-        self.one_application("SELECT body FROM applications WHERE name = ?1", name)
+        self.application_at(&keys::one("application-names", name))
     }
 
     /// The application whose instances the objects of a namespace own.
     pub fn application_by_namespace(&self, namespace_id: &str) -> Result<Option<Application>> {
-        self.one_application(
-            "SELECT body FROM applications WHERE namespace_id = ?1",
-            namespace_id,
-        )
+        self.application_at(&keys::one("application-namespaces", namespace_id))
     }
 
-    fn one_application(&self, sql: &str, key: &str) -> Result<Option<Application>> {
-        self.connection()
-            .prepare_cached(sql)?
-            .query_row([key], application)
-            .optional()?
-            .map(|body| from_json("an application", &body))
-            .transpose()
+    fn application_at(&self, lookup: &str) -> Result<Option<Application>> {
+        self.transact(|draft| match draft.get::<String>(lookup)? {
+            Some(id) => draft.get(&application_key(&id)),
+            None => Ok(None),
+        })
     }
 
     /// Stores a new application. Its name, and its namespace, must not have one yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] if either has.
     pub fn create_application(&self, application: &Application) -> Result<()> {
-        let body = to_json(application)?;
-        self.change(|transaction| {
-            transaction
-                .execute(
-                    "INSERT INTO applications (id, name, namespace_id, body) VALUES (?1, ?2, ?3, ?4)",
-                    (
-                        &application.id,
-                        &application.name,
-                        &application.namespace_id,
-                        body,
-                    ),
-                )
-                .map_err(|error| taken(error, &application.name))?;
-            Ok(())
+        self.transact(|draft| {
+            let key = application_key(&application.id);
+            if draft.get::<Application>(&key)?.is_some() {
+                return Err(taken(&application.name));
+            }
+            put_application(draft, application)
         })
     }
 
     /// Replaces an application by its new state, and records the rollout that brought it, if one did.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] without such an application; [`StoreError::Exists`] if another one
+    /// has its name or namespace.
     pub fn update_application(
         &self,
         application: &Application,
         rollout: Option<&Rollout>,
     ) -> Result<()> {
-        let body = to_json(application)?;
-        self.change(|transaction| {
-            let changed = transaction
-                .execute(
-                    "UPDATE applications SET name = ?2, namespace_id = ?3, body = ?4 WHERE id = ?1",
-                    (
-                        &application.id,
-                        &application.name,
-                        &application.namespace_id,
-                        body,
-                    ),
-                )
-                .map_err(|error| taken(error, &application.name))?;
-            if changed == 0 {
+        self.transact(|draft| {
+            let key = application_key(&application.id);
+            let Some(before) = draft.get::<Application>(&key)? else {
                 return Err(StoreError::NotFound(format!(
                     "application {}",
                     application.id
                 )));
+            };
+            for lookup in lookups(&before) {
+                draft.delete(lookup);
             }
-            if let Some(rollout) = rollout {
-                transaction.execute(
-                    "INSERT INTO rollouts (id, application, body, created_ms) VALUES (?1, ?2, ?3, ?4)",
-                    (
-                        &rollout.id,
-                        &rollout.application,
-                        to_json(&rollout.body)?,
-                        now_ms(),
-                    ),
-                )?;
-                transaction.execute(
-                    "DELETE FROM rollouts WHERE application = ?1 AND sequence NOT IN
-                     (SELECT sequence FROM rollouts WHERE application = ?1 ORDER BY sequence DESC LIMIT ?2)",
-                    (&rollout.application, ROLLOUTS_KEPT),
-                )?;
-            }
+            put_application(draft, application)?;
+            let Some(rollout) = rollout else {
+                return Ok(());
+            };
+            let rollout = Rollout {
+                created_ms: now_ms(),
+                ..rollout.clone()
+            };
+            let mut known = draft.keys(&rollouts_under(&application.id))?;
+            let last = known.last().and_then(|key| keys::number(key)).unwrap_or(0);
+            let key = keys::numbered("rollouts", &application.id, last + 1);
+            // Guards the number: the application itself may stay as it is.
+            draft.get::<Rollout>(&key)?;
+            draft.put(key.clone(), &rollout)?;
+            known.push(key);
+            let surplus = known.len().saturating_sub(ROLLOUTS_KEPT);
+            known.drain(..surplus).for_each(|key| draft.delete(key));
             Ok(())
         })
     }
 
     /// Forgets an application and its rollouts. False if there was none.
     pub fn delete_application(&self, id: &str) -> Result<bool> {
-        self.change(|transaction| {
-            Ok(transaction.execute("DELETE FROM applications WHERE id = ?1", [id])? > 0)
+        self.transact(|draft| {
+            let key = application_key(id);
+            let Some(application) = draft.get::<Application>(&key)? else {
+                return Ok(false);
+            };
+            for lookup in lookups(&application) {
+                draft.delete(lookup);
+            }
+            draft.delete(key);
+            draft.delete_under(&rollouts_under(id))?;
+            Ok(true)
         })
     }
 
     /// Forgets a rollout that could not be carried out.
-    pub fn delete_rollout(&self, id: &str) -> Result<()> {
-        self.change(|transaction| {
-            transaction.execute("DELETE FROM rollouts WHERE id = ?1", [id])?;
+    pub fn delete_rollout(&self, application: &str, id: &str) -> Result<()> {
+        self.transact(|draft| {
+            for (key, rollout) in draft.peek_under::<Rollout>(&rollouts_under(application))? {
+                if rollout.id == id {
+                    draft.delete(key);
+                }
+            }
             Ok(())
         })
     }
 
     /// The rollouts of an application, newest first.
     pub fn rollouts(&self, application: &str) -> Result<Vec<Rollout>> {
-        self.connection()
-            .prepare_cached(
-                "SELECT id, application, body, created_ms FROM rollouts WHERE application = ?1 ORDER BY sequence DESC",
-            )?
-            .query_map([application], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?, row.get(3)?))
-            })?
-            .map(|row| {
-                let (id, application, body, created_ms) = row?;
-                Ok(Rollout {
-                    id,
-                    application,
-                    body: from_json("a rollout", &body)?,
-                    created_ms,
-                })
-            })
-            .collect()
+        let newest = List::under(rollouts_under(application)).descending();
+        let rollouts = self.listed(&newest)?;
+        Ok(rollouts.into_iter().map(|(_, rollout)| rollout).collect())
     }
 }
 
-fn taken(error: rusqlite::Error, name: &str) -> StoreError {
-    match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::ConstraintViolation) => StoreError::Exists(format!(
-            "an application named {name}, or one for the same Durable Object namespace,"
-        )),
-        _ => error.into(),
+fn put_application(draft: &mut Draft<'_>, application: &Application) -> Result<()> {
+    for lookup in lookups(application) {
+        let other: Option<String> = draft.get(&lookup)?;
+        if other.is_some_and(|id| id != application.id) {
+            return Err(taken(&application.name));
+        }
+        draft.put(lookup, &application.id)?;
     }
+    draft.put(application_key(&application.id), application)
+}
+
+fn taken(name: &str) -> StoreError {
+    StoreError::Exists(format!(
+        "an application named {name}, or one for the same Durable Object namespace,"
+    ))
 }

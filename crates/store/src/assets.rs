@@ -2,12 +2,13 @@
 //!
 //! The client's hash covers content and file extension (contract: wrangler, section 5), so several hashes may name one blob.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
-use rusqlite::OptionalExtension;
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, Store, StoreError, from_json, now_ms, remove_expired, to_json};
+use crate::meta::List;
+use crate::{Result, Store, StoreError, keys, now_ms};
 
 /// A file of an upload session's manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +20,7 @@ pub struct ManifestEntry {
 }
 
 /// A running or completed upload of static assets.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UploadSession {
     /// Id, unguessable only together with its signature.
     pub id: String,
@@ -42,60 +43,56 @@ pub struct StoredAsset {
     pub content_type: Option<String>,
 }
 
+/// An asset as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AssetRecord {
+    pub(crate) blob: String,
+    pub(crate) size: u64,
+    pub(crate) content_type: Option<String>,
+    pub(crate) used_ms: i64,
+}
+
+/// A use is noted if the one before is as old as this. Collection leaves what is younger than two
+/// hours, so that nothing goes for the minutes that are not noted.
+const NOTE_EVERY_MS: i64 = 10 * 60 * 1000;
+
+fn asset_key(hash: &str) -> String {
+    keys::one("assets", hash)
+}
+
+pub(crate) fn session_key(id: &str) -> String {
+    keys::one("upload-sessions", id)
+}
+
 impl Store {
     /// Stores a new session; expired ones are removed on the way.
     pub fn create_upload_session(&self, session: &UploadSession) -> Result<()> {
-        let manifest = to_json(&session.manifest)?;
-        self.change(|transaction| {
-            remove_expired(transaction)?;
-            transaction.execute(
-                "INSERT INTO upload_sessions (id, script, manifest, expires_ms) VALUES (?1, ?2, ?3, ?4)",
-                (&session.id, &session.script, manifest, session.expires_ms),
-            )?;
-            Ok(())
+        self.transact(|draft| {
+            draft.remove_expired(now_ms())?;
+            draft.put_expiring(session_key(&session.id), session, session.expires_ms)
         })
     }
 
     /// A session that has not expired.
     pub fn upload_session(&self, id: &str) -> Result<Option<UploadSession>> {
-        self.connection()
-            .prepare_cached(
-                "SELECT script, manifest, expires_ms FROM upload_sessions WHERE id = ?1 AND expires_ms >= ?2",
-            )?
-            .query_row((id, now_ms()), |row| {
-                Ok((row.get(0)?, row.get::<_, String>(1)?, row.get(2)?))
-            })
-            .optional()?
-            .map(|(script, manifest, expires_ms)| {
-                Ok(UploadSession {
-                    id: id.to_owned(),
-                    script,
-                    manifest: from_json("an upload session's manifest", &manifest)?,
-                    expires_ms,
-                })
-            })
-            .transpose()
+        let found: Option<UploadSession> = self.transact(|draft| draft.get(&session_key(id)))?;
+        Ok(found.filter(|session| session.expires_ms >= now_ms()))
     }
 
     /// Notes an asset whose blob is stored.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] if it is not.
     pub fn put_asset(&self, hash: &str, asset: &StoredAsset) -> Result<()> {
-        if !self.has_blob(&asset.blob) {
-            return Err(StoreError::NotFound(format!("blob {}", asset.blob)));
-        }
-        self.change(|transaction| {
-            transaction.execute(
-                "INSERT INTO assets (hash, blob, size, content_type, used_ms) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT (hash) DO UPDATE SET blob = excluded.blob, size = excluded.size,
-                     content_type = excluded.content_type, used_ms = excluded.used_ms",
-                (
-                    hash,
-                    &asset.blob,
-                    asset.size as i64,
-                    &asset.content_type,
-                    now_ms(),
-                ),
-            )?;
-            Ok(())
+        self.transact(|draft| {
+            self.check_blobs(draft, std::iter::once(asset.blob.as_str()))?;
+            let record = AssetRecord {
+                blob: asset.blob.clone(),
+                size: asset.size,
+                content_type: asset.content_type.clone(),
+                used_ms: now_ms(),
+            };
+            draft.put(asset_key(hash), &record)
         })
     }
 
@@ -105,30 +102,72 @@ impl Store {
         &self,
         hashes: impl IntoIterator<Item = &'a str>,
     ) -> Result<BTreeMap<String, StoredAsset>> {
-        let now = now_ms();
+        let mut hashes: Vec<&str> = hashes.into_iter().collect();
+        hashes.sort_unstable();
+        hashes.dedup();
         let mut found = BTreeMap::new();
-        self.change(|transaction| {
-            let mut touch = transaction.prepare_cached(
-                "UPDATE assets SET used_ms = ?2 WHERE hash = ?1 RETURNING blob, size, content_type",
-            )?;
-            for hash in hashes {
-                let asset = touch
-                    .query_row((hash, now), |row| {
-                        Ok(StoredAsset {
-                            blob: row.get(0)?,
-                            size: row.get::<_, i64>(1)? as u64,
-                            content_type: row.get(2)?,
-                        })
-                    })
-                    .optional()?;
-                if let Some(asset) = asset
-                    && self.has_blob(&asset.blob)
+        // Half: each may need a compare and a step.
+        for hashes in hashes.chunks(self.inner.meta.max_ops() / 2) {
+            let keys: Vec<String> = hashes.iter().map(|hash| asset_key(hash)).collect();
+            let records = self.transact(|draft| {
+                let now = now_ms();
+                let records = draft.peek_all::<AssetRecord>(&keys)?;
+                let unnoted = |record: &AssetRecord| record.used_ms < now - NOTE_EVERY_MS;
+                for (key, _) in keys
+                    .iter()
+                    .zip(&records)
+                    .filter(|(_, record)| record.as_ref().is_some_and(unnoted))
                 {
-                    found.insert(hash.to_owned(), asset);
+                    // Again, guarded: collection may have forgotten it meanwhile.
+                    if let Some(record) = draft.get::<AssetRecord>(key)? {
+                        let used = AssetRecord {
+                            used_ms: now,
+                            ..record
+                        };
+                        draft.put(key.clone(), &used)?;
+                    }
+                }
+                Ok(records)
+            })?;
+            for (hash, record) in hashes.iter().zip(records) {
+                if let Some(record) = record
+                    && self.has_blob(&record.blob)?
+                {
+                    let asset = StoredAsset {
+                        blob: record.blob,
+                        size: record.size,
+                        content_type: record.content_type,
+                    };
+                    found.insert((*hash).to_owned(), asset);
                 }
             }
-            Ok(())
-        })?;
+        }
         Ok(found)
+    }
+
+    /// Forgets assets that nobody used for so long, but for those whose blob is used anyway.
+    pub(crate) fn forget_assets(&self, min_age: Duration, used: &HashSet<String>) -> Result<()> {
+        let age_ms = i64::try_from(min_age.as_millis())
+            .map_err(|_| StoreError::InvalidTxn("an age is too long".to_owned()))?;
+        let oldest = now_ms().saturating_sub(age_ms);
+        let stale = |asset: &AssetRecord| asset.used_ms < oldest && !used.contains(&asset.blob);
+        let assets = self.listed::<AssetRecord>(&List::under(keys::ASSETS))?;
+        let gone: Vec<String> = assets
+            .into_iter()
+            .filter(|(_, asset)| stale(asset))
+            .map(|(key, _)| key)
+            .collect();
+        for keys in gone.chunks(self.inner.meta.max_ops() / 2) {
+            self.transact(|draft| {
+                for key in keys {
+                    // Again, guarded: it may have been used meanwhile.
+                    if draft.get(key)?.is_some_and(|asset| stale(&asset)) {
+                        draft.delete(key.clone());
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 }

@@ -1,19 +1,28 @@
-//! Blobs: immutable content in files named by their SHA-256, `<data>/blobs/<2 hex>/<hex>`.
+//! Who uses which blob, and what is removed.
 //!
-//! A blob appears under its name only after its content is on disk (temporary file, fsync, rename, fsync of the directory), so a name
-//! that exists is whole. Reading checks the hash again. Collection removes what no version and no recent upload names.
+//! Owns: the promise that a version's blobs are stored. A blob is stored before the version that
+//! names it, so what is young is left alone; and what is being removed is named in `collection`,
+//! which each deploy reads and guards:
+//!
+//! ```text
+//! collection: write which -> look again who uses them -> remove the rest -> delete `collection`
+//! deploy:     read `collection` -> every blob there, and none in it -> commit, if it is unchanged
+//! ```
+//!
+//! So a deploy either committed before the second look, or finds the blob gone and says so. The
+//! record goes with the node's lease, if the node dies meanwhile.
 
 use std::collections::HashSet;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use rusqlite::OptionalExtension;
-use sha2::{Digest, Sha256};
+use wharf_model::Version;
 
-use crate::{Result, Store, StoreError, io, now_ms, random, remove_expired};
+use crate::assets::AssetRecord;
+use crate::draft::Draft;
+use crate::meta::List;
+use crate::objects::ObjectStore;
+use crate::{Result, Store, StoreError, keys, now_ms};
 
 /// What a collection removed.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -24,183 +33,133 @@ pub struct GcReport {
     pub bytes: u64,
 }
 
-const TEMPORARY: &str = "tmp";
-
-/// Makes the directories, and removes temporary files that a crash left.
-pub(crate) fn prepare(blobs: &Path) -> Result<()> {
-    let temporary = blobs.join(TEMPORARY);
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&temporary)
-        .map_err(io("cannot create", &temporary))?;
-    for entry in std::fs::read_dir(&temporary).map_err(io("cannot read", &temporary))? {
-        let path = entry.map_err(io("cannot read", &temporary))?.path();
-        std::fs::remove_file(&path).map_err(io("cannot remove", &path))?;
-    }
-    Ok(())
-}
-
-fn sync_dir(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|dir| dir.sync_all())
-        .map_err(io("cannot sync", path))
-}
-
-fn is_hash(name: &str) -> bool {
-    name.len() == 64
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-}
+/// Blobs that one collection removes at most: their names are one record, which etcd wants below
+/// 1.5 MiB.
+const COLLECTED: usize = 10_000;
 
 impl Store {
     /// Where a blob is, given its lower-case hex SHA-256. Whether it exists is another matter.
     pub fn blob_path(&self, hash: &str) -> PathBuf {
-        let prefix = hash.get(..2).unwrap_or("--");
-        self.inner.blobs.join(prefix).join(hash)
+        self.inner.objects.path(hash)
     }
 
     /// Whether a blob is there.
-    pub fn has_blob(&self, hash: &str) -> bool {
-        is_hash(hash) && self.blob_path(hash).is_file()
+    pub fn has_blob(&self, hash: &str) -> Result<bool> {
+        Ok(crate::meta::wait(self.inner.objects.info(hash))?.is_some())
     }
 
     /// Stores content durably and returns its hash. Content that is there already costs a look and a fresh time stamp.
     pub fn put_blob(&self, content: &[u8]) -> Result<String> {
-        let hash = hex::encode(Sha256::digest(content));
-        let path = self.blob_path(&hash);
-        if self.touch_blob(&hash, content.len() as u64)? {
-            return Ok(hash);
-        }
-        let dir = self.inner.blobs.join(&hash[..2]);
-        let fresh_dir = match DirBuilder::new().mode(0o700).create(&dir) {
-            Ok(()) => true,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(io("cannot create", &dir)(error)),
-        };
-        let temporary = self
-            .inner
-            .blobs
-            .join(TEMPORARY)
-            .join(hex::encode(random(16)?));
-        let written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)
-            .and_then(|mut file| {
-                file.write_all(content)?;
-                file.sync_all()
-            })
-            .map_err(io("cannot write", &temporary))
-            .and_then(|()| {
-                std::fs::rename(&temporary, &path).map_err(io("cannot rename to", &path))
-            });
-        if let Err(error) = written {
-            // The reason for the failure is what matters; a leftover is removed at the next start.
-            let _ = std::fs::remove_file(&temporary);
-            return Err(error);
-        }
-        sync_dir(&dir)?;
-        if fresh_dir {
-            sync_dir(&self.inner.blobs)?;
-        }
-        Ok(hash)
-    }
-
-    /// Marks a blob as in use just now, so that collection leaves it. False if it is not there, or not of this size.
-    fn touch_blob(&self, hash: &str, size: u64) -> Result<bool> {
-        let path = self.blob_path(hash);
-        match File::options().append(true).open(&path) {
-            Ok(file) => {
-                let metadata = file.metadata().map_err(io("cannot read", &path))?;
-                if metadata.len() != size {
-                    return Ok(false);
-                }
-                file.set_modified(SystemTime::now())
-                    .map_err(io("cannot touch", &path))?;
-                Ok(true)
+        let hash = hash(content);
+        let objects = &self.inner.objects;
+        crate::meta::wait(async {
+            if objects.touch(&hash, content.len() as u64).await? {
+                return Ok(hash);
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(io("cannot open", &path)(error)),
-        }
+            let mut writer = objects.begin(Some(&hash)).await?;
+            writer.write(content).await?;
+            writer.finish().await
+        })
     }
 
     /// Reads a blob, and checks that it still has its hash.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] if it is not there; [`StoreError::Corrupt`] if it is damaged.
     pub fn read_blob(&self, hash: &str) -> Result<Vec<u8>> {
-        let path = self.blob_path(hash);
-        let content = std::fs::read(&path).map_err(io("cannot read", &path))?;
-        let found = hex::encode(Sha256::digest(&content));
-        if found != hash {
-            return Err(StoreError::Corrupt(format!(
-                "blob {} has content with hash {found}; redeploy the Worker that uses it after removing the file",
-                path.display()
-            )));
-        }
-        Ok(content)
+        crate::meta::wait(self.inner.objects.get(hash))
     }
 
     /// Removes what nothing names and nobody touched for `min_age`: blobs, known assets, expired upload sessions and registry tokens.
     ///
     /// `min_age` must be longer than an upload session lives (one hour): a blob is stored before the version that names it.
     pub fn blob_gc(&self, min_age: Duration) -> Result<GcReport> {
-        let oldest_ms = now_ms() - min_age.as_millis() as i64;
-        self.change(|transaction| {
-            remove_expired(transaction)?;
-            transaction.execute(
-                "DELETE FROM assets WHERE used_ms < ?1 AND blob NOT IN (SELECT blob FROM version_blobs)",
-                [oldest_ms],
-            )?;
+        self.transact(|draft| draft.remove_expired(now_ms()))?;
+        let used = self.blobs_of_versions()?;
+        self.forget_assets(min_age, &used)?;
+        let known = self.blobs_of_assets()?;
+        let unused = |hash: &str| !used.contains(hash) && !known.contains(hash);
+        let mut wanted: Vec<String> = crate::meta::wait(self.inner.objects.list())?
+            .into_iter()
+            .filter(|object| object.age >= min_age && unused(&object.hash))
+            .map(|object| object.hash)
+            .collect();
+        wanted.truncate(COLLECTED);
+        if wanted.is_empty() {
+            return Ok(GcReport::default());
+        }
+
+        let lease = self.session()?;
+        let marked = || keys::COLLECTION.to_owned();
+        self.transact(|draft| draft.put_leased(marked(), &wanted, lease))?;
+        let removed = self.remove_unused(&wanted, min_age);
+        self.transact(|draft| {
+            draft.delete(marked());
             Ok(())
         })?;
+        removed
+    }
+
+    /// Removes those of the marked blobs that are still unused.
+    fn remove_unused(&self, marked: &[String], min_age: Duration) -> Result<GcReport> {
+        let mut used = self.blobs_of_versions()?;
+        used.extend(self.blobs_of_assets()?);
+        let objects = &self.inner.objects;
         let mut report = GcReport::default();
-        for path in self.blob_files()? {
-            let Some(hash) = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .filter(|name| is_hash(name))
-            else {
-                tracing::warn!(path = %path.display(), "left alone: not a blob");
-                continue;
-            };
-            // Under the connection's lock: a deploy that names this blob either committed before, or will find it gone and say so.
-            let connection = self.connection();
-            let used = connection
-                .query_row(
-                    "SELECT 1 FROM version_blobs WHERE blob = ?1 UNION ALL SELECT 1 FROM assets WHERE blob = ?1 LIMIT 1",
-                    [hash],
-                    |_| Ok(()),
-                )
-                .optional()?
-                .is_some();
-            let metadata = path.metadata().map_err(io("cannot read", &path))?;
-            let age = metadata
-                .modified()
-                .ok()
-                .and_then(|modified| modified.elapsed().ok())
-                .unwrap_or_default();
-            if !used && age >= min_age {
-                std::fs::remove_file(&path).map_err(io("cannot remove", &path))?;
+        for hash in marked.iter().filter(|hash| !used.contains(*hash)) {
+            // It may have been stored again meanwhile.
+            let info = crate::meta::wait(objects.info(hash))?;
+            if let Some(object) = info.filter(|object| object.age >= min_age) {
+                crate::meta::wait(objects.remove(hash))?;
                 report.blobs += 1;
-                report.bytes += metadata.len();
+                report.bytes += object.bytes;
             }
         }
         Ok(report)
     }
 
-    fn blob_files(&self) -> Result<HashSet<PathBuf>> {
-        let mut files = HashSet::new();
-        let blobs = &self.inner.blobs;
-        for entry in std::fs::read_dir(blobs).map_err(io("cannot read", blobs))? {
-            let dir = entry.map_err(io("cannot read", blobs))?.path();
-            if dir.ends_with(TEMPORARY) || !dir.is_dir() {
-                continue;
-            }
-            for file in std::fs::read_dir(&dir).map_err(io("cannot read", &dir))? {
-                files.insert(file.map_err(io("cannot read", &dir))?.path());
+    fn blobs_of_versions(&self) -> Result<HashSet<String>> {
+        let mut blobs = HashSet::new();
+        // Script by script: all bodies at once may be much.
+        for script in self.scripts()? {
+            let list = List::under(keys::under("versions", &script.name));
+            for (_, version) in self.listed::<Version>(&list)? {
+                blobs.extend(blobs_of(&version).map(str::to_owned));
             }
         }
-        Ok(files)
+        Ok(blobs)
     }
+
+    fn blobs_of_assets(&self) -> Result<HashSet<String>> {
+        let assets = self.listed::<AssetRecord>(&List::under(keys::ASSETS))?;
+        Ok(assets.into_iter().map(|(_, asset)| asset.blob).collect())
+    }
+
+    /// Refuses blobs that are not stored, or are just being removed; holds until the draft commits.
+    pub(crate) fn check_blobs<'a>(
+        &self,
+        draft: &mut Draft<'_>,
+        blobs: impl Iterator<Item = &'a str>,
+    ) -> Result<()> {
+        let going: Vec<String> = draft.get(keys::COLLECTION)?.unwrap_or_default();
+        let going: HashSet<String> = going.into_iter().collect();
+        for blob in blobs.collect::<HashSet<_>>() {
+            if going.contains(blob) || !self.has_blob(blob)? {
+                return Err(StoreError::NotFound(format!("blob {blob}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The blobs that a version names; one may come twice.
+pub(crate) fn blobs_of(version: &Version) -> impl Iterator<Item = &str> {
+    let assets = version.assets.iter().flat_map(|assets| &assets.files);
+    let modules = version.modules.iter().map(|module| module.blob.as_str());
+    modules.chain(assets.map(|file| file.blob.as_str()))
+}
+
+fn hash(content: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    hex::encode(Sha256::digest(content))
 }

@@ -1,8 +1,8 @@
 //! What every implementation of the store's seams must do, as tests.
 //!
-//! Owns: the cases for [`MetaStore`](crate::meta::MetaStore). An implementation says how it is
-//! opened ([`Subject`]) and names itself in one line:
-//! `wharf_store::meta_store_conformance!(MySubject);`.
+//! Owns: the cases for [`MetaStore`] and, in [`objects`], those for
+//! [`ObjectStore`](crate::objects::ObjectStore). An implementation says how it is opened
+//! ([`Subject`]) and names itself in one line: `wharf_store::meta_store_conformance!(MySubject);`.
 //! Must not: rely on what only one implementation does.
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
@@ -11,6 +11,7 @@ mod crash;
 mod history;
 mod leases;
 mod model;
+pub mod objects;
 mod records;
 
 use std::path::Path;

@@ -1,18 +1,25 @@
 //! Changing what a script is: uploading versions, deploying them, taking a deployment back, deleting.
 //!
-//! Each function is one transaction. What serves is always what `scripts.deployed_version` says, and a version is whole before it is
-//! named there.
+//! Each function is one transaction. What serves is always what the script's record says, and a
+//! version is whole before it is named there. Each change to what belongs to a script also writes
+//! its record, so that of two at a time one is done again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{OptionalExtension, Transaction};
+use serde::{Deserialize, Serialize};
 use wharf_model::{Binding, DurableObjectNamespace, Version};
 
-use crate::scripts::{namespaces, secrets, version_body};
-use crate::{Result, ScriptSettings, Store, StoreError, from_json, now_ms, random, to_json};
+use crate::blobs::blobs_of;
+use crate::draft::Draft;
+use crate::meta::List;
+use crate::scripts::{
+    ScriptRecord, VersionNumber, VersionRef, existing, namespaces_key, script_key, secrets_key,
+    version_by_id, version_key,
+};
+use crate::{Result, ScriptSettings, Store, StoreError, keys, now_ms, random};
 
-/// Versions kept per script, beside the one that is deployed.
-const VERSIONS_KEPT: u32 = 100;
+/// Versions kept per script, beside the one that is deployed; and deployments.
+const VERSIONS_KEPT: usize = 100;
 
 /// A change to one secret: its new value, or `None` to delete it.
 pub type SecretChange = (String, Option<String>);
@@ -53,7 +60,7 @@ pub struct NewDeployment {
 }
 
 /// A recorded deployment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deployment {
     /// Dashed UUID.
     pub id: String,
@@ -80,7 +87,9 @@ pub struct Committed {
 #[derive(Debug, Clone)]
 pub struct Undo {
     script: String,
-    deployment: String,
+    /// Its number among the script's deployments.
+    deployment: u64,
+    previous: Option<VersionNumber>,
     /// Id of the version that served before, if one did.
     pub previous_version: Option<String>,
     classes: Classes,
@@ -89,78 +98,69 @@ pub struct Undo {
 
 impl Store {
     /// Stores a version whole, and deploys it if asked, in one transaction.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] if a blob that the version names is not stored, or there is no such
+    /// script and none shall be made. Nothing has changed then.
     pub fn commit_upload(&self, upload: Upload) -> Result<Committed> {
         let Upload {
-            mut version,
+            version,
             create_script,
             deploy,
             namespaces: new_namespaces,
             secrets,
         } = upload;
-        let script = version.script.clone();
-        let mut blobs: Vec<&str> = version.modules.iter().map(|m| m.blob.as_str()).collect();
-        if let Some(assets) = &version.assets {
-            blobs.extend(assets.files.iter().map(|file| file.blob.as_str()));
-        }
-        blobs.sort_unstable();
-        blobs.dedup();
-        let blobs: Vec<String> = blobs.into_iter().map(str::to_owned).collect();
-        self.change(|transaction| {
+        self.transact(|draft| {
             let now = now_ms();
-            if create_script {
-                transaction.execute(
-                    "INSERT INTO scripts (name, settings, created_ms, modified_ms) VALUES (?1, ?2, ?3, ?3)
-                     ON CONFLICT (name) DO NOTHING",
-                    (&script, to_json(&ScriptSettings::default())?, now),
-                )?;
-            }
-            let number = transaction
-                .query_row(
-                    "UPDATE scripts SET last_version_number = last_version_number + 1, modified_ms = ?2 WHERE name = ?1
-                     RETURNING last_version_number",
-                    (&script, now),
-                    |row| row.get(0),
-                )
-                .optional()?
-                .ok_or_else(|| StoreError::NotFound(format!("script {script}")))?;
-            version.number = number;
-            transaction.execute(
-                "INSERT INTO versions (id, script, number, body) VALUES (?1, ?2, ?3, ?4)",
-                (&version.id, &script, number, to_json(&version)?),
-            )?;
-            for blob in &blobs {
-                // Inside the transaction, so that collection can't remove the blob between this look and the row.
-                if !self.has_blob(blob) {
-                    return Err(StoreError::NotFound(format!("blob {blob}")));
+            let mut version = version.clone();
+            let mut script = match draft.get(&script_key(&version.script))? {
+                None if create_script => new_script(draft, &version.script, now)?,
+                None => {
+                    return Err(StoreError::NotFound(format!("script {}", version.script)));
                 }
-                transaction.execute(
-                    "INSERT INTO version_blobs (version, blob) VALUES (?1, ?2)",
-                    (&version.id, blob),
-                )?;
+                Some(found) => found,
+            };
+            let id_key = keys::one("version-ids", &version.id);
+            if draft.get::<VersionRef>(&id_key)?.is_some() {
+                return Err(StoreError::Exists(format!("version {}", version.id)));
             }
+            self.check_blobs(draft, blobs_of(&version))?;
+            script.last_version += 1;
+            script.modified_ms = now;
+            version.number = script.last_version;
+            let place = VersionRef {
+                script: version.script.clone(),
+                number: version.number,
+            };
+            draft.put(id_key, &place)?;
+            draft.put(version_key(&version.script, version.number), &version)?;
             let undo = match &deploy {
                 Some(deployment) => Some(move_deployment(
-                    transaction,
-                    &script,
-                    &version.id,
+                    draft,
+                    &mut script,
+                    VersionNumber {
+                        id: version.id.clone(),
+                        number: version.number,
+                    },
                     deployment,
                 )?),
                 None => None,
             };
             if let Some(classes) = &new_namespaces {
-                replace_classes(transaction, &script, classes)?;
+                replace_classes(draft, &mut script, classes)?;
             }
-            change_secrets(transaction, &script, &secrets)?;
-            prune(transaction, &script)?;
-            Ok(Committed {
-                version: version.clone(),
-                undo,
-            })
+            change_secrets(draft, &script.name, &secrets)?;
+            prune(draft, &script, undo.as_ref())?;
+            draft.put(script_key(&script.name), &script)?;
+            Ok(Committed { version, undo })
         })
     }
 
     /// Deploys a version that is stored already. With `take_secrets` its secrets become those that the next upload takes over
     /// (a rollback, which brings back old values).
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] without such a version of this script.
     pub fn deploy_version(
         &self,
         script: &str,
@@ -168,192 +168,253 @@ impl Store {
         deployment: &NewDeployment,
         take_secrets: bool,
     ) -> Result<Undo> {
-        self.change(|transaction| {
-            let version = version_body(transaction, version_id)?
+        self.transact(|draft| {
+            let version = version_by_id(draft, version_id)?
                 .filter(|version| version.script == script)
                 .ok_or_else(|| {
                     StoreError::NotFound(format!("version {version_id} of script {script}"))
                 })?;
-            let undo = move_deployment(transaction, script, version_id, deployment)?;
+            let mut script = existing(draft, script)?;
+            let number = VersionNumber {
+                id: version.id,
+                number: version.number,
+            };
+            let undo = move_deployment(draft, &mut script, number, deployment)?;
             if take_secrets {
                 let values = version.bindings.iter().filter_map(|binding| match binding {
                     Binding::SecretText { name, text } => Some((name.clone(), text.clone())),
                     _ => None,
                 });
-                replace_secrets(transaction, script, &values.collect())?;
+                replace_secrets(draft, &script.name, values.collect())?;
             }
-            prune(transaction, script)?;
+            prune(draft, &script, Some(&undo))?;
+            draft.put(script_key(&script.name), &script)?;
             Ok(undo)
         })
     }
 
     /// Takes a deployment back: what it replaced serves again, with the namespaces, migration tag and secrets of then. The version stays.
+    /// Nothing happens if the script was deleted meanwhile.
     pub fn undo_deployment(&self, undo: &Undo) -> Result<()> {
-        self.change(|transaction| {
-            transaction.execute("DELETE FROM deployments WHERE id = ?1", [&undo.deployment])?;
-            transaction.execute(
-                "UPDATE scripts SET deployed_version = ?2, modified_ms = ?3 WHERE name = ?1",
-                (&undo.script, &undo.previous_version, now_ms()),
-            )?;
-            replace_classes(transaction, &undo.script, &undo.classes)?;
-            replace_secrets(transaction, &undo.script, &undo.secrets)
+        self.transact(|draft| {
+            let Some(mut script) = draft.get::<ScriptRecord>(&script_key(&undo.script))? else {
+                return Ok(());
+            };
+            draft.delete(deployment_key(&undo.script, undo.deployment));
+            script.deployed = undo.previous.clone();
+            script.modified_ms = now_ms();
+            replace_classes(draft, &mut script, &undo.classes)?;
+            replace_secrets(draft, &undo.script, undo.secrets.clone())?;
+            draft.put(script_key(&undo.script), &script)
         })
     }
 
     /// Changes secrets of a script that has no deployed version to make a new one from.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] without such a script.
     pub fn change_secrets(&self, script: &str, changes: &[SecretChange]) -> Result<()> {
-        self.change(|transaction| change_secrets(transaction, script, changes))
+        self.transact(|draft| {
+            existing(draft, script)?;
+            change_secrets(draft, script, changes)
+        })
     }
 
     /// Deletes a script with its versions, secrets, schedules and namespaces. False if there was none.
     pub fn delete_script(&self, script: &str) -> Result<bool> {
-        self.change(|transaction| {
-            Ok(transaction.execute("DELETE FROM scripts WHERE name = ?1", [script])? > 0)
+        self.transact(|draft| {
+            let Some(mut record) = draft.get::<ScriptRecord>(&script_key(script))? else {
+                return Ok(false);
+            };
+            for (key, version) in draft.peek_under::<Version>(&keys::under("versions", script))? {
+                draft.delete(keys::one("version-ids", &version.id));
+                draft.delete(key);
+            }
+            replace_classes(draft, &mut record, &Classes::default())?;
+            draft.delete(namespaces_key(script));
+            draft.delete(secrets_key(script));
+            for kind in ["deployments", "schedule-runs"] {
+                draft.delete_under(&keys::under(kind, script))?;
+            }
+            draft.delete(script_key(script));
+            Ok(true)
         })
     }
 
     /// Deployments of a script, newest first.
     pub fn deployments(&self, script: &str, limit: u32) -> Result<Vec<Deployment>> {
-        self.connection()
-            .prepare_cached(
-                "SELECT id, version, source, annotations, created_ms FROM deployments WHERE script = ?1
-                 ORDER BY sequence DESC LIMIT ?2",
-            )?
-            .query_map((script, limit), |row| {
-                Ok((
-                    row.get(0)?,
-                    row.get(1)?,
-                    row.get(2)?,
-                    row.get::<_, String>(3)?,
-                    row.get(4)?,
-                ))
-            })?
-            .map(|row| {
-                let (id, version, source, annotations, created_ms) = row?;
-                Ok(Deployment {
-                    id,
-                    version,
-                    source,
-                    annotations: from_json("a deployment", &annotations)?,
-                    created_ms,
-                })
-            })
-            .collect()
+        let newest = List::under(keys::under("deployments", script))
+            .descending()
+            .limit(limit);
+        let records = self.listed::<Deployment>(&newest)?;
+        Ok(records.into_iter().map(|(_, record)| record).collect())
     }
+}
+
+/// A script's record, with a number that none had before it.
+fn new_script(draft: &mut Draft<'_>, name: &str, now: i64) -> Result<ScriptRecord> {
+    let last: u32 = draft.get(keys::LAST_SCRIPT_NUMBER)?.unwrap_or(0);
+    let number = last + 1;
+    draft.put(keys::LAST_SCRIPT_NUMBER.to_owned(), &number)?;
+    Ok(ScriptRecord {
+        name: name.to_owned(),
+        number,
+        deployed: None,
+        last_version: 0,
+        last_deployment: 0,
+        migration_tag: None,
+        class_exports: false,
+        settings: ScriptSettings::default(),
+        schedules: Vec::new(),
+        created_ms: now,
+        modified_ms: now,
+    })
+}
+
+pub(crate) fn deployment_key(script: &str, sequence: u64) -> String {
+    keys::numbered("deployments", script, sequence)
 }
 
 fn move_deployment(
-    transaction: &Transaction<'_>,
-    script: &str,
-    version: &str,
+    draft: &mut Draft<'_>,
+    script: &mut ScriptRecord,
+    version: VersionNumber,
     deployment: &NewDeployment,
 ) -> Result<Undo> {
-    let (previous_version, migration_tag, exports) = transaction
-        .query_row(
-            "SELECT deployed_version, migration_tag, class_exports FROM scripts WHERE name = ?1",
-            [script],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-        )
-        .optional()?
-        .ok_or_else(|| StoreError::NotFound(format!("script {script}")))?;
+    let now = now_ms();
+    script.last_deployment += 1;
+    let previous = script.deployed.replace(version.clone());
     let undo = Undo {
-        script: script.to_owned(),
-        deployment: uuid()?,
-        previous_version,
+        script: script.name.clone(),
+        deployment: script.last_deployment,
+        previous_version: previous.as_ref().map(|version| version.id.clone()),
+        previous,
         classes: Classes {
-            namespaces: namespaces(transaction, script)?,
-            migration_tag,
-            exports,
+            namespaces: draft
+                .get(&namespaces_key(&script.name))?
+                .unwrap_or_default(),
+            migration_tag: script.migration_tag.clone(),
+            exports: script.class_exports,
         },
-        secrets: secrets(transaction, script)?,
+        secrets: draft.get(&secrets_key(&script.name))?.unwrap_or_default(),
     };
-    transaction.execute(
-        "UPDATE scripts SET deployed_version = ?2, modified_ms = ?3 WHERE name = ?1",
-        (script, version, now_ms()),
-    )?;
-    transaction.execute(
-        "INSERT INTO deployments (id, script, version, source, annotations, created_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        (
-            &undo.deployment,
-            script,
-            version,
-            &deployment.source,
-            to_json(&deployment.annotations)?,
-            now_ms(),
-        ),
-    )?;
+    script.modified_ms = now;
+    let record = Deployment {
+        id: uuid()?,
+        version: version.id,
+        source: deployment.source.clone(),
+        annotations: deployment.annotations.clone(),
+        created_ms: now,
+    };
+    draft.put(deployment_key(&script.name, undo.deployment), &record)?;
     Ok(undo)
 }
 
-fn replace_classes(transaction: &Transaction<'_>, script: &str, classes: &Classes) -> Result<()> {
-    transaction.execute("DELETE FROM namespaces WHERE script = ?1", [script])?;
-    for namespace in &classes.namespaces {
-        transaction.execute(
-            "INSERT INTO namespaces (id, script, class, use_sqlite, unique_key) VALUES (?1, ?2, ?3, ?4, ?5)",
-            (
-                &namespace.id,
-                script,
-                &namespace.class,
-                namespace.use_sqlite,
-                &namespace.unique_key,
-            ),
-        )?;
+fn replace_classes(
+    draft: &mut Draft<'_>,
+    script: &mut ScriptRecord,
+    classes: &Classes,
+) -> Result<()> {
+    let key = namespaces_key(&script.name);
+    let before: Vec<DurableObjectNamespace> = draft.get(&key)?.unwrap_or_default();
+    let lookups = |namespace: &DurableObjectNamespace| {
+        [
+            keys::one("namespace-ids", &namespace.id),
+            keys::one("namespace-keys", &namespace.unique_key),
+        ]
+    };
+    let mut gone: BTreeSet<String> = before.iter().flat_map(lookups).collect();
+    let mut namespaces = classes.namespaces.clone();
+    namespaces.sort_by(|a, b| a.class.cmp(&b.class));
+    for namespace in &mut namespaces {
+        namespace.script = script.name.clone();
+        for lookup in lookups(namespace) {
+            let taken = draft
+                .get::<DurableObjectNamespace>(&lookup)?
+                .is_some_and(|other| other.script != script.name);
+            if taken {
+                return Err(StoreError::Exists(format!(
+                    "a Durable Object namespace with the id {}, or with its key,",
+                    namespace.id
+                )));
+            }
+            gone.remove(&lookup);
+            draft.put(lookup, namespace)?;
+        }
     }
-    transaction.execute(
-        "UPDATE scripts SET migration_tag = ?2, class_exports = ?3 WHERE name = ?1",
-        (script, &classes.migration_tag, classes.exports),
-    )?;
-    Ok(())
+    gone.into_iter().for_each(|key| draft.delete(key));
+    let twice = |pair: &[DurableObjectNamespace]| pair[0].class == pair[1].class;
+    if let Some(pair) = namespaces.windows(2).find(|pair| twice(pair)) {
+        return Err(StoreError::Exists(format!(
+            "a namespace of the class {}",
+            pair[0].class
+        )));
+    }
+    script.migration_tag = classes.migration_tag.clone();
+    script.class_exports = classes.exports;
+    draft.put(key, &namespaces)
 }
 
 fn replace_secrets(
-    transaction: &Transaction<'_>,
+    draft: &mut Draft<'_>,
     script: &str,
-    values: &BTreeMap<String, String>,
+    values: BTreeMap<String, String>,
 ) -> Result<()> {
-    transaction.execute("DELETE FROM secrets WHERE script = ?1", [script])?;
-    for (name, text) in values {
-        transaction.execute(
-            "INSERT INTO secrets (script, name, text) VALUES (?1, ?2, ?3)",
-            (script, name, text),
-        )?;
+    let key = secrets_key(script);
+    let before: BTreeMap<String, String> = draft.get(&key)?.unwrap_or_default();
+    if before == values {
+        return Ok(());
     }
-    Ok(())
+    draft.put(key, &values)
 }
 
-fn change_secrets(
-    transaction: &Transaction<'_>,
-    script: &str,
-    changes: &[SecretChange],
-) -> Result<()> {
+fn change_secrets(draft: &mut Draft<'_>, script: &str, changes: &[SecretChange]) -> Result<()> {
+    let mut values: BTreeMap<String, String> = draft.get(&secrets_key(script))?.unwrap_or_default();
     for (name, change) in changes {
         match change {
-            Some(text) => transaction.execute(
-                "INSERT INTO secrets (script, name, text) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (script, name) DO UPDATE SET text = excluded.text",
-                (script, name, text),
-            )?,
-            None => transaction.execute(
-                "DELETE FROM secrets WHERE script = ?1 AND name = ?2",
-                (script, name),
-            )?,
+            Some(text) => values.insert(name.clone(), text.clone()),
+            None => values.remove(name),
         };
     }
-    Ok(())
+    replace_secrets(draft, script, values)
 }
 
-fn prune(transaction: &Transaction<'_>, script: &str) -> Result<()> {
-    transaction.execute(
-        "DELETE FROM versions WHERE script = ?1
-         AND id IS NOT (SELECT deployed_version FROM scripts WHERE name = ?1)
-         AND number NOT IN (SELECT number FROM versions WHERE script = ?1 ORDER BY number DESC LIMIT ?2)",
-        (script, VERSIONS_KEPT),
-    )?;
-    transaction.execute(
-        "DELETE FROM deployments WHERE script = ?1
-         AND sequence NOT IN (SELECT sequence FROM deployments WHERE script = ?1 ORDER BY sequence DESC LIMIT ?2)",
-        (script, VERSIONS_KEPT),
-    )?;
+/// Removes versions and deployments beyond those that are kept. What serves stays, and what the
+/// deployment that is being made replaced, since it may be taken back.
+fn prune(draft: &mut Draft<'_>, script: &ScriptRecord, undo: Option<&Undo>) -> Result<()> {
+    let kept = |key: &str| {
+        let number = keys::number(key);
+        let is = |version: &VersionNumber| Some(u64::from(version.number)) == number;
+        script.deployed.as_ref().is_some_and(is)
+            || undo.is_some_and(|undo| undo.previous.as_ref().is_some_and(is))
+    };
+    let versions = draft.keys(&keys::under("versions", &script.name))?;
+    let surplus = versions.len().saturating_sub(VERSIONS_KEPT);
+    let gone: Vec<_> = versions[..surplus]
+        .iter()
+        .filter(|key| !kept(key))
+        .cloned()
+        .collect();
+    let mut gone_ids = BTreeSet::new();
+    for version in draft.peek_all::<Version>(&gone)?.into_iter().flatten() {
+        draft.delete(keys::one("version-ids", &version.id));
+        gone_ids.insert(version.id);
+    }
+    gone.into_iter().for_each(|key| draft.delete(key));
+
+    let under = keys::under("deployments", &script.name);
+    let mut deployments = draft.keys(&under)?;
+    let surplus = deployments.len().saturating_sub(VERSIONS_KEPT);
+    deployments
+        .drain(..surplus)
+        .for_each(|key| draft.delete(key));
+    if !gone_ids.is_empty() {
+        for (key, deployment) in draft.peek_under::<Deployment>(&under)? {
+            if gone_ids.contains(&deployment.version) {
+                draft.delete(key);
+            }
+        }
+    }
     Ok(())
 }
 

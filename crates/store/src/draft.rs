@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::meta::{Compare, LeaseId, List, MetaStore, Op, OpResult, Outcome, Record, Txn, wait};
-use crate::{Result, Store, StoreError};
+use crate::{Result, Store, StoreError, keys};
 
 /// How often a change is tried. Each refusal means that another one succeeded.
 const ATTEMPTS: u32 = 1000;
@@ -25,6 +25,7 @@ pub(crate) struct Draft<'a> {
     read: BTreeMap<String, Option<Record>>,
     must_be_empty: Vec<String>,
     writes: BTreeMap<String, Write>,
+    accepted: bool,
 }
 
 enum Write {
@@ -34,28 +35,34 @@ enum Write {
 
 impl Store {
     /// Does work on what is there, and writes all it wants to write, or nothing.
-    pub(crate) fn transact<T>(
-        &self,
-        mut work: impl FnMut(&mut Draft<'_>) -> Result<T>,
-    ) -> Result<T> {
-        for _ in 0..ATTEMPTS {
-            let mut draft = Draft {
-                meta: &*self.inner.meta,
-                read: BTreeMap::new(),
-                must_be_empty: Vec::new(),
-                writes: BTreeMap::new(),
-            };
-            let result = work(&mut draft);
-            if result.is_err() {
-                // The error may come of records that did not fit together.
-                draft.writes.clear();
-            }
-            if draft.commit()? {
-                return result;
-            }
-        }
-        Err(StoreError::Busy)
+    pub(crate) fn transact<T>(&self, work: impl FnMut(&mut Draft<'_>) -> Result<T>) -> Result<T> {
+        transact(&*self.inner.meta, work)
     }
+}
+
+/// [`Store::transact`] where there is no store yet.
+pub(crate) fn transact<T>(
+    meta: &dyn MetaStore,
+    mut work: impl FnMut(&mut Draft<'_>) -> Result<T>,
+) -> Result<T> {
+    for _ in 0..ATTEMPTS {
+        let mut draft = Draft {
+            meta,
+            read: BTreeMap::new(),
+            must_be_empty: Vec::new(),
+            writes: BTreeMap::new(),
+            accepted: false,
+        };
+        let result = work(&mut draft);
+        if result.is_err() {
+            // The error may come of records that did not fit together.
+            draft.writes.clear();
+        }
+        if draft.commit()? {
+            return result;
+        }
+    }
+    Err(StoreError::Busy)
 }
 
 impl Draft<'_> {
@@ -77,23 +84,39 @@ impl Draft<'_> {
         }
     }
 
-    /// Reads many records at once; those that are not there are `None`.
-    pub(crate) fn get_all<T: DeserializeOwned>(&mut self, keys: &[String]) -> Result<Vec<Option<T>>> {
+    /// Reads many records at once; those that are not there are `None`. Not guarded.
+    pub(crate) fn peek_all<T: DeserializeOwned>(&self, keys: &[String]) -> Result<Vec<Option<T>>> {
+        let mut values = Vec::with_capacity(keys.len());
         for keys in keys.chunks(self.meta.max_ops()) {
             let txn = Txn {
                 compares: Vec::new(),
-                ops: keys.iter().map(|key| Op::Get(key.as_str().into())).collect(),
+                ops: keys
+                    .iter()
+                    .map(|key| Op::Get(key.as_str().into()))
+                    .collect(),
             };
             let Outcome::Applied { results, .. } = wait(self.meta.txn(txn))? else {
                 return Err(StoreError::Corrupt("a read was refused".to_owned()));
             };
             for (key, result) in keys.iter().zip(results) {
-                if let OpResult::Got(record) = result {
-                    self.read.entry(key.clone()).or_insert(record);
-                }
+                values.push(match result {
+                    OpResult::Got(Some(record)) => Some(decode(key, &record.value)?),
+                    _ => None,
+                });
             }
         }
-        keys.iter().map(|key| self.get(key)).collect()
+        Ok(values)
+    }
+
+    /// The records under a prefix, without what this draft has written. Not guarded.
+    pub(crate) fn peek_under<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, T)>> {
+        listed(self.meta, &List::under(prefix))
+    }
+
+    /// Says that what was read is a right answer, whatever else has changed since: a record that
+    /// never changes, found by one that did hold when it was read.
+    pub(crate) fn accept(&mut self) {
+        self.accepted = true;
     }
 
     /// The keys under a prefix, with what this draft has written. Not guarded.
@@ -132,6 +155,34 @@ impl Draft<'_> {
     ) -> Result<()> {
         self.writes
             .insert(key, Write::Put(encode(value)?, Some(lease)));
+        Ok(())
+    }
+
+    /// Sets a record that [`Draft::remove_expired`] removes some time after `expires_ms`, Unix
+    /// milliseconds.
+    pub(crate) fn put_expiring<T: Serialize + ?Sized>(
+        &mut self,
+        key: String,
+        value: &T,
+        expires_ms: i64,
+    ) -> Result<()> {
+        self.writes
+            .insert(keys::expiry(expires_ms, &key), Write::Put(Vec::new(), None));
+        self.put(key, value)
+    }
+
+    /// Removes records whose time is over; some, if there are very many.
+    pub(crate) fn remove_expired(&mut self, now_ms: i64) -> Result<()> {
+        let first = List::under(keys::EXPIRIES).limit(50).keys_only();
+        for record in wait(self.meta.list(&first))?.records {
+            let expiry = text(record.key)?;
+            match keys::expiring(&expiry) {
+                Some((ms, _)) if ms >= now_ms => break,
+                Some((_, key)) => self.delete(key.to_owned()),
+                None => tracing::warn!(expiry, "a key that is none of ours is removed"),
+            }
+            self.delete(expiry);
+        }
         Ok(())
     }
 
@@ -176,7 +227,7 @@ impl Draft<'_> {
             }
         }
         // One record alone is of one revision by itself.
-        if ops.is_empty() && self.read.len() < 2 {
+        if ops.is_empty() && (self.accepted || self.read.len() < 2) {
             return Ok(true);
         }
         let mut compares: Vec<_> = self
@@ -211,14 +262,18 @@ pub(crate) fn text(key: Vec<u8>) -> Result<String> {
 impl Store {
     /// Reads all records of a list, with their keys.
     pub(crate) fn listed<T: DeserializeOwned>(&self, list: &List) -> Result<Vec<(String, T)>> {
-        wait(self.inner.meta.list(list))?
-            .records
-            .into_iter()
-            .map(|record| {
-                let key = text(record.key)?;
-                let value = decode(&key, &record.value)?;
-                Ok((key, value))
-            })
-            .collect()
+        listed(&*self.inner.meta, list)
     }
+}
+
+fn listed<T: DeserializeOwned>(meta: &dyn MetaStore, list: &List) -> Result<Vec<(String, T)>> {
+    wait(meta.list(list))?
+        .records
+        .into_iter()
+        .map(|record| {
+            let key = text(record.key)?;
+            let value = decode(&key, &record.value)?;
+            Ok((key, value))
+        })
+        .collect()
 }

@@ -13,7 +13,7 @@
 //! namespace-keys/<unique key>           the namespace once more
 //! versions/<script>/<number>            Version
 //! version-ids/<id>                      VersionRef: script and number
-//! deployments/<script>/<sequence>       DeploymentRecord
+//! deployments/<script>/<sequence>       Deployment
 //! schedule-runs/<script>/<cron>         due time of the last run, Unix ms
 //! applications/<id>                     Application
 //! application-names/<name>              id
@@ -22,7 +22,7 @@
 //! tokens/<hash>                         TokenRecord
 //! registry-tokens/<hash>                RegistryTokenRecord
 //! assets/<client's hash>                AssetRecord
-//! upload-sessions/<id>                  SessionRecord
+//! upload-sessions/<id>                  UploadSession
 //! expiries/<Unix ms>/<key>              a key that goes after that time; no value
 //! collection                            blobs that are just being removed; goes with its lease
 //! sessions/<node>                       lease of a node that runs; goes with it

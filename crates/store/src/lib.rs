@@ -1,10 +1,16 @@
-//! The node's metadata: scripts, versions, namespaces, applications, tokens, in SQLite; and blobs by hash on disk.
+//! Metadata (scripts, versions, namespaces, applications, tokens) and blobs by hash.
 //!
-//! Owns: `<data>/wharf.sqlite` and `<data>/blobs`. Migrations by version; a crash at any instant leaves the old or the new state whole:
-//! blobs are on disk (fsync, rename, fsync of the directory) before the one transaction that names them, and what belongs to one change
-//! is in one transaction. Secrets and token hashes are inside, so files are 0600 and directories 0700.
-//! Must not: know of HTTP or processes, or be opened twice at a time (the daemon's lock file sees to that). Calls are synchronous and
-//! short; async callers use `spawn_blocking`.
+//! Two storeys. Below are two seams: [`meta`], records under keys as in etcd, with SQLite behind it,
+//! and [`objects`], blobs by hash, with files behind it. Above is the typed layer ([`Store`]), which
+//! knows what the records mean (`keys.rs` lists them) and changes them in transactions
+//! (`draft.rs`).
+//!
+//! Owns: `<data>/wharf.sqlite` and `<data>/blobs`. Migrations by version; a crash at any instant
+//! leaves the old or the new state whole: blobs are durable before the one transaction that names
+//! them, and what belongs to one change is in one transaction. Secrets and token hashes are inside,
+//! so files are 0600 and directories 0700.
+//! Must not: know of HTTP or processes, or be opened twice at a time (the daemon's lock file sees to
+//! that). The typed layer's calls are synchronous and short; async callers use `spawn_blocking`.
 
 mod applications;
 mod assets;
@@ -12,21 +18,29 @@ mod blobs;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod deploys;
+mod draft;
+mod keys;
+mod locks;
 pub mod meta;
+mod migrate;
+pub mod objects;
 mod schema;
 mod scripts;
 mod tokens;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use crate::meta::MetaStore;
+use crate::meta::sqlite::{Clock, SqliteStore};
+use crate::objects::files::FileObjects;
 
 pub use applications::Rollout;
 pub use assets::{ManifestEntry, StoredAsset, UploadSession};
 pub use blobs::GcReport;
 pub use deploys::{Classes, Committed, Deployment, NewDeployment, SecretChange, Undo, Upload};
+pub use locks::{Lock, Place};
 pub use scripts::ScriptSettings;
 pub use tokens::RegistryToken;
 
@@ -77,6 +91,23 @@ pub enum StoreError {
         /// The first revision from which history is whole.
         compacted: meta::Revision,
     },
+    /// Others changed the same records again and again.
+    #[error("the store is busy; try again")]
+    Busy,
+    /// Content is not what it was said to be.
+    #[error("the content has the hash {found}, not {expected}")]
+    WrongHash {
+        /// The hash that was expected.
+        expected: String,
+        /// The hash that it has.
+        found: String,
+    },
+    /// A place in the queue for a lock is gone.
+    #[error("this node was stopped for so long that it lost its locks; try again")]
+    LockLost,
+    /// The system gave no thread.
+    #[error("no thread from the system: {0}")]
+    Thread(std::io::Error),
     /// The system gave no random bytes.
     #[error("no random bytes from the system: {0}")]
     Random(getrandom::Error),
@@ -93,34 +124,42 @@ pub struct Store {
 
 #[derive(Debug)]
 struct Inner {
-    blobs: PathBuf,
+    objects: FileObjects,
+    meta: Arc<dyn MetaStore>,
     account_id: String,
     signing_key: [u8; 32],
-    // One connection: writes are serial in SQLite anyway, and reads take microseconds.
-    connection: Mutex<Connection>,
+    session: locks::Session,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.session.end(&*self.meta);
+    }
 }
 
 impl Store {
     /// Opens the store below `dir` (the data directory), creating or migrating it as needed.
     pub fn open(dir: &Path) -> Result<Store> {
         std::fs::create_dir_all(dir).map_err(io("cannot create", dir))?;
-        let blobs = dir.join("blobs");
-        blobs::prepare(&blobs)?;
-        let mut connection = schema::open(&dir.join("wharf.sqlite"))?;
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let account_id = meta_or(&transaction, "account_id", 16)?;
-        let signing_key = meta_or(&transaction, "signing_key", 32)?;
-        transaction.commit()?;
-        let signing_key = <[u8; 32]>::try_from(signing_key)
-            .map_err(|_| StoreError::Corrupt("meta.signing_key is not 32 bytes".into()))?;
-        Ok(Store {
+        let objects = FileObjects::open(&dir.join("blobs"))?;
+        let meta = SqliteStore::open(&dir.join("wharf.sqlite"), Clock::System)?;
+        Store::over(Arc::new(meta), objects)
+    }
+
+    /// The typed layer over a store of metadata: where a second implementation plugs in.
+    fn over(meta: Arc<dyn MetaStore>, objects: FileObjects) -> Result<Store> {
+        let (account_id, signing_key) = identity(&*meta)?;
+        let store = Store {
             inner: Arc::new(Inner {
-                blobs,
-                account_id: hex::encode(account_id),
+                objects,
+                meta,
+                account_id,
                 signing_key,
-                connection: Mutex::new(connection),
+                session: locks::Session::default(),
             }),
-        })
+        };
+        store.end_former_session()?;
+        Ok(store)
     }
 
     /// The one account's id: 32 lower-case hex digits, made when the store was.
@@ -132,52 +171,27 @@ impl Store {
     pub fn signing_key(&self) -> [u8; 32] {
         self.inner.signing_key
     }
-
-    fn connection(&self) -> MutexGuard<'_, Connection> {
-        // A panic while the lock was held rolled its transaction back; the connection itself is sound.
-        self.inner
-            .connection
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Runs `change` in one transaction: all of it is stored, or nothing.
-    fn change<T>(&self, change: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
-        let mut connection = self.connection();
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let value = change(&transaction)?;
-        transaction.commit()?;
-        Ok(value)
-    }
 }
 
-fn meta_or(transaction: &Transaction<'_>, key: &str, bytes: usize) -> Result<Vec<u8>> {
-    use rusqlite::OptionalExtension;
-    let found: Option<Vec<u8>> = transaction
-        .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
-            row.get(0)
-        })
-        .optional()?;
-    if let Some(value) = found {
-        return Ok(value);
-    }
-    let value = random(bytes)?;
-    transaction.execute(
-        "INSERT INTO meta (key, value) VALUES (?1, ?2)",
-        (key, &value),
-    )?;
-    Ok(value)
-}
-
-/// Removes what has a time to live and is past it.
-fn remove_expired(transaction: &Transaction<'_>) -> Result<()> {
-    for table in ["upload_sessions", "registry_tokens"] {
-        transaction.execute(
-            &format!("DELETE FROM {table} WHERE expires_ms < ?1"),
-            [now_ms()],
-        )?;
-    }
-    Ok(())
+/// The account's id and the signing key, made if they are not there.
+fn identity(meta: &dyn MetaStore) -> Result<(String, [u8; 32])> {
+    draft::transact(meta, |draft| {
+        let mut made = |key: &str, bytes: usize| -> Result<String> {
+            if let Some(found) = draft.get(key)? {
+                return Ok(found);
+            }
+            let fresh = hex::encode(random(bytes)?);
+            draft.put(key.to_owned(), &fresh)?;
+            Ok(fresh)
+        };
+        let account_id = made(keys::ACCOUNT_ID, 16)?;
+        let key = made(keys::SIGNING_KEY, 32)?;
+        let key = hex::decode(key)
+            .ok()
+            .and_then(|key| <[u8; 32]>::try_from(key).ok())
+            .ok_or_else(|| StoreError::Corrupt(format!("{} is not 32 bytes", keys::SIGNING_KEY)))?;
+        Ok((account_id, key))
+    })
 }
 
 fn random(bytes: usize) -> Result<Vec<u8>> {
@@ -201,13 +215,4 @@ fn now_ms() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_millis() as i64)
-}
-
-fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
-    serde_json::to_string(value)
-        .map_err(|error| StoreError::Corrupt(format!("cannot be written as JSON: {error}")))
-}
-
-fn from_json<T: serde::de::DeserializeOwned>(what: &str, text: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|error| StoreError::Corrupt(format!("{what}: {error}")))
 }

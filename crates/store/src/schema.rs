@@ -6,13 +6,14 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use crate::{Result, StoreError, io};
+use crate::{Result, StoreError, io, migrate};
 
-const STEPS: &[&str] = &[
+const STEPS: &[Step] = &[
     // 1
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+    Step::Sql("CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 
     -- AUTOINCREMENT: a deleted script's number (user id, storage folder) never comes back.
     CREATE TABLE scripts (
@@ -122,12 +123,12 @@ const STEPS: &[&str] = &[
         script TEXT NOT NULL,
         manifest TEXT NOT NULL,
         expires_ms INTEGER NOT NULL
-    ) STRICT;",
+    ) STRICT;"),
     // 2: whether the last deploy declared the Durable Object classes by `exports`.
-    "ALTER TABLE scripts ADD COLUMN class_exports INTEGER NOT NULL DEFAULT 0;",
+    Step::Sql("ALTER TABLE scripts ADD COLUMN class_exports INTEGER NOT NULL DEFAULT 0;"),
     // 3: records under keys (`meta/sqlite.rs`). `entries` has every change since the compaction and
     // `current` the last one of each key that exists, so a value is on disk once.
-    "CREATE TABLE entries (
+    Step::Sql("CREATE TABLE entries (
         id INTEGER PRIMARY KEY,
         revision INTEGER NOT NULL,
         key BLOB NOT NULL,
@@ -140,10 +141,9 @@ const STEPS: &[&str] = &[
 
     CREATE TABLE current (
         key BLOB PRIMARY KEY,
-        entry INTEGER NOT NULL REFERENCES entries (id),
+        entry INTEGER NOT NULL,
         lease INTEGER
     ) STRICT, WITHOUT ROWID;
-    CREATE INDEX current_by_entry ON current (entry);
     CREATE INDEX current_by_lease ON current (lease) WHERE lease IS NOT NULL;
 
     -- AUTOINCREMENT: the number of a lease that is over never comes back.
@@ -153,8 +153,15 @@ const STEPS: &[&str] = &[
         only INTEGER PRIMARY KEY CHECK (only = 0),
         revision INTEGER NOT NULL
     ) STRICT;
-    INSERT INTO compaction VALUES (0, 0);",
+    INSERT INTO compaction VALUES (0, 0);"),
+    // 4: all other tables become records.
+    Step::Code(migrate::tables_to_records),
 ];
+
+enum Step {
+    Sql(&'static str),
+    Code(fn(&Transaction<'_>) -> Result<()>),
+}
 
 /// Opens the file with every setting that durability rests on, and applies the steps that it lacks.
 pub(crate) fn open(path: &Path) -> Result<Connection> {
@@ -167,6 +174,8 @@ pub(crate) fn open(path: &Path) -> Result<Connection> {
         .map_err(io("cannot open", path))?;
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    // Otherwise SQLite plans a prepared statement again for each new value of a parameter.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     // More statements are in use than rusqlite keeps by default.
     connection.set_prepared_statement_cache_capacity(64);
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -184,7 +193,10 @@ fn migrate(connection: &mut Connection) -> Result<()> {
         return Err(StoreError::Newer { found, known });
     }
     for step in &STEPS[found as usize..] {
-        transaction.execute_batch(step)?;
+        match step {
+            Step::Sql(sql) => transaction.execute_batch(sql)?,
+            Step::Code(code) => code(&transaction)?,
+        }
     }
     transaction.pragma_update(None, "user_version", known)?;
     transaction.commit()?;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
 use wharf_model::{DurableObjectNamespace, Script, Version};
 
-use crate::{Result, Store, StoreError, from_json, now_ms, to_json};
+use crate::draft::{Draft, decode};
+use crate::meta::{List, wait};
+use crate::{Result, Store, StoreError, keys, now_ms};
 
 /// Settings of a script that no version carries.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -19,258 +20,257 @@ pub struct ScriptSettings {
     pub values: serde_json::Map<String, serde_json::Value>,
 }
 
-const SCRIPT_COLUMNS: &str =
-    "name, number, deployed_version, migration_tag, created_ms, modified_ms, class_exports";
-
-fn script(row: &Row<'_>) -> rusqlite::Result<Script> {
-    Ok(Script {
-        name: row.get(0)?,
-        number: row.get(1)?,
-        deployed_version: row.get(2)?,
-        migration_tag: row.get(3)?,
-        class_exports: row.get(6)?,
-        schedules: Vec::new(),
-        created_ms: row.get(4)?,
-        modified_ms: row.get(5)?,
-    })
+/// A script as it is stored. Each change to its versions, deployments, secrets or namespaces writes
+/// it, so that two changes at a time can't both succeed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ScriptRecord {
+    pub(crate) name: String,
+    pub(crate) number: u32,
+    pub(crate) deployed: Option<VersionNumber>,
+    pub(crate) last_version: u32,
+    pub(crate) last_deployment: u64,
+    pub(crate) migration_tag: Option<String>,
+    pub(crate) class_exports: bool,
+    pub(crate) settings: ScriptSettings,
+    pub(crate) schedules: Vec<ScheduleRecord>,
+    pub(crate) created_ms: i64,
+    pub(crate) modified_ms: i64,
 }
 
-fn namespace(row: &Row<'_>) -> rusqlite::Result<DurableObjectNamespace> {
-    Ok(DurableObjectNamespace {
-        id: row.get(0)?,
-        script: row.get(1)?,
-        class: row.get(2)?,
-        use_sqlite: row.get(3)?,
-        unique_key: row.get(4)?,
-    })
+/// A version of a script that is known.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct VersionNumber {
+    pub(crate) id: String,
+    pub(crate) number: u32,
 }
 
-fn schedules(connection: &Connection, script: &str) -> Result<Vec<String>> {
-    Ok(connection
-        .prepare_cached("SELECT cron FROM schedules WHERE script = ?1 ORDER BY position")?
-        .query_map([script], |row| row.get(0))?
-        .collect::<Result<_, _>>()?)
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ScheduleRecord {
+    pub(crate) cron: String,
+    pub(crate) created_ms: i64,
 }
 
-pub(crate) fn namespaces(
-    connection: &Connection,
-    script: &str,
-) -> Result<Vec<DurableObjectNamespace>> {
-    Ok(connection
-        .prepare_cached(
-            "SELECT id, script, class, use_sqlite, unique_key FROM namespaces WHERE script = ?1 ORDER BY class",
-        )?
-        .query_map([script], namespace)?
-        .collect::<Result<_, _>>()?)
+/// Where a version is, by its id.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct VersionRef {
+    pub(crate) script: String,
+    pub(crate) number: u32,
 }
 
-pub(crate) fn secrets(connection: &Connection, script: &str) -> Result<BTreeMap<String, String>> {
-    Ok(connection
-        .prepare_cached("SELECT name, text FROM secrets WHERE script = ?1")?
-        .query_map([script], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_, _>>()?)
+impl From<ScriptRecord> for Script {
+    fn from(record: ScriptRecord) -> Self {
+        Script {
+            name: record.name,
+            number: record.number,
+            deployed_version: record.deployed.map(|version| version.id),
+            migration_tag: record.migration_tag,
+            class_exports: record.class_exports,
+            schedules: record.schedules.into_iter().map(|s| s.cron).collect(),
+            created_ms: record.created_ms,
+            modified_ms: record.modified_ms,
+        }
+    }
 }
 
-pub(crate) fn version_body(connection: &Connection, id: &str) -> Result<Option<Version>> {
-    connection
-        .prepare_cached("SELECT body FROM versions WHERE id = ?1")?
-        .query_row([id], |row| row.get::<_, String>(0))
-        .optional()?
-        .map(|body| from_json("a version", &body))
-        .transpose()
+pub(crate) fn script_key(name: &str) -> String {
+    keys::one("scripts", name)
+}
+
+pub(crate) fn version_key(script: &str, number: u32) -> String {
+    keys::numbered("versions", script, number.into())
+}
+
+pub(crate) fn namespaces_key(script: &str) -> String {
+    keys::one("namespaces", script)
+}
+
+pub(crate) fn secrets_key(script: &str) -> String {
+    keys::one("secrets", script)
+}
+
+fn run_key(script: &str, cron: &str) -> String {
+    keys::member("schedule-runs", script, cron)
+}
+
+/// The record of a script that must be there.
+pub(crate) fn existing(draft: &mut Draft<'_>, name: &str) -> Result<ScriptRecord> {
+    draft
+        .get(&script_key(name))?
+        .ok_or_else(|| StoreError::NotFound(format!("script {name}")))
+}
+
+/// A version by its id.
+pub(crate) fn version_by_id(draft: &mut Draft<'_>, id: &str) -> Result<Option<Version>> {
+    match draft.get::<VersionRef>(&keys::one("version-ids", id))? {
+        Some(found) => immutable(draft, &version_key(&found.script, found.number)),
+        None => Ok(None),
+    }
+}
+
+/// A version, where one is known to have been: it never changes, but it may have gone meanwhile.
+fn immutable(draft: &mut Draft<'_>, key: &str) -> Result<Option<Version>> {
+    let version = draft.get(key)?;
+    if version.is_some() {
+        draft.accept();
+    }
+    Ok(version)
 }
 
 impl Store {
+    fn record<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        self.transact(|draft| draft.get(key))
+    }
+
     /// All scripts, by name.
     pub fn scripts(&self) -> Result<Vec<Script>> {
-        let connection = self.connection();
-        let mut scripts = connection
-            .prepare_cached(&format!(
-                "SELECT {SCRIPT_COLUMNS} FROM scripts ORDER BY name"
-            ))?
-            .query_map([], script)?
-            .collect::<Result<Vec<_>, _>>()?;
-        for script in &mut scripts {
-            script.schedules = schedules(&connection, &script.name)?;
-        }
+        let mut scripts: Vec<Script> = self
+            .listed::<ScriptRecord>(&List::under(keys::SCRIPTS))?
+            .into_iter()
+            .map(|(_, record)| record.into())
+            .collect();
+        scripts.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(scripts)
     }
 
     /// A script by its name.
     pub fn script(&self, name: &str) -> Result<Option<Script>> {
-        let connection = self.connection();
-        let found = connection
-            .prepare_cached(&format!(
-                "SELECT {SCRIPT_COLUMNS} FROM scripts WHERE name = ?1"
-            ))?
-            .query_row([name], script)
-            .optional()?;
-        found
-            .map(|mut script| {
-                script.schedules = schedules(&connection, name)?;
-                Ok(script)
-            })
-            .transpose()
+        let record = self.record::<ScriptRecord>(&script_key(name))?;
+        Ok(record.map(Script::from))
     }
 
     /// A version by its id (dashed UUID).
     pub fn version(&self, id: &str) -> Result<Option<Version>> {
-        version_body(&self.connection(), id)
+        self.transact(|draft| version_by_id(draft, id))
     }
 
     /// The version that serves a script; `None` if the script does not exist or was never deployed.
     pub fn deployed_version(&self, script: &str) -> Result<Option<Version>> {
-        self.connection()
-            .prepare_cached(
-                "SELECT versions.body FROM scripts JOIN versions ON versions.id = scripts.deployed_version WHERE scripts.name = ?1",
-            )?
-            .query_row([script], |row| row.get::<_, String>(0))
-            .optional()?
-            .map(|body| from_json("a version", &body))
-            .transpose()
+        self.transact(|draft| {
+            let record: Option<ScriptRecord> = draft.get(&script_key(script))?;
+            match record.and_then(|record| record.deployed) {
+                Some(deployed) => immutable(draft, &version_key(script, deployed.number)),
+                None => Ok(None),
+            }
+        })
     }
 
     /// The version of a script that was uploaded last, deployed or not.
     pub fn latest_version(&self, script: &str) -> Result<Option<Version>> {
-        Ok(self.versions(script, 1, 0)?.into_iter().next())
+        let last = List::under(keys::under("versions", script))
+            .descending()
+            .limit(1);
+        Ok(self.listed(&last)?.into_iter().next().map(|(_, v)| v))
     }
 
     /// Versions of a script, newest first.
     pub fn versions(&self, script: &str, limit: u32, offset: u32) -> Result<Vec<Version>> {
-        self.connection()
-            .prepare_cached(
-                "SELECT body FROM versions WHERE script = ?1 ORDER BY number DESC LIMIT ?2 OFFSET ?3",
-            )?
-            .query_map((script, limit, offset), |row| row.get::<_, String>(0))?
-            .map(|body| from_json("a version", &body?))
+        let newest = List::under(keys::under("versions", script))
+            .descending()
+            .limit(limit.saturating_add(offset));
+        wait(self.inner.meta.list(&newest))?
+            .records
+            .iter()
+            .skip(offset as usize)
+            .map(|record| decode("a version", &record.value))
             .collect()
     }
 
     /// How many versions of a script are kept.
     pub fn version_count(&self, script: &str) -> Result<u32> {
-        Ok(self.connection().query_row(
-            "SELECT count(*) FROM versions WHERE script = ?1",
-            [script],
-            |row| row.get(0),
-        )?)
+        let list = List::under(keys::under("versions", script)).keys_only();
+        // A hundred are kept, and the deployed one.
+        Ok(wait(self.inner.meta.list(&list))?.records.len() as u32)
     }
 
     /// The Durable Object namespaces of a script, by class.
     pub fn namespaces(&self, script: &str) -> Result<Vec<DurableObjectNamespace>> {
-        namespaces(&self.connection(), script)
+        Ok(self.record(&namespaces_key(script))?.unwrap_or_default())
     }
 
     /// All Durable Object namespaces, by script and class.
     pub fn all_namespaces(&self) -> Result<Vec<DurableObjectNamespace>> {
-        Ok(self
-            .connection()
-            .prepare_cached(
-                "SELECT id, script, class, use_sqlite, unique_key FROM namespaces ORDER BY script, class",
-            )?
-            .query_map([], namespace)?
-            .collect::<Result<_, _>>()?)
+        let lists = self.listed::<Vec<DurableObjectNamespace>>(&List::under(keys::NAMESPACES))?;
+        let mut all: Vec<_> = lists.into_iter().flat_map(|(_, list)| list).collect();
+        all.sort_by(|a, b| (&a.script, &a.class).cmp(&(&b.script, &b.class)));
+        Ok(all)
     }
 
     /// A namespace by the id that the API shows.
     pub fn namespace(&self, id: &str) -> Result<Option<DurableObjectNamespace>> {
-        Ok(self
-            .connection()
-            .prepare_cached(
-                "SELECT id, script, class, use_sqlite, unique_key FROM namespaces WHERE id = ?1",
-            )?
-            .query_row([id], namespace)
-            .optional()?)
+        self.record(&keys::one("namespace-ids", id))
     }
 
     /// A namespace by workerd's `uniqueKey`.
     pub fn namespace_by_unique_key(&self, key: &str) -> Result<Option<DurableObjectNamespace>> {
-        Ok(self
-            .connection()
-            .prepare_cached(
-                "SELECT id, script, class, use_sqlite, unique_key FROM namespaces WHERE unique_key = ?1",
-            )?
-            .query_row([key], namespace)
-            .optional()?)
+        self.record(&keys::one("namespace-keys", key))
     }
 
     /// The secrets that the next upload of a script takes over.
     pub fn secrets(&self, script: &str) -> Result<BTreeMap<String, String>> {
-        secrets(&self.connection(), script)
+        Ok(self.record(&secrets_key(script))?.unwrap_or_default())
     }
 
     /// The script's settings; the defaults if it does not exist.
     pub fn script_settings(&self, script: &str) -> Result<ScriptSettings> {
-        self.connection()
-            .prepare_cached("SELECT settings FROM scripts WHERE name = ?1")?
-            .query_row([script], |row| row.get::<_, String>(0))
-            .optional()?
-            .map_or_else(
-                || Ok(ScriptSettings::default()),
-                |text| from_json("a script's settings", &text),
-            )
+        let record = self.record::<ScriptRecord>(&script_key(script))?;
+        Ok(record.map(|record| record.settings).unwrap_or_default())
     }
 
     /// Replaces the script's settings.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] without such a script.
     pub fn set_script_settings(&self, script: &str, settings: &ScriptSettings) -> Result<()> {
-        let text = to_json(settings)?;
-        self.change(|transaction| {
-            let changed = transaction.execute(
-                "UPDATE scripts SET settings = ?2, modified_ms = ?3 WHERE name = ?1",
-                (script, text, now_ms()),
-            )?;
-            match changed {
-                0 => Err(StoreError::NotFound(format!("script {script}"))),
-                _ => Ok(()),
-            }
+        self.transact(|draft| {
+            let mut record = existing(draft, script)?;
+            record.settings = settings.clone();
+            record.modified_ms = now_ms();
+            draft.put(script_key(script), &record)
         })
     }
 
     /// Replaces the script's cron expressions. Those that stay keep the time of their last run.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] without such a script.
     pub fn set_schedules(&self, script: &str, crons: &[String]) -> Result<()> {
-        self.change(|transaction| {
-            let changed = transaction.execute(
-                "UPDATE scripts SET modified_ms = ?2 WHERE name = ?1",
-                (script, now_ms()),
-            )?;
-            if changed == 0 {
-                return Err(StoreError::NotFound(format!("script {script}")));
+        self.transact(|draft| {
+            let now = now_ms();
+            let mut record = existing(draft, script)?;
+            let before = std::mem::take(&mut record.schedules);
+            for gone in before.iter().filter(|old| !crons.contains(&old.cron)) {
+                draft.delete(run_key(script, &gone.cron));
             }
-            for gone in schedules(transaction, script)? {
-                if !crons.contains(&gone) {
-                    transaction.execute(
-                        "DELETE FROM schedules WHERE script = ?1 AND cron = ?2",
-                        (script, gone),
-                    )?;
+            for cron in crons {
+                if record.schedules.iter().any(|known| known.cron == *cron) {
+                    continue;
                 }
+                let kept = before.iter().find(|old| old.cron == *cron).cloned();
+                record
+                    .schedules
+                    .push(kept.unwrap_or_else(|| ScheduleRecord {
+                        cron: cron.clone(),
+                        created_ms: now,
+                    }));
             }
-            for (position, cron) in crons.iter().enumerate() {
-                transaction.execute(
-                    "INSERT INTO schedules (script, cron, position, created_ms) VALUES (?1, ?2, ?3, ?4)
-                     ON CONFLICT (script, cron) DO UPDATE SET position = excluded.position",
-                    (script, cron, position as i64, now_ms()),
-                )?;
-            }
-            Ok(())
+            record.modified_ms = now;
+            draft.put(script_key(script), &record)
         })
     }
 
     /// The due time of a schedule's last run, Unix milliseconds; `None` if it never ran or does not exist.
     pub fn cron_last_run(&self, script: &str, cron: &str) -> Result<Option<i64>> {
-        Ok(self
-            .connection()
-            .prepare_cached("SELECT last_run_ms FROM schedules WHERE script = ?1 AND cron = ?2")?
-            .query_row((script, cron), |row| row.get(0))
-            .optional()?
-            .flatten())
+        self.record(&run_key(script, cron))
     }
 
     /// Notes the due time of a schedule's run, before it runs. Nothing happens if the schedule is gone.
     pub fn set_cron_last_run(&self, script: &str, cron: &str, ms: i64) -> Result<()> {
-        self.change(|transaction| {
-            transaction.execute(
-                "UPDATE schedules SET last_run_ms = ?3 WHERE script = ?1 AND cron = ?2",
-                (script, cron, ms),
-            )?;
+        self.transact(|draft| {
+            let record: Option<ScriptRecord> = draft.get(&script_key(script))?;
+            let schedules = record.map(|record| record.schedules).unwrap_or_default();
+            if schedules.iter().any(|schedule| schedule.cron == cron) {
+                draft.put(run_key(script, cron), &ms)?;
+            }
             Ok(())
         })
     }

@@ -2,10 +2,12 @@
 //!
 //! Only SHA-256 hashes are kept. The tokens have 256 random bits, so a slow hash would add nothing.
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::{Result, Store, now_ms, random, remove_expired};
+use crate::meta::{List, wait};
+use crate::{Result, Store, StoreError, keys, now_ms, random};
 
 /// What a registry token allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,23 +32,60 @@ fn matches<'a>(token: &str, hashes: impl Iterator<Item = &'a [u8]>) -> bool {
         .into()
 }
 
+/// An API token as it is stored, under the hex SHA-256 of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct TokenRecord {
+    pub(crate) name: String,
+    pub(crate) created_ms: i64,
+}
+
+/// A registry password as it is stored, under the hex SHA-256 of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct RegistryTokenRecord {
+    pub(crate) push: bool,
+    pub(crate) expires_ms: i64,
+}
+
+/// The hash at the end of a token's key.
+fn hash_of(key: &str) -> Result<Vec<u8>> {
+    let hash = key.rsplit('/').next().unwrap_or_default();
+    hex::decode(hash).map_err(|error| StoreError::Corrupt(format!("{key}: {error}")))
+}
+
+pub(crate) fn token_key(hash: &[u8]) -> String {
+    format!("{}{}", keys::TOKENS, hex::encode(hash))
+}
+
+pub(crate) fn registry_token_key(hash: &[u8]) -> String {
+    format!("{}{}", keys::REGISTRY_TOKENS, hex::encode(hash))
+}
+
 impl Store {
     /// The first API token, made and returned if there is none yet; `None` from then on. It can't be read again, so `keep` gets it before it
     /// counts: a crash in between makes a new one at the next start instead of losing the only one.
+    ///
+    /// # Errors
+    /// Also [`StoreError::Busy`] if another one was made in the same instant: then what `keep` got
+    /// does not count.
     pub fn first_token(&self, keep: impl FnOnce(&str) -> Result<()>) -> Result<Option<String>> {
+        let any = List::under(keys::TOKENS).limit(1).keys_only();
+        if !wait(self.inner.meta.list(&any))?.records.is_empty() {
+            return Ok(None);
+        }
         let (token, hash) = fresh("wharf_")?;
-        let made = self.change(|transaction| {
-            let made = transaction.execute(
-                "INSERT INTO tokens (hash, name, created_ms)
-                 SELECT ?1, 'first', ?2 WHERE NOT EXISTS (SELECT 1 FROM tokens)",
-                (hash, now_ms()),
-            )?;
-            if made == 1 {
-                keep(&token)?;
-            }
-            Ok(made)
+        let mut keep = Some(keep);
+        self.transact(|draft| {
+            // `keep` can't be taken back, so there is no second attempt.
+            let keep = keep.take().ok_or(StoreError::Busy)?;
+            draft.require_empty(keys::TOKENS);
+            let record = TokenRecord {
+                name: "first".to_owned(),
+                created_ms: now_ms(),
+            };
+            draft.put(token_key(&hash), &record)?;
+            keep(&token)
         })?;
-        Ok((made == 1).then_some(token))
+        Ok(Some(token))
     }
 
     /// Whether this is one of the API tokens. A store that can't be read lets nobody in, and logs why.
@@ -58,24 +97,24 @@ impl Store {
     }
 
     fn try_check_token(&self, token: &str) -> Result<bool> {
-        let connection = self.connection();
-        let hashes = connection
-            .prepare_cached("SELECT hash FROM tokens")?
-            .query_map([], |row| row.get::<_, Vec<u8>>(0))?
-            .collect::<Result<Vec<_>, _>>()?;
+        let hashes = self
+            .listed::<TokenRecord>(&List::under(keys::TOKENS))?
+            .into_iter()
+            .map(|(key, _)| hash_of(&key))
+            .collect::<Result<Vec<_>>>()?;
         Ok(matches(token, hashes.iter().map(Vec::as_slice)))
     }
 
     /// Makes a password for the registry that works for `lifetime_ms` milliseconds.
     pub fn create_registry_token(&self, push: bool, lifetime_ms: i64) -> Result<String> {
         let (token, hash) = fresh("")?;
-        self.change(|transaction| {
-            remove_expired(transaction)?;
-            transaction.execute(
-                "INSERT INTO registry_tokens (hash, push, expires_ms) VALUES (?1, ?2, ?3)",
-                (hash, push, now_ms().saturating_add(lifetime_ms)),
-            )?;
-            Ok(())
+        let record = RegistryTokenRecord {
+            push,
+            expires_ms: now_ms().saturating_add(lifetime_ms),
+        };
+        self.transact(|draft| {
+            draft.remove_expired(now_ms())?;
+            draft.put_expiring(registry_token_key(&hash), &record, record.expires_ms)
         })?;
         Ok(token)
     }
@@ -93,11 +132,15 @@ impl Store {
     }
 
     fn try_registry_token(&self, token: &str) -> Result<Option<RegistryToken>> {
-        let connection = self.connection();
-        let rows = connection
-            .prepare_cached("SELECT hash, push FROM registry_tokens WHERE expires_ms >= ?1")?
-            .query_map([now_ms()], |row| Ok((row.get(0)?, row.get(1)?)))?
-            .collect::<Result<Vec<(Vec<u8>, bool)>, _>>()?;
+        let now = now_ms();
+        let mut rows = Vec::new();
+        for (key, record) in
+            self.listed::<RegistryTokenRecord>(&List::under(keys::REGISTRY_TOKENS))?
+        {
+            if record.expires_ms >= now {
+                rows.push((hash_of(&key)?, record.push));
+            }
+        }
         let may = |push: bool| {
             matches(
                 token,

@@ -5,10 +5,13 @@
 mod common;
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{assert_whole, deploy, version};
 use wharf_model::{Application, Binding, DurableObjectNamespace};
+use wharf_store::meta::sqlite::{Clock, SqliteStore};
+use wharf_store::meta::{MetaStore, Op, Txn, wait};
 use wharf_store::{Classes, NewDeployment, Store, StoreError, StoredAsset};
 
 fn open() -> (tempfile::TempDir, Store) {
@@ -235,8 +238,8 @@ fn collection_takes_what_nothing_names_and_leaves_the_rest() {
     std::thread::sleep(Duration::from_millis(5));
     let report = store.blob_gc(Duration::ZERO).unwrap();
     assert_eq!(report.blobs, 2);
-    assert!(!store.has_blob(&lost));
-    assert!(!store.has_blob(&asset.blob));
+    assert!(!store.has_blob(&lost).unwrap());
+    assert!(!store.has_blob(&asset.blob).unwrap());
     assert_eq!(
         store
             .assets(["0123456789abcdef0123456789abcdef"])
@@ -316,4 +319,64 @@ fn one_application_per_name_and_per_namespace() {
         store.update_application(&changed, None),
         Err(StoreError::NotFound(_))
     ));
+}
+
+#[test]
+fn a_blob_that_is_being_removed_is_in_no_new_version() {
+    let (dir, store) = open();
+    let new = version(&store, "hello", "v1", "one");
+    let going = serde_json::to_vec(&[&new.modules[0].blob]).unwrap();
+    let collector = SqliteStore::open(&dir.path().join("wharf.sqlite"), Clock::System).unwrap();
+    let step = |op: Op| {
+        let (compares, ops) = (vec![], vec![op]);
+        wait(collector.txn(Txn { compares, ops })).unwrap();
+    };
+    step(Op::put("collection", going));
+    let error = store.commit_upload(deploy(new.clone())).unwrap_err();
+    assert!(matches!(error, StoreError::NotFound(_)), "{error}");
+    let asset = StoredAsset {
+        blob: new.modules[0].blob.clone(),
+        size: 1,
+        content_type: None,
+    };
+    assert!(store.put_asset(&"0".repeat(32), &asset).is_err());
+    step(Op::Delete(b"collection".to_vec()));
+    store.commit_upload(deploy(new)).unwrap();
+}
+
+#[test]
+fn collection_beside_deploys_leaves_every_version_whole() {
+    let (_dir, store) = open();
+    let done = AtomicBool::new(false);
+    let (mut deployed, mut refused) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                store.blob_gc(Duration::ZERO).unwrap();
+                // Longer than a deploy takes, so that some get through.
+                std::thread::sleep(Duration::from_millis(15));
+            }
+        });
+        for n in 0.. {
+            // Ten contents, so that blobs come back that are just going.
+            let id = format!("v{n}");
+            let new = version(&store, "hello", &id, &(n % 10).to_string());
+            match store.commit_upload(deploy(new)) {
+                Ok(_) => deployed += 1,
+                Err(StoreError::NotFound(_)) => refused += 1,
+                Err(other) => panic!("{other}"),
+            }
+            if n % 20 == 19 {
+                store.delete_script("hello").unwrap();
+            }
+            if (deployed > 50 && refused > 5) || n == 1000 {
+                break;
+            }
+            for version in store.versions("hello", 100, 0).unwrap() {
+                assert_whole(&store, &version);
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(deployed > 0, "{deployed} deployed, {refused} refused");
 }

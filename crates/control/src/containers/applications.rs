@@ -393,7 +393,7 @@ pub(crate) async fn replace(
             let name = before.name.clone();
             app.db(move |store| {
                 store.update_application(&before, None)?;
-                rollout_id.map_or(Ok(()), |id| store.delete_rollout(&id))
+                rollout_id.map_or(Ok(()), |id| store.delete_rollout(&before.id, &id))
             })
             .await?;
             return Err(ApiError::bad_request(format!(

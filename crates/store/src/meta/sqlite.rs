@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior};
 use tokio::sync::watch;
 
@@ -192,6 +193,9 @@ impl Shared {
     /// The state, without the leases that have run out.
     fn state(&self) -> Result<MutexGuard<'_, State>> {
         let mut state = self.lock();
+        if state.leases.is_empty() {
+            return Ok(state);
+        }
         let now = self.now();
         let over: Vec<LeaseId> = state
             .leases
@@ -233,24 +237,20 @@ impl Shared {
                 return Err(StoreError::LeaseGone(*id));
             }
         }
-        // One that only reads takes no write lock, and nothing is synced for it.
-        let transaction = if txn.writes() {
-            immediate(&mut state.connection)?
-        } else {
-            state.connection.transaction()?
-        };
-        let before = current_revision(&transaction)?;
-        let mut failed = Vec::new();
-        for (index, compare) in txn.compares.iter().enumerate() {
-            if !holds(&transaction, compare)? {
-                failed.push(index);
+        if !txn.writes() {
+            // It takes no write lock, and nothing is synced for it.
+            let reading = Reading::begin(&state.connection)?;
+            let revision = current_revision(reading.0)?;
+            if let Some(refused) = refused(reading.0, txn, revision)? {
+                return Ok(refused);
             }
+            let results = apply(reading.0, revision, &txn.ops)?;
+            return Ok(Outcome::Applied { revision, results });
         }
-        if !failed.is_empty() {
-            return Ok(Outcome::Refused {
-                revision: before,
-                failed,
-            });
+        let transaction = immediate(&mut state.connection)?;
+        let before = current_revision(&transaction)?;
+        if let Some(refused) = refused(&transaction, txn, before)? {
+            return Ok(refused);
         }
         let results = apply(&transaction, before + 1, &txn.ops)?;
         let revision = current_revision(&transaction)?;
@@ -312,22 +312,31 @@ impl Shared {
 impl MetaStore for SqliteStore {
     fn get<'a>(&'a self, key: &'a [u8]) -> BoxFuture<'a, Result<Got>> {
         Box::pin(async move {
-            let mut state = self.shared.state()?;
-            let transaction = state.connection.transaction()?;
-            Ok(Got {
-                revision: current_revision(&transaction)?,
-                record: record(&transaction, key)?,
-            })
+            let state = self.shared.state()?;
+            // One statement is of one revision without a transaction around it.
+            let mut statement = state.connection.prepare_cached(
+                "SELECT current.key, created, entries.revision, version, current.lease, value, last
+                 FROM (SELECT (SELECT revision FROM entries ORDER BY id DESC LIMIT 1) AS last)
+                 LEFT JOIN current ON current.key = ?1
+                 LEFT JOIN entries ON entries.id = current.entry",
+            )?;
+            Ok(statement.query_row([key], |row| {
+                let found = row.get_ref(0)? != ValueRef::Null;
+                Ok(Got {
+                    revision: row.get::<_, Option<i64>>(6)?.unwrap_or(0).unsigned_abs(),
+                    record: found.then(|| read(row)).transpose()?,
+                })
+            })?)
         })
     }
 
     fn list<'a>(&'a self, list: &'a List) -> BoxFuture<'a, Result<Listed>> {
         Box::pin(async move {
-            let mut state = self.shared.state()?;
-            let transaction = state.connection.transaction()?;
+            let state = self.shared.state()?;
+            let reading = Reading::begin(&state.connection)?;
             Ok(Listed {
-                revision: current_revision(&transaction)?,
-                records: records(&transaction, list)?,
+                revision: current_revision(reading.0)?,
+                records: records(reading.0, list)?,
             })
         })
     }
@@ -460,6 +469,36 @@ impl Watch for SqliteWatch {
     }
 }
 
+/// A transaction that only reads; its statements are kept prepared, unlike rusqlite's own.
+struct Reading<'a>(&'a Connection);
+
+impl<'a> Reading<'a> {
+    fn begin(connection: &'a Connection) -> Result<Self> {
+        connection.prepare_cached("BEGIN")?.execute([])?;
+        Ok(Self(connection))
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let ended = self.0.prepare_cached("ROLLBACK");
+        if let Err(error) = ended.and_then(|mut statement| statement.execute([])) {
+            tracing::error!(%error, "a read could not be ended");
+        }
+    }
+}
+
+/// What a transaction hears of which a compare does not hold.
+fn refused(connection: &Connection, txn: &Txn, revision: Revision) -> Result<Option<Outcome>> {
+    let mut failed = Vec::new();
+    for (index, compare) in txn.compares.iter().enumerate() {
+        if !holds(connection, compare)? {
+            failed.push(index);
+        }
+    }
+    Ok((!failed.is_empty()).then_some(Outcome::Refused { revision, failed }))
+}
+
 fn immediate(connection: &mut Connection) -> Result<Transaction<'_>> {
     Ok(connection.transaction_with_behavior(TransactionBehavior::Immediate)?)
 }
@@ -487,16 +526,17 @@ fn compacted(connection: &Connection) -> Result<Revision> {
 fn forget(transaction: &Transaction<'_>, before: Revision) -> Result<()> {
     transaction.execute(
         "DELETE FROM entries WHERE revision < ?1
-         AND NOT EXISTS (SELECT 1 FROM current WHERE current.entry = entries.id)",
+         AND NOT EXISTS (SELECT 1 FROM current WHERE current.key = entries.key
+             AND current.entry = entries.id)",
         [before as i64],
     )?;
     transaction.execute("UPDATE compaction SET revision = ?1", [before as i64])?;
     Ok(())
 }
 
-fn holds(transaction: &Transaction<'_>, compare: &Compare) -> Result<bool> {
+fn holds(connection: &Connection, compare: &Compare) -> Result<bool> {
     let modified = |key: &[u8]| -> Result<Option<Revision>> {
-        Ok(transaction
+        Ok(connection
             .prepare_cached(
                 "SELECT entries.revision FROM current JOIN entries ON entries.id = current.entry
                  WHERE current.key = ?1",
@@ -510,50 +550,50 @@ fn holds(transaction: &Transaction<'_>, compare: &Compare) -> Result<bool> {
         Compare::Unchanged(key, revision) => modified(key)? == Some(*revision),
         Compare::Empty(prefix) => {
             let any = List::under(prefix.as_slice()).limit(1).keys_only();
-            records(transaction, &any)?.is_empty()
+            records(connection, &any)?.is_empty()
         }
     })
 }
 
 /// Takes the steps; what changes gets this revision.
 pub(crate) fn apply(
-    transaction: &Transaction<'_>,
+    connection: &Connection,
     revision: Revision,
     ops: &[Op],
 ) -> Result<Vec<OpResult>> {
     ops.iter()
         .map(|op| match op {
             Op::Put { key, value, lease } => {
-                put(transaction, revision, key, value, *lease)?;
+                put(connection, revision, key, value, *lease)?;
                 Ok(OpResult::Put)
             }
             Op::Delete(key) => {
-                let deleted = delete(transaction, revision, key)?;
+                let deleted = delete(connection, revision, key)?;
                 Ok(OpResult::Deleted(deleted.into()))
             }
             Op::DeletePrefix(prefix) => {
                 let list = List::under(prefix.as_slice()).keys_only();
-                let gone = records(transaction, &list)?;
+                let gone = records(connection, &list)?;
                 for record in &gone {
-                    delete(transaction, revision, &record.key)?;
+                    delete(connection, revision, &record.key)?;
                 }
                 Ok(OpResult::Deleted(gone.len() as u64))
             }
-            Op::Get(key) => Ok(OpResult::Got(record(transaction, key)?)),
-            Op::List(list) => Ok(OpResult::Listed(records(transaction, list)?)),
+            Op::Get(key) => Ok(OpResult::Got(record(connection, key)?)),
+            Op::List(list) => Ok(OpResult::Listed(records(connection, list)?)),
         })
         .collect()
 }
 
 fn put(
-    transaction: &Transaction<'_>,
+    connection: &Connection,
     revision: Revision,
     key: &[u8],
     value: &[u8],
     lease: Option<LeaseId>,
 ) -> Result<()> {
     let lease = lease.map(|id| id.0);
-    let before = transaction
+    let before = connection
         .prepare_cached(
             "SELECT entries.created, entries.version
              FROM current JOIN entries ON entries.id = current.entry WHERE current.key = ?1",
@@ -561,7 +601,7 @@ fn put(
         .query_row([key], |row| Ok((number(row, 0)?, number(row, 1)?)))
         .optional()?;
     let (created, version) = before.unwrap_or((revision, 0));
-    transaction
+    connection
         .prepare_cached(
             "INSERT INTO entries (revision, key, value, created, version, lease)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -574,23 +614,23 @@ fn put(
             version as i64 + 1,
             lease,
         ))?;
-    transaction
+    connection
         .prepare_cached(
             "INSERT INTO current (key, entry, lease) VALUES (?1, ?2, ?3)
              ON CONFLICT (key) DO UPDATE SET entry = excluded.entry, lease = excluded.lease",
         )?
-        .execute((key, transaction.last_insert_rowid(), lease))?;
+        .execute((key, connection.last_insert_rowid(), lease))?;
     Ok(())
 }
 
-fn delete(transaction: &Transaction<'_>, revision: Revision, key: &[u8]) -> Result<bool> {
-    let gone = transaction
+fn delete(connection: &Connection, revision: Revision, key: &[u8]) -> Result<bool> {
+    let gone = connection
         .prepare_cached("DELETE FROM current WHERE key = ?1")?
         .execute([key])?;
     if gone == 0 {
         return Ok(false);
     }
-    transaction
+    connection
         .prepare_cached(
             "INSERT INTO entries (revision, key, created, version) VALUES (?1, ?2, 0, 0)",
         )?

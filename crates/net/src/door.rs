@@ -142,7 +142,7 @@ pub(crate) async fn open(
             .map(|worker| worker.ended.clone())
             .unwrap_or_default(),
     );
-    let serve = ingress::serve(shared.clone(), listener, worker.is_none());
+    let serve = ingress::serve(shared.clone(), Arc::new(listener), worker.is_none());
     shared.spawn(async move {
         tokio::select! {
             () = serve => {}

@@ -1,7 +1,9 @@
-//! Connections to ports inside a namespace.
+//! Connections to ports inside a namespace, and looking whether somebody listens there.
 //!
-//! Sockets for them are made ahead, inside, by a thread that ends again; connecting one then needs no thread hop. A socket that
-//! was refused is tried again or goes back to the stock.
+//! Sockets for both are made ahead, inside, by a thread that ends again; using one then needs no
+//! thread hop. A socket that was refused is tried again or goes back to the stock. When nobody has
+//! used them for a while they go, since each takes a descriptor of the daemon: what remains of an
+//! idle network is the listener, by which the namespace is found again.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,7 +14,9 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
-use wharf_sandbox::netns::{self, Connecting};
+use wharf_sandbox::netns::{self, Connecting, Listeners};
+
+use crate::pool::OWN_PORT;
 
 /// The stock of each family; fewer of IPv6, since almost everything listens on IPv4. Each takes a
 /// descriptor of the daemon, so idle containers have none ([`Inside::keep_lean`]).
@@ -34,14 +38,26 @@ enum Family {
     V6 = 1,
 }
 
+/// What ports inside are looked at with.
+#[derive(Debug)]
+enum Eye {
+    Open(Listeners),
+    /// Nobody has looked for a while.
+    Closed,
+    /// The kernel cannot be asked.
+    Blind,
+}
+
 /// A namespace and the stock of sockets in it.
 #[derive(Debug)]
 pub(crate) struct Inside {
-    namespace: OwnedFd,
+    /// Accepts redirected connections.
+    redirected: Arc<TcpListener>,
+    eye: Mutex<Eye>,
     stock: Mutex<[Vec<OwnedFd>; 2]>,
     filling: AtomicBool,
-    /// How often a socket was taken.
-    taken: AtomicU64,
+    /// How often anything was used.
+    uses: AtomicU64,
     /// Tells [`Inside::keep_lean`] of that.
     used: Notify,
     /// The kernel makes no IPv6 sockets.
@@ -52,20 +68,74 @@ pub(crate) struct Inside {
 
 impl Inside {
     /// With sockets that were made in it, [`STOCK`] of them or fewer.
-    pub(crate) fn with_stock(namespace: OwnedFd, (v4, v6): netns::UnconnectedSockets) -> Self {
+    pub(crate) fn new(
+        redirected: Arc<TcpListener>,
+        listeners: Option<Listeners>,
+        (v4, v6): netns::UnconnectedSockets,
+    ) -> Self {
         Self {
-            namespace,
+            redirected,
+            eye: Mutex::new(listeners.map_or(Eye::Blind, Eye::Open)),
             v4_only: AtomicBool::new(v6.is_empty()),
             stock: Mutex::new([v4, v6]),
             filling: AtomicBool::new(false),
-            taken: AtomicU64::new(0),
+            uses: AtomicU64::new(0),
             used: Notify::new(),
             empty: tokio::sync::Mutex::default(),
         }
     }
 
-    pub(crate) fn namespace(&self) -> &OwnedFd {
-        &self.namespace
+    /// A new descriptor of the namespace.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub(crate) fn namespace(&self) -> io::Result<OwnedFd> {
+        netns::of_socket(self.redirected.as_fd())
+    }
+
+    /// Whether it is worth trying to connect to a port.
+    pub(crate) fn look(&self, port: u16) -> bool {
+        self.use_it();
+        let mut eye = self.eye.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*eye, Eye::Closed)
+            && let Ok(listeners) = self.open_eye()
+        {
+            *eye = Eye::Open(listeners);
+        }
+        let Eye::Open(listeners) = &mut *eye else {
+            return true;
+        };
+        listeners.is_listening(port).unwrap_or_else(|error| {
+            tracing::debug!(%error, port, "a port inside could not be looked at");
+            true
+        })
+    }
+
+    /// All ports that are listened on; `None` if the kernel cannot say. Whoever only wants to know
+    /// keeps nothing open.
+    pub(crate) fn listening(&self) -> Option<Vec<u16>> {
+        let mut eye = self.eye.lock().unwrap_or_else(PoisonError::into_inner);
+        let ports = match &mut *eye {
+            Eye::Blind => return None,
+            Eye::Open(listeners) => listeners.ports(),
+            Eye::Closed => self.open_eye().and_then(|mut listeners| listeners.ports()),
+        };
+        let ports =
+            ports.inspect_err(|error| tracing::debug!(%error, "listeners inside not known"));
+        Some(ports.ok()?.into_iter().collect())
+    }
+
+    /// Blocks for some 0.1 ms: a thread goes inside.
+    fn open_eye(&self) -> io::Result<Listeners> {
+        let namespace = self.namespace()?;
+        Listeners::open(namespace.as_fd(), OWN_PORT)
+            .inspect_err(|error| tracing::debug!(%error, "asking for listeners inside"))
+    }
+
+    /// Puts off the end of what was made ahead.
+    fn use_it(&self) {
+        self.uses.fetch_add(1, Ordering::Relaxed);
+        self.used.notify_one();
     }
 
     /// Dials once.
@@ -103,7 +173,8 @@ impl Inside {
             let stock = self.stock();
             [0, 1].map(|i| to[i].saturating_sub(stock[i].len()))
         };
-        let (v4, v6) = netns::tcp_sockets(self.namespace.as_fd(), missing[0], missing[1])?;
+        let namespace = self.namespace()?;
+        let (v4, v6) = netns::tcp_sockets(namespace.as_fd(), missing[0], missing[1])?;
         if v6.len() < missing[1] {
             self.v4_only.store(true, Ordering::Relaxed);
         }
@@ -141,23 +212,30 @@ impl Inside {
         if low && socket.is_some() {
             self.refill();
         }
-        self.taken.fetch_add(1, Ordering::Relaxed);
-        self.used.notify_one();
+        self.use_it();
         socket
     }
 
-    /// Lets go of the stock when nobody has dialled for a while: an idle container is to hold few
-    /// descriptors. The next dial makes another. Never returns.
+    /// Closes what was made ahead when nobody has dialled or looked for a while: an idle container
+    /// holds few descriptors. The next dial makes others. Never returns.
     pub(crate) async fn keep_lean(self: Arc<Self>) {
         let mut before = None;
         loop {
             tokio::time::sleep(IDLE).await;
-            let taken = Some(self.taken.load(Ordering::Relaxed));
-            if before == taken {
-                *self.stock() = Default::default();
+            let uses = Some(self.uses.load(Ordering::Relaxed));
+            if before == uses {
+                self.close_idle();
                 self.used.notified().await;
             }
-            before = taken;
+            before = uses;
+        }
+    }
+
+    fn close_idle(&self) {
+        *self.stock() = Default::default();
+        let mut eye = self.eye.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*eye, Eye::Open(_)) {
+            *eye = Eye::Closed;
         }
     }
 

@@ -294,45 +294,41 @@ impl Networks {
 
     fn start(&self, prepared: Prepared) -> Result<Network, NetError> {
         let registering = |e| NetError::io("serving a container's network", e);
+        let sockets = prepared.sockets;
+        let redirected = TcpListener::from_std(sockets.tcp).map_err(registering)?;
+        let redirected = Arc::new(redirected);
+        let dns = UdpSocket::from_std(sockets.dns).map_err(registering)?;
         let shared = Arc::new(Shared {
             config: self.config.clone(),
-            inside: Arc::new(prepared.inside),
+            inside: Arc::new(Inside::new(
+                redirected.clone(),
+                sockets.listeners,
+                sockets.stock,
+            )),
             ca: Mutex::new(Arc::new(prepared.ca)),
             leaves: egress::tls::Leaves::default(),
             policy: watch::Sender::new(Policy::default()),
             bandwidth: Bandwidth::default(),
             egress: watch::Sender::new(Egress::default()),
             target: watch::Sender::new(Target::Pending),
-            lookouts: ingress::Lookouts::new(prepared.listeners),
+            lookouts: ingress::Lookouts::default(),
             door: door::Door::default(),
             ipv6: AtomicBool::new(self.config.ipv6),
             succession: Succession::default(),
             sys: Mutex::new(prepared.sys),
             ended: CancellationToken::new(),
         });
-        // From here on, an error ends the tasks that were started.
-        let network = Network {
-            handle: Arc::new(Handle(shared.clone())),
-        };
         shared.spawn(shared.inside.clone().keep_lean());
-        for listener in prepared.tcp {
-            let listener = TcpListener::from_std(listener).map_err(registering)?;
-            shared.spawn(outbound::serve(shared.clone(), listener));
-        }
-        for listener in prepared.dns_tcp {
-            let listener = TcpListener::from_std(listener).map_err(registering)?;
-            shared.spawn(dns::serve_tcp(shared.clone(), listener));
-        }
-        for socket in prepared.dns_udp {
-            let socket = UdpSocket::from_std(socket).map_err(registering)?;
-            shared.spawn(dns::serve_udp(shared.clone(), socket));
-        }
-        Ok(network)
+        shared.spawn(outbound::serve(shared.clone(), redirected));
+        shared.spawn(dns::serve_udp(shared.clone(), dns));
+        Ok(Network {
+            handle: Arc::new(Handle(shared)),
+        })
     }
 }
 
 impl Network {
-    /// A duplicate of the namespace's descriptor, for the spawner.
+    /// A descriptor of the namespace, for the spawner.
     ///
     /// # Errors
     /// No descriptors are left.
@@ -340,8 +336,7 @@ impl Network {
         self.shared()
             .inside
             .namespace()
-            .try_clone()
-            .map_err(|e| NetError::io("duplicating a namespace's descriptor", e))
+            .map_err(|e| NetError::io("opening a container's network", e))
     }
 
     /// A mount of the namespace's sysfs, made with it: for who starts the first process there, as it can be attached but once.
@@ -395,8 +390,8 @@ impl Network {
 
     /// The TCP ports that the container listens on, at any address of its own; `None` if the kernel cannot say.
     pub fn listening(&self) -> Option<Vec<u16>> {
-        let mut ports = self.shared().lookouts.listening()?;
-        ports.retain(|port| !pool::OWN_PORTS.contains(port));
+        let mut ports = self.shared().inside.listening()?;
+        ports.retain(|port| *port != pool::OWN_PORT);
         Some(ports)
     }
 
@@ -437,7 +432,7 @@ type Slot = Arc<Option<OwnedSemaphorePermit>>;
 /// connections, or pass (no descriptors left).
 async fn serve_each<F>(
     shared: Arc<Shared>,
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     most: usize,
     serve: impl Fn(Arc<Shared>, TcpStream, Slot) -> F,
 ) where

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use wharf_sandbox::netns;
 
 use crate::Shared;
+use crate::dns;
 use crate::egress;
 use crate::ranges::{Range, range};
 use crate::relay::{Guarded, relay, reset};
@@ -61,7 +62,7 @@ impl Dial for Direct {
 }
 
 /// Accepts redirected connections.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
+pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>) {
     crate::serve_each(
         shared,
         listener,
@@ -81,6 +82,9 @@ async fn carry(shared: Arc<Shared>, stream: TcpStream) {
             return reset(stream);
         }
     };
+    if destination.port() == dns::PORT {
+        return dns::serve_tcp(&shared, stream).await;
+    }
     if !shared.egress.borrow().hosts().is_empty() {
         return egress::carry(shared, stream, destination).await;
     }

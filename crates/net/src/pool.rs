@@ -4,26 +4,24 @@
 //! cold start waits for none of it. Must not: know what becomes of them.
 
 use std::collections::VecDeque;
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use wharf_sandbox::netns::{self, Listeners, Redirect};
 
 use crate::NetError;
 use crate::ca::{Ca, CaKey};
-use crate::inside::{Inside, STOCK};
+use crate::inside::STOCK;
 
 /// Where redirected traffic arrives. Above the ports that the kernel gives to clients (32768-60999), and the same in every version
 /// of Wharf: a daemon adopts namespaces that an earlier one made.
 const TCP_PORT: u16 = 64001;
 const DNS_PORT: u16 = 64053;
 
-/// What Wharf itself listens on inside.
-pub(crate) const OWN_PORTS: [u16; 2] = [TCP_PORT, DNS_PORT];
+/// What Wharf itself listens on inside, by TCP.
+pub(crate) const OWN_PORT: u16 = TCP_PORT;
 
 /// Where to a namespace redirects.
 pub(crate) const REDIRECT: Redirect = Redirect {
@@ -42,13 +40,8 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// A namespace with all that a network needs, not served yet.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    pub(crate) inside: Inside,
     pub(crate) ca: Ca,
-    pub(crate) tcp: Vec<TcpListener>,
-    pub(crate) dns_tcp: Vec<TcpListener>,
-    pub(crate) dns_udp: Vec<UdpSocket>,
-    /// `None` on a kernel that cannot be asked for listeners.
-    pub(crate) listeners: Option<Listeners>,
+    pub(crate) sockets: Sockets,
     /// As [`crate::Network::system_files`].
     pub(crate) sys: Option<OwnedFd>,
 }
@@ -57,78 +50,56 @@ impl Prepared {
     /// Makes a namespace. Blocks for about a millisecond.
     pub(crate) fn create(ipv6: bool) -> Result<Self, NetError> {
         let inside = || (Sockets::here(), netns::here::system_files());
-        let (namespace, (sockets, sys)) = netns::create_and(Redirect { ipv6, ..REDIRECT }, inside)
+        let (_namespace, (sockets, sys)) = netns::create_and(Redirect { ipv6, ..REDIRECT }, inside)
             .map_err(|e| NetError::io("making a container's network", e))?;
         Ok(Self {
             // Else the container's start mounts its own, or tells why that can't be.
             sys: sys.ok(),
-            ..Self::of(namespace, sockets?, Ca::generate()?)
+            sockets: sockets?,
+            ca: Ca::generate()?,
         })
     }
 
     /// Opens everything anew in a namespace that exists, with an authority that has this key, or a new one.
     pub(crate) fn within(namespace: OwnedFd, ca: Option<&CaKey>) -> Result<Self, NetError> {
         let making = |e| NetError::io("making sockets inside a container's network", e);
-        // One thread that enters the namespace for all of it.
-        let sockets = netns::run_inside(namespace.as_fd(), Sockets::here).map_err(making)??;
-        let ca = ca.map_or_else(Ca::generate, Ca::restore)?;
-        Ok(Self::of(namespace, sockets, ca))
-    }
-
-    fn of(namespace: OwnedFd, sockets: Sockets, ca: Ca) -> Self {
-        Self {
-            inside: Inside::with_stock(namespace, sockets.stock),
-            ca,
-            tcp: sockets.tcp,
-            dns_tcp: sockets.dns_tcp,
-            dns_udp: sockets.dns_udp,
-            listeners: sockets.listeners,
+        // One thread that enters the namespace for all of it. An older version of Wharf may have
+        // made its rules.
+        let sockets = netns::run_inside(namespace.as_fd(), || {
+            netns::renew_rules(REDIRECT).map_err(making)?;
+            Sockets::here()
+        })
+        .map_err(making)??;
+        Ok(Self {
+            sockets,
+            ca: ca.map_or_else(Ca::generate, Ca::restore)?,
             sys: None,
-        }
+        })
     }
 }
 
-/// Everything that is made inside.
-struct Sockets {
-    tcp: Vec<TcpListener>,
-    dns_tcp: Vec<TcpListener>,
-    dns_udp: Vec<UdpSocket>,
-    listeners: Option<Listeners>,
-    stock: netns::UnconnectedSockets,
+/// Everything that is made inside. The listener and the socket serve IPv4 and IPv6.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    /// Accepts redirected connections.
+    pub(crate) tcp: TcpListener,
+    /// Receives redirected DNS queries.
+    pub(crate) dns: UdpSocket,
+    /// `None` on a kernel that cannot be asked for listeners.
+    pub(crate) listeners: Option<Listeners>,
+    pub(crate) stock: netns::UnconnectedSockets,
 }
 
 impl Sockets {
     fn here() -> Result<Self, NetError> {
-        let mut tcp = Vec::new();
-        let mut dns_tcp = Vec::new();
-        let mut dns_udp = Vec::new();
-        for loopback in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
-            let result = netns::here::listen_tcp(SocketAddr::new(loopback, TCP_PORT))
-                .map(|l| tcp.push(l))
-                .and_then(|()| netns::here::listen_tcp(SocketAddr::new(loopback, DNS_PORT)))
-                .map(|l| dns_tcp.push(l))
-                .and_then(|()| netns::here::bind_udp(SocketAddr::new(loopback, DNS_PORT)))
-                .map(|s| dns_udp.push(s));
-            match result {
-                Ok(()) => {}
-                // A kernel without IPv6, or with it switched off.
-                Err(e)
-                    if loopback.is_ipv6()
-                        && (e.kind() == io::ErrorKind::AddrNotAvailable
-                            || e.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())) =>
-                {
-                    break;
-                }
-                Err(e) => {
-                    return Err(NetError::io(
-                        format!(
-                            "listening on {loopback} ports {TCP_PORT} and {DNS_PORT} inside a container's network"
-                        ),
-                        e,
-                    ));
-                }
+        let failed = |port| {
+            move |e| {
+                let what = format!("listening on port {port} inside a container's network");
+                NetError::io(what, e)
             }
-        }
+        };
+        let tcp = netns::here::listen_tcp_dual(TCP_PORT).map_err(failed(TCP_PORT))?;
+        let dns = netns::here::bind_udp_dual(DNS_PORT).map_err(failed(DNS_PORT))?;
         let listeners = Listeners::here(TCP_PORT)
             .inspect_err(|error| {
                 tracing::warn!(%error, "whether a port inside listens is found out by connecting (is the kernel module tcp_diag there?)");
@@ -138,8 +109,7 @@ impl Sockets {
             .map_err(|e| NetError::io("making sockets inside a container's network", e))?;
         Ok(Self {
             tcp,
-            dns_tcp,
-            dns_udp,
+            dns,
             listeners,
             stock,
         })

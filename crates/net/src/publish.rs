@@ -29,8 +29,12 @@ impl Network {
                 tracing::debug!(%error, port, "connection to a published port");
             }
         };
-        self.shared()
-            .spawn(crate::serve_each(shared, listener, CONNECTIONS, serve));
+        self.shared().spawn(crate::serve_each(
+            shared,
+            Arc::new(listener),
+            CONNECTIONS,
+            serve,
+        ));
         Ok(bound)
     }
 }

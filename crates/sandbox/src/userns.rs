@@ -12,9 +12,7 @@
 
 use crate::exhaustion::UsedUp;
 use crate::sys::{self, Forked};
-use rustix::process::{
-    DumpableBehavior, Pid, Signal, Uid, WaitOptions, WaitStatus, set_dumpable_behavior,
-};
+use rustix::process::{DumpableBehavior, Pid, Signal, Uid, WaitOptions, set_dumpable_behavior};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
@@ -230,13 +228,16 @@ impl Pool {
 /// instances, pending signals, locked memory, namespaces) it counts for the owner as well. With one
 /// owner for all, one container could use up everybody's share, and that of the host's services.
 fn make(root: u32) -> io::Result<OwnedFd> {
-    // SAFETY: the spawner has one thread; the child waits for its end without touching anything.
-    let fork = || unsafe { sys::fork_with(libc::CLONE_NEWUSER as u64, None) };
-    let forked = as_user(root, fork)?;
-    let pid = match forked {
-        Forked::Child => sys::wait_for_end(),
-        Forked::Parent { pid, .. } => pid,
-    };
+    let forked = as_user(root, || {
+        // SAFETY: the spawner has one thread; the child waits for its end without touching anything.
+        let forked = unsafe { sys::fork_with(libc::CLONE_NEWUSER as u64, None) }?;
+        match forked {
+            // Here, not outside: it must not go back to an id that its namespace does not have.
+            Forked::Child => sys::wait_for_end(),
+            Forked::Parent { pid, .. } => Ok(pid),
+        }
+    });
+    let pid = forked?;
     let made = (|| {
         for file in ["uid_map", "gid_map"] {
             std::fs::write(format!("/proc/{pid}/{file}"), format!("0 {root} {IDS}"))?;
@@ -245,8 +246,13 @@ fn make(root: u32) -> io::Result<OwnedFd> {
     })();
     if let Some(pid) = Pid::from_raw(pid) {
         rustix::process::kill_process(pid, Signal::KILL)?;
-        let _: Option<(Pid, WaitStatus)> =
-            rustix::process::waitpid(Some(pid), WaitOptions::empty())?;
+        let ended = rustix::process::waitpid(Some(pid), WaitOptions::empty())?;
+        let killed = ended.and_then(|(_, status)| status.terminating_signal());
+        if killed != Some(Signal::KILL.as_raw()) {
+            return Err(io::Error::other(format!(
+                "the process that held a user namespace ended by itself: {ended:?}"
+            )));
+        }
     }
     Ok(made?.into())
 }
@@ -302,6 +308,16 @@ mod tests {
             if count > ALIKE {
                 assert!(most <= count / 128 + 2, "{count}: {most}");
             }
+        }
+    }
+
+    /// Needs root. The holder of each namespace is killed; one that did anything else first would
+    /// write to the node's log, or leave a core dump.
+    #[test]
+    fn nothing_but_its_end_happens_to_the_process_that_holds_a_new_namespace() {
+        let ranges = IdRanges::default();
+        for n in 0..50 {
+            make(ranges.root(n)).unwrap();
         }
     }
 

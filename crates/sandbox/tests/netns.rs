@@ -91,14 +91,17 @@ fn its_connections_are_in_a_table_of_its_own_where_the_kernel_can() {
 #[test]
 fn outbound_tcp_arrives_at_the_redirect_with_its_destination() {
     let ns = namespace(true);
-    for (listen, destination, own) in [
-        ("127.0.0.1:64001", "203.0.113.5:80", IpAddr::V4(ADDRESS_V4)),
-        ("[::1]:64001", "[2001:db8::5]:443", IpAddr::V6(ADDRESS_V6)),
+    let listener = inside(&ns, || netns::here::listen_tcp_dual(64001).unwrap());
+    let listener = blocking(listener);
+    for (destination, own) in [
+        ("203.0.113.5:80", IpAddr::V4(ADDRESS_V4)),
+        ("[2001:db8::5]:443", IpAddr::V6(ADDRESS_V6)),
+        ("192.0.2.53:53", IpAddr::V4(ADDRESS_V4)),
+        ("[2001:db8::53]:53", IpAddr::V6(ADDRESS_V6)),
     ] {
-        let listener = blocking(netns::listen_tcp(ns.as_fd(), listen.parse().unwrap()).unwrap());
         let mut client = inside(&ns, || connect(destination)).unwrap();
         let (mut server, peer) = listener.accept().unwrap();
-        assert_eq!(peer.ip(), own);
+        assert_eq!(peer.ip().to_canonical(), own);
         assert_eq!(
             netns::original_destination(server.as_fd()).unwrap(),
             destination.parse().unwrap()
@@ -114,15 +117,12 @@ fn outbound_tcp_arrives_at_the_redirect_with_its_destination() {
 }
 
 #[test]
-fn dns_by_udp_and_tcp_arrives_at_its_own_port_and_is_answered_from_where_it_was_sent() {
+fn dns_by_udp_arrives_at_its_own_port_and_the_answer_comes_from_the_server_that_was_asked() {
     let ns = namespace(true);
-    for (bind, server) in [
-        ("127.0.0.1:64053", "192.0.2.53:53"),
-        ("[::1]:64053", "[2001:db8::53]:53"),
-    ] {
-        let answerer = netns::bind_udp(ns.as_fd(), bind.parse().unwrap()).unwrap();
-        answerer.set_nonblocking(false).unwrap();
-        answerer.set_read_timeout(Some(WAIT)).unwrap();
+    let answerer = inside(&ns, || netns::here::bind_udp_dual(64053).unwrap());
+    answerer.set_nonblocking(false).unwrap();
+    answerer.set_read_timeout(Some(WAIT)).unwrap();
+    for server in ["192.0.2.53:53", "[2001:db8::53]:53"] {
         let client = inside(&ns, || {
             let any = if server.starts_with('[') {
                 "[::]:0"
@@ -135,15 +135,49 @@ fn dns_by_udp_and_tcp_arrives_at_its_own_port_and_is_answered_from_where_it_was_
         client.send_to(b"who", server).unwrap();
         let mut buffer = [0; 16];
         let (n, from) = answerer.recv_from(&mut buffer).unwrap();
-        answerer.send_to(&buffer[..n], from).unwrap();
+        netns::send_from_loopback(answerer.as_fd(), &buffer[..n], from).unwrap();
         let (n, from) = client
             .recv_from(&mut buffer)
             .unwrap_or_else(|e| panic!("{server}: {e}"));
         assert_eq!((&buffer[..n], from), (&b"who"[..], server.parse().unwrap()));
+    }
+}
 
-        let listener = blocking(netns::listen_tcp(ns.as_fd(), bind.parse().unwrap()).unwrap());
-        let _client = inside(&ns, || connect(server)).unwrap();
-        listener.accept().unwrap();
+#[test]
+fn a_socket_leads_back_to_its_namespace() {
+    let ns = namespace(false);
+    let socket = inside(&ns, || netns::here::listen_tcp_dual(64001).unwrap());
+    let found = netns::of_socket(socket.as_fd()).unwrap();
+    let place = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| (s.st_dev, s.st_ino)).unwrap();
+    assert_eq!(place(&found), place(&ns));
+}
+
+#[test]
+fn an_older_versions_rules_are_replaced_while_connections_go_on() {
+    let ns = netns::create(Redirect {
+        tcp_port: 1,
+        dns_port: 2,
+        ipv6: true,
+    })
+    .unwrap();
+    let old = blocking(netns::listen_tcp(ns.as_fd(), "127.0.0.1:1".parse().unwrap()).unwrap());
+    let mut client = inside(&ns, || connect("203.0.113.5:80")).unwrap();
+    let (mut server, _) = old.accept().unwrap();
+    let redirect = Redirect {
+        tcp_port: 64001,
+        dns_port: 64053,
+        ipv6: false,
+    };
+    inside(&ns, || netns::renew_rules(redirect).unwrap());
+    client.write_all(b"on").unwrap();
+    let mut got = [0; 2];
+    server.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"on");
+    let new = inside(&ns, || netns::here::listen_tcp_dual(64001).unwrap());
+    let new = blocking(new);
+    for destination in ["203.0.113.5:80", "[2001:db8::5]:443"] {
+        let _client = inside(&ns, || connect(destination)).unwrap();
+        new.accept().unwrap();
     }
 }
 

@@ -200,6 +200,12 @@ fn run(args: &Args) -> Result<()> {
         growth,
         ahead,
     };
+    // Other runtimes may be missing here; a row of Wharf's own without a figure is a fault.
+    let unmeasured = report.rows.iter().find_map(|row| {
+        let own = row.runtime.starts_with("wharf") && row.p50_ms.is_none();
+        let reason = row.reason.as_deref().unwrap_or("no start was measured");
+        own.then(|| format!("{} {} {}: {reason}", row.class, row.level, row.runtime))
+    });
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -209,7 +215,10 @@ fn run(args: &Args) -> Result<()> {
         table::write(report, path)?;
         eprintln!("written to {}", path.display());
     }
-    Ok(())
+    match unmeasured {
+        Some(row) => anyhow::bail!("nothing was measured of {row}"),
+        None => Ok(()),
+    }
 }
 
 /// Whatever is measured beside the engine and the floor: others' runtimes and daemons, and the node.
@@ -231,20 +240,23 @@ fn add_others(
     }
     let (n, slow) = (args.n, args.n_slow);
     let cgroup = place.cgroup();
-    let api = |name, api: &http::Api| ApiRuntime::new(name, api.clone(), cgroup.clone());
+    let others = |name, api: &http::Api| ApiRuntime::new(name, api.clone(), Some(cgroup.clone()));
     for name in ["runc", "crun"] {
         subjects.push(match Oci::new(name, place.clone()) {
             Ok(oci) => Subject::new(oci, n),
             Err(error) => Subject::broken("engine", name, n, &error),
         });
     }
-    subjects.push(Subject::new(api("wharf", &node.api), n));
+    subjects.push(Subject::new(
+        ApiRuntime::new("wharf", node.api.clone(), None),
+        n,
+    ));
     subjects.push(match &docker {
-        Ok(docker) => Subject::new(api("dockerd", &docker.api), slow),
+        Ok(docker) => Subject::new(others("dockerd", &docker.api), slow),
         Err(error) => Subject::broken("docker-api", "dockerd", slow, error),
     });
     subjects.push(match &podman {
-        Ok(podman) => Subject::new(api("podman", &podman.api), slow),
+        Ok(podman) => Subject::new(others("podman", &podman.api), slow),
         Err(error) => Subject::broken("docker-api", "podman", slow, error),
     });
     subjects.push(Subject::new(Whole::new(node.clone()), n));

@@ -32,7 +32,6 @@ const LOOKS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(10
 pub(super) struct Sockets {
     namespace: OwnedFd,
     tcp: Vec<std::net::TcpListener>,
-    dns_tcp: Vec<std::net::TcpListener>,
     dns_udp: Vec<std::net::UdpSocket>,
 }
 
@@ -43,15 +42,12 @@ pub(super) fn enter() -> Result<Sockets> {
     let mut sockets = Sockets {
         namespace,
         tcp: Vec::new(),
-        dns_tcp: Vec::new(),
         dns_udp: Vec::new(),
     };
     for loopback in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
         let tcp = netns::here::listen_tcp(SocketAddr::new(loopback, TCP_PORT))?;
-        let dns_tcp = netns::here::listen_tcp(SocketAddr::new(loopback, DNS_PORT))?;
         let dns_udp = netns::here::bind_udp(SocketAddr::new(loopback, DNS_PORT))?;
         sockets.tcp.push(tcp);
-        sockets.dns_tcp.push(dns_tcp);
         sockets.dns_udp.push(dns_udp);
     }
     Ok(sockets)
@@ -61,7 +57,7 @@ impl Sockets {
     /// Serves the ways out, from now on. Returns the namespace.
     pub(super) fn open(self, opener: &Opener) -> Result<OwnedFd> {
         // What goes to port 53 by TCP is answered outside as well, where it is redirected again.
-        for listener in self.tcp.into_iter().chain(self.dns_tcp) {
+        for listener in self.tcp {
             let listener = TcpListener::from_std(listener)?;
             tokio::spawn(accept(listener, opener.clone()));
         }
@@ -167,7 +163,7 @@ impl Ports {
         loop {
             match self.listeners.ports() {
                 Ok(mut ports) => {
-                    ports.retain(|port| ![TCP_PORT, DNS_PORT].contains(port));
+                    ports.retain(|port| *port != TCP_PORT);
                     let ports: Vec<u16> = ports.into_iter().collect();
                     if ports != told {
                         if send(&mut self.stream, &ports).await.is_err() {

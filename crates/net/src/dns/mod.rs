@@ -9,13 +9,17 @@ mod packet;
 mod upstream;
 
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use wharf_sandbox::netns;
 
 use crate::Shared;
 use crate::egress::{FAKE_V4, FAKE_V6, Hosts};
@@ -24,8 +28,8 @@ pub(crate) use upstream::Upstreams;
 
 /// How many queries of one network may be under way; more are dropped, and clients ask again.
 const IN_FLIGHT: usize = 256;
-/// How many TCP connections of one network are served at a time; more wait.
-const CONNECTIONS: usize = 64;
+/// Where everybody's DNS servers listen (RFC 1035, section 4.2).
+pub(crate) const PORT: u16 = 53;
 /// How long a client's TCP connection may be silent.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -83,7 +87,7 @@ pub(crate) async fn serve_udp(shared: Arc<Shared>, socket: UdpSocket) {
         shared.spawn(async move {
             let _slot = slot;
             if let Some(answer) = answer(&shared2, &packet, By::Udp).await
-                && let Err(error) = socket.send_to(&answer, client).await
+                && let Err(error) = send(&socket, &answer, client).await
             {
                 tracing::debug!(%error, "sending a DNS answer");
             }
@@ -91,21 +95,19 @@ pub(crate) async fn serve_udp(shared: Arc<Shared>, socket: UdpSocket) {
     }
 }
 
-/// Answers queries that come by TCP.
-pub(crate) async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
-    crate::serve_each(
-        shared,
-        listener,
-        CONNECTIONS,
-        |shared, stream, _| async move {
-            match connection(&shared, stream).await {
-                Ok(()) => {}
-                Err(e) if e.kind() == ErrorKind::UnexpectedEof => {}
-                Err(error) => tracing::debug!(%error, "a DNS connection ended"),
-            }
-        },
-    )
-    .await;
+/// Answers a datagram.
+async fn send(socket: &UdpSocket, answer: &[u8], client: SocketAddr) -> io::Result<()> {
+    let send = || netns::send_from_loopback(socket.as_fd(), answer, client);
+    socket.async_io(Interest::WRITABLE, send).await
+}
+
+/// Answers the queries of a connection.
+pub(crate) async fn serve_tcp(shared: &Shared, stream: TcpStream) {
+    match connection(shared, stream).await {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::UnexpectedEof => {}
+        Err(error) => tracing::debug!(%error, "a DNS connection ended"),
+    }
 }
 
 async fn connection(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {

@@ -82,7 +82,7 @@ pub(crate) async fn apply(shared: &Shared, update: Update) {
     if shared.egress.borrow().hosts().any() && !shared.ipv6.load(Ordering::Relaxed) {
         let inside = shared.inside.clone();
         let opened = tokio::task::spawn_blocking(move || {
-            netns::add_ipv6(inside.namespace().as_fd(), REDIRECT)
+            netns::add_ipv6(inside.namespace()?.as_fd(), REDIRECT)
         });
         match opened.await.map_err(io::Error::other).flatten() {
             Ok(()) => shared.ipv6.store(true, Ordering::Relaxed),

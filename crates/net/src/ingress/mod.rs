@@ -43,7 +43,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 type Answer = Response<Full<Bytes>>;
 
 /// Accepts connections; of root alone, or of whoever can reach it.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, roots_alone: bool) {
+pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, roots_alone: bool) {
     let each = |shared, stream, slot| async move {
         if !roots_alone || crate::peer::is_roots(&stream) {
             connection(shared, stream, slot).await;
@@ -149,7 +149,7 @@ impl Upstream for Inside {
     }
 
     fn is_listening(&self) -> bool {
-        self.shared.lookouts.look(self.port)
+        self.shared.inside.look(self.port)
     }
 
     fn bandwidth(&self) -> &Bandwidth {

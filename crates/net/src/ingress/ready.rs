@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use wharf_sandbox::netns::{Listeners, Pause};
+use wharf_sandbox::netns::Pause;
 
 use super::hold;
 use super::wait::{self, Behind};
@@ -31,11 +31,9 @@ pub(super) enum DialError {
     Io(io::Error),
 }
 
-/// The tasks that look at ports, and what they look with.
-#[derive(Debug)]
+/// The tasks that look at ports.
+#[derive(Debug, Default)]
 pub(crate) struct Lookouts {
-    /// `None`: the kernel cannot be asked.
-    listeners: Option<Mutex<Listeners>>,
     waiting: Waiting,
 }
 
@@ -75,33 +73,6 @@ impl Waiting {
 }
 
 impl Lookouts {
-    pub(crate) fn new(listeners: Option<Listeners>) -> Self {
-        Self {
-            listeners: listeners.map(Mutex::new),
-            waiting: Waiting::default(),
-        }
-    }
-
-    /// All ports that are listened on inside; `None` if the kernel cannot be asked.
-    pub(crate) fn listening(&self) -> Option<Vec<u16>> {
-        let mut listeners = lock(self.listeners.as_ref()?);
-        let ports = listeners
-            .ports()
-            .inspect_err(|error| tracing::debug!(%error, "listeners inside not known"));
-        Some(ports.ok()?.into_iter().collect())
-    }
-
-    /// Whether it is worth trying to connect.
-    pub(super) fn look(&self, port: u16) -> bool {
-        let Some(listeners) = &self.listeners else {
-            return true;
-        };
-        lock(listeners).is_listening(port).unwrap_or_else(|error| {
-            tracing::debug!(%error, port, "a port inside could not be looked at");
-            true
-        })
-    }
-
     /// Joins those who wait for a port.
     fn join(&self, shared: &Arc<Shared>, port: u16) -> watch::Receiver<u64> {
         let (receiver, duty) = self.waiting.join(port);
@@ -122,7 +93,7 @@ async fn watch_port(shared: Arc<Shared>, port: u16, seen: watch::Sender<u64>) {
     let mut pause = Pause::default();
     loop {
         let age = age(&targets.borrow_and_update());
-        if age.is_some() && shared.lookouts.look(port) {
+        if age.is_some() && shared.inside.look(port) {
             seen.send_modify(|count| *count += 1);
         }
         if shared.lookouts.waiting.leave(port, &seen) {
@@ -192,7 +163,7 @@ impl Behind for Inside<'_> {
     }
 
     fn look(&self) -> bool {
-        self.shared.lookouts.look(self.port)
+        self.shared.inside.look(self.port)
     }
 
     async fn dial(&mut self) -> io::Result<TcpStream> {

@@ -14,11 +14,12 @@ mod listeners;
 mod netlink;
 mod nft;
 mod pause;
+mod source;
 
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::net::sockopt;
@@ -40,7 +41,7 @@ const TCP_CONNECTIONS: u32 = 2048;
 pub struct Redirect {
     /// All outbound TCP (nft nat REDIRECT; the original destination by SO_ORIGINAL_DST).
     pub tcp_port: u16,
-    /// All outbound UDP and TCP to port 53.
+    /// All outbound UDP to port 53. TCP to port 53 goes where other TCP goes.
     pub dns_port: u16,
     /// Whether there is a way out by IPv6 too. Without it there is no IPv6 route, and connects fail at once with ENETUNREACH:
     /// right on hosts that have no IPv6 themselves, since a redirected connection is accepted before it is known whether the
@@ -110,9 +111,23 @@ fn parent() -> Option<&'static OwnedFd> {
 pub fn add_ipv6(netns: BorrowedFd<'_>, redirect: Redirect) -> io::Result<()> {
     run_inside(netns, || {
         // The rules first: nothing goes anywhere unredirected.
-        nft::install_v6(redirect, ADDRESS_V6)?;
+        nft::replace_v6(redirect, ADDRESS_V6)?;
         link::add_v6(ADDRESS_V6)
     })?
+}
+
+/// Gives the calling thread's namespace the rules of this version of Wharf, in place of an older
+/// one's. Connections that exist go on as they are. For functions that [`run_inside`] runs.
+///
+/// # Errors
+/// As [`create`].
+pub fn renew_rules(redirect: Redirect) -> io::Result<()> {
+    nft::replace_v4(redirect, ADDRESS_V4)?;
+    // The rules do no harm without a route, which the namespace may have.
+    if let Err(error) = nft::replace_v6(redirect, ADDRESS_V6) {
+        tracing::debug!(%error, "no rules of IPv6");
+    }
+    Ok(())
 }
 
 /// The network namespace of a running process.
@@ -210,10 +225,49 @@ pub fn connect_socket(socket: BorrowedFd<'_>, addr: SocketAddr) -> io::Result<Co
 /// ENOENT if the connection was not redirected.
 pub fn original_destination(stream: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     let local = SocketAddr::try_from(rustix::net::getsockname(stream)?)?;
-    Ok(match local {
-        SocketAddr::V4(_) => sockopt::ip_original_dst(stream)?.into(),
-        SocketAddr::V6(_) => sockopt::ipv6_original_dst(stream)?.into(),
+    // A listener for both families has connections of IPv4 too.
+    Ok(match local.ip().to_canonical() {
+        IpAddr::V4(_) => sockopt::ip_original_dst(stream)?.into(),
+        IpAddr::V6(_) => sockopt::ipv6_original_dst(stream)?.into(),
     })
+}
+
+/// The namespace that a socket is in (SIOCGSKNS).
+///
+/// # Errors
+/// No CAP_NET_ADMIN in the user namespace that owns it, or no descriptors are left.
+pub fn of_socket(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// linux/sockios.h
+    const SIOCGSKNS: libc::Ioctl = 0x894C;
+    // SAFETY: the descriptor is open for the call, and this ioctl takes no argument.
+    let namespace = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) };
+    if namespace < 0 {
+        return Err(named(
+            "finding a socket's network namespace",
+            io::Error::last_os_error(),
+        ));
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nothing else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(namespace) })
+}
+
+/// Sends a datagram from the loopback address of the receiver's family, whatever address the socket
+/// is bound to: the answer to a redirected datagram must come from where that was redirected to, or
+/// connection tracking does not recognise it (IPV6_PKTINFO, RFC 3542, section 6). Does not block.
+///
+/// # Errors
+/// Those of sendmsg(2).
+pub fn send_from_loopback(socket: BorrowedFd<'_>, packet: &[u8], to: SocketAddr) -> io::Result<()> {
+    let SocketAddr::V6(to) = to else {
+        // A socket of IPv4 alone is bound to loopback.
+        rustix::net::sendto(socket, packet, rustix::net::SendFlags::empty(), &to)?;
+        return Ok(());
+    };
+    let source = match to.ip().to_ipv4_mapped() {
+        Some(_) => Ipv4Addr::LOCALHOST.to_ipv6_mapped(),
+        None => Ipv6Addr::LOCALHOST,
+    };
+    source::send_from(socket, packet, to, source)
 }
 
 fn on_own_thread<T: Send>(function: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {

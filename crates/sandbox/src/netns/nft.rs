@@ -8,7 +8,6 @@
 //!   daddr LOOPBACK                        accept
 //!   daddr OWN                             accept
 //!   udp dport 53                          redirect to :DNS
-//!   tcp dport 53                          redirect to :DNS
 //!   tcp                                   redirect to :TCP
 //!                                         drop        # other protocols: sendto(2) fails at once with EPERM
 //! ```
@@ -85,21 +84,30 @@ pub(super) fn install(redirect: Redirect, v4: Ipv4Addr, v6: Option<Ipv6Addr>) ->
     })
 }
 
+/// Installs the rules of IPv4 alone, in place of those that may be there.
+pub(super) fn replace_v4(redirect: Redirect, v4: Ipv4Addr) -> io::Result<()> {
+    replace(redirect, &Family::v4(v4))
+}
+
 /// Installs the rules of IPv6 alone, in place of those that may be there.
-pub(super) fn install_v6(redirect: Redirect, v6: Ipv6Addr) -> io::Result<()> {
+pub(super) fn replace_v6(redirect: Redirect, v6: Ipv6Addr) -> io::Result<()> {
+    replace(redirect, &Family::v6(v6))
+}
+
+fn replace(redirect: Redirect, of: &Family) -> io::Result<()> {
     transaction(|messages| {
         // Added first, since what does not exist cannot be deleted.
-        table(messages, NFPROTO_IPV6);
+        table(messages, of.proto);
         messages.push(
             "deleting a table",
             DELTABLE,
             NLM_F_ACK,
-            &header(NFPROTO_IPV6, 0),
+            &header(of.proto, 0),
             |a| {
                 a.string(1, TABLE);
             },
         );
-        family(messages, redirect, &Family::v6(v6));
+        family(messages, redirect, of);
     })
 }
 
@@ -160,14 +168,12 @@ fn family(messages: &mut Messages, redirect: Redirect, family: &Family) {
         compare(e, &family.own);
         verdict(e, NF_ACCEPT);
     });
-    for protocol in [IPPROTO_UDP, IPPROTO_TCP] {
-        rule(messages, family.proto, "out", |e| {
-            transport(e, protocol);
-            payload(e, Base::Transport, 2, 2);
-            compare(e, &53u16.to_be_bytes());
-            redirect_to(e, redirect.dns_port);
-        });
-    }
+    rule(messages, family.proto, "out", |e| {
+        transport(e, IPPROTO_UDP);
+        payload(e, Base::Transport, 2, 2);
+        compare(e, &53u16.to_be_bytes());
+        redirect_to(e, redirect.dns_port);
+    });
     rule(messages, family.proto, "out", |e| {
         transport(e, IPPROTO_TCP);
         redirect_to(e, redirect.tcp_port);

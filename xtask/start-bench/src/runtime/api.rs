@@ -13,12 +13,13 @@ use std::time::Instant;
 pub(crate) struct ApiRuntime {
     name: &'static str,
     api: Api,
-    cgroup_parent: String,
+    /// Names a cgroup and the limits of a process; Wharf refuses both by name.
+    cgroup_parent: Option<String>,
     container: Option<(String, i32)>,
 }
 
 impl ApiRuntime {
-    pub(crate) fn new(name: &'static str, api: Api, cgroup_parent: String) -> ApiRuntime {
+    pub(crate) fn new(name: &'static str, api: Api, cgroup_parent: Option<String>) -> ApiRuntime {
         ApiRuntime {
             name,
             api,
@@ -28,11 +29,12 @@ impl ApiRuntime {
     }
 }
 
-/// What is asked of everyone. Limits of open files and processes are named: podman would otherwise raise them, which not every machine allows.
-fn body(class: &Class, cgroup_parent: &str) -> Value {
+/// A create's body. Other engines are told limits of open files and processes: podman would
+/// otherwise raise them, which not every machine allows.
+fn body(class: &Class, cgroup_parent: Option<&str>) -> Value {
     let files = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20);
     let limit = |name: &str, most: u64| json!({"Name": name, "Soft": most, "Hard": most});
-    json!({
+    let mut body = json!({
         "Image": class.image(),
         "Entrypoint": [],
         "Cmd": class.argv,
@@ -42,10 +44,14 @@ fn body(class: &Class, cgroup_parent: &str) -> Value {
             "Memory": class::MEMORY,
             "NanoCpus": class::CPU_MILLIS * 1_000_000,
             "PidsLimit": class::PIDS,
-            "CgroupParent": cgroup_parent,
-            "Ulimits": [limit("nofile", files), limit("nproc", class::PIDS)],
         },
-    })
+    });
+    if let Some(parent) = cgroup_parent {
+        let limits = json!([limit("nofile", files), limit("nproc", class::PIDS)]);
+        body["HostConfig"]["CgroupParent"] = parent.into();
+        body["HostConfig"]["Ulimits"] = limits;
+    }
+    body
 }
 
 impl Runtime for ApiRuntime {
@@ -58,7 +64,7 @@ impl Runtime for ApiRuntime {
     }
 
     fn start(&mut self, class: &Class, name: &str) -> Result<Instant> {
-        let body = body(class, &self.cgroup_parent);
+        let body = body(class, self.cgroup_parent.as_deref());
         let path = format!("/containers/create?name={name}");
         self.container = Some((name.to_owned(), 0));
         self.api.call("POST", &path, Some(&body))?;

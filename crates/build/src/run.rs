@@ -223,7 +223,7 @@ fn spec(id: &str, job: &Job, resolv_conf: String) -> ProcessSpec {
         capabilities: wharf_sandbox::Capabilities::default(),
         no_new_privileges: false,
         read_only: false,
-        kernel: wharf_sandbox::Kernel::Host,
+        isolation: wharf_sandbox::IsolationSpec::Namespace,
     }
 }
 

@@ -48,7 +48,8 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
     let merged = merge::merge(&defaults, &request, hostname.unwrap_or(&id[..12]))?;
     let layers = &lower[usize::from(request.snapshot.is_some())..];
     // Processes on another kernel are not the machine's: none could be given a memory.
-    let preload = (isolation == Isolation::Namespace && request.surroundings.is_plain())
+    let on_host_kernel = isolation::sandbox_class(isolation).is_on_host_kernel();
+    let preload = (on_host_kernel && request.surroundings.is_plain())
         .then(|| preload::plan(&defaults, image.id.as_str(), layers, &request, &merged))
         .flatten()
         .map(|(usable, wanted)| {

@@ -6,7 +6,7 @@
 use crate::instance::Handle;
 use crate::lifecycle::State;
 use crate::record::Fixed;
-use crate::{Engine, EngineError, Owner, Shared, blocking, missing};
+use crate::{Engine, EngineError, Owner, Shared, blocking, isolation, missing};
 use rustix::fs::{Mode, OFlags};
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -171,7 +171,8 @@ impl Engine {
         let pid = handle.view.borrow().pid;
         let root = match pid {
             Some(pid) => {
-                let root = process_root(&crate::isolation::root_of(handle.fixed.isolation, pid))
+                let class = isolation::sandbox_class(handle.fixed.isolation);
+                let root = process_root(&class.root_of(pid))
                     .and_then(|root| Ok((root, wharf_sandbox::root_of_process(pid)?)));
                 // The number was its own all the while if it still is.
                 match handle.view.borrow().pid == Some(pid) {

@@ -6,15 +6,19 @@
 //! | the image's label `wharf.isolation` | only if nothing decides, and never weaker than the node's |
 //! | the node's `containers.isolation` | if nothing else is said |
 //!
+//! Owns: these rules, and the dispatch over the classes: what one has of its own is in its module.
 //! Must not: start anything.
 
-use crate::EngineError;
+mod gvisor;
+mod microvm;
+
 use crate::merge::ImageDefaults;
+use crate::{EngineError, blocking};
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
-use wharf_microvm::initrd::{self, GuestKernel};
+use std::path::PathBuf;
+use std::time::Duration;
 use wharf_model::Isolation;
-use wharf_sandbox::{Kernel, Machine};
+use wharf_sandbox::{IsolationClass, IsolationSpec};
 
 /// The image's label (`LABEL wharf.isolation=gvisor`).
 pub const LABEL: &str = "wharf.isolation";
@@ -50,7 +54,7 @@ pub(crate) fn class(
 pub struct MicrovmConfig {
     /// The executable that runs the machines, and runs in them ([`wharf_microvm::run`]).
     pub agent: PathBuf,
-    /// Root directory below which the guest's kernel is ([`GuestKernel::find`]).
+    /// Root directory below which the guest's kernel is ([`wharf_microvm::initrd::GuestKernel::find`]).
     pub kernel_root: PathBuf,
     /// Where the guest's initial RAM disk is kept.
     pub directory: PathBuf,
@@ -58,133 +62,61 @@ pub struct MicrovmConfig {
     pub kvm: bool,
 }
 
-/// Where programs are that are in no PATH.
-const VIRTIOFSD: [&str; 3] = [
-    "/usr/libexec/virtiofsd",
-    "/usr/lib/qemu/virtiofsd",
-    "/usr/lib/virtiofsd",
-];
-
 /// Whether this machine can give a class.
 ///
 /// # Errors
-/// It cannot: why, and the mend.
+/// It cannot: why, and what helps.
 pub(crate) fn check(class: Isolation, config: &MicrovmConfig) -> Result<(), EngineError> {
     match class {
         Isolation::Namespace => Ok(()),
-        Isolation::Gvisor => runsc().map(drop),
-        Isolation::Microvm => parts(config).map(drop),
+        Isolation::Gvisor => gvisor::check(),
+        Isolation::Microvm => microvm::check(config),
     }
 }
 
-/// What the sandbox needs for a class. Blocks: the first time that a machine is to run, its initial RAM disk is made.
+/// What the sandbox needs for a class.
 ///
 /// # Errors
 /// As [`check`].
-pub(crate) fn kernel(class: Isolation, config: &MicrovmConfig) -> Result<Kernel, EngineError> {
+pub(crate) async fn spec(
+    class: Isolation,
+    config: &MicrovmConfig,
+) -> Result<IsolationSpec, EngineError> {
     match class {
-        Isolation::Namespace => Ok(Kernel::Host),
-        Isolation::Gvisor => Ok(Kernel::Gvisor { runsc: runsc()? }),
+        Isolation::Namespace => Ok(IsolationSpec::Namespace),
+        Isolation::Gvisor => blocking(gvisor::spec).await?,
         Isolation::Microvm => {
-            let parts = parts(config)?;
-            let initrd = initrd::prepare(&parts.kernel, &config.agent, &config.directory);
-            let initrd = initrd.map_err(|error| {
-                EngineError::Internal(format!("the initial RAM disk of virtual machines: {error}"))
-            })?;
-            Ok(Kernel::Microvm(Machine {
-                qemu: parts.qemu,
-                virtiofsd: parts.virtiofsd,
-                kernel: parts.kernel.image,
-                initrd,
-                agent: config.agent.clone(),
-                kvm: config.kvm,
-            }))
+            let config = config.clone();
+            blocking(move || microvm::spec(&config)).await?
         }
     }
 }
 
-/// Where the root of a container that runs is, given by its main process.
-pub(crate) fn root_of(class: Isolation, pid: i32) -> PathBuf {
+/// The sandbox's name for a class.
+pub(crate) fn sandbox_class(class: Isolation) -> IsolationClass {
     match class {
-        Isolation::Namespace => Kernel::Host.root_of(pid),
-        Isolation::Gvisor | Isolation::Microvm => Kernel::root_beside_another(pid),
+        Isolation::Namespace => IsolationClass::Namespace,
+        Isolation::Gvisor => IsolationClass::Gvisor,
+        Isolation::Microvm => IsolationClass::Microvm,
     }
 }
 
-fn runsc() -> Result<PathBuf, EngineError> {
-    find("runsc", std::env::var_os("PATH").as_deref()).ok_or_else(|| {
-        EngineError::Invalid(
-            "isolation class gvisor needs gVisor's runsc, which is not in the daemon's PATH: apt-get install runsc"
-                .to_owned(),
-        )
-    })
+/// Whether a class has a read-only root file system and directories in memory.
+pub(crate) fn has_surroundings(class: Isolation) -> bool {
+    match class {
+        Isolation::Namespace => true,
+        Isolation::Gvisor => false,
+        Isolation::Microvm => false,
+    }
 }
 
-/// Of a machine, as they are installed.
-struct Parts {
-    qemu: PathBuf,
-    virtiofsd: PathBuf,
-    kernel: GuestKernel,
-}
-
-fn parts(config: &MicrovmConfig) -> Result<Parts, EngineError> {
-    let needs = |what: &str, mend: &str| {
-        EngineError::Invalid(format!("isolation class microvm needs {what}: {mend}"))
-    };
-    if cfg!(not(target_arch = "x86_64")) {
-        return Err(needs("an x86-64 machine", "use gvisor or namespace"));
+/// How long a container takes to answer after it is thawed.
+pub(crate) fn wakes_within(class: Isolation) -> Duration {
+    match class {
+        Isolation::Namespace => Duration::ZERO,
+        Isolation::Gvisor => gvisor::WAKES_WITHIN,
+        Isolation::Microvm => Duration::ZERO,
     }
-    let path = std::env::var_os("PATH");
-    let qemu = find("qemu-system-x86_64", path.as_deref()).ok_or_else(|| {
-        needs(
-            "QEMU, which is not in the daemon's PATH",
-            "apt-get install qemu-system-x86",
-        )
-    })?;
-    let virtiofsd = find("virtiofsd", path.as_deref())
-        .or_else(|| {
-            VIRTIOFSD
-                .map(PathBuf::from)
-                .into_iter()
-                .find(|it| it.is_file())
-        })
-        .ok_or_else(|| {
-            needs(
-                "virtiofsd",
-                "apt-get install virtiofsd (on Debian 12: qemu-system-common)",
-            )
-        })?;
-    let root = &config.kernel_root;
-    let kernel = GuestKernel::find(root).ok_or_else(|| {
-        let place = root.join("boot/vmlinuz-*-cloud-*");
-        needs(
-            &format!(
-                "a kernel for its guests, and there is no {}",
-                place.display()
-            ),
-            "wharf guest-kernel gets one",
-        )
-    })?;
-    if config.kvm && !Path::new("/dev/kvm").exists() {
-        return Err(needs(
-            "KVM, and there is no /dev/kvm",
-            "switch virtualisation on in the firmware or at the provider (containers.microvm = \"emulated\" in wharf.toml does without, many times slower)",
-        ));
-    }
-    if !config.agent.is_file() {
-        return Err(needs(
-            &format!(
-                "wharf's own executable, and {} is not there any more",
-                config.agent.display()
-            ),
-            "restart the node",
-        ));
-    }
-    Ok(Parts {
-        qemu,
-        virtiofsd,
-        kernel,
-    })
 }
 
 fn find(program: &str, path: Option<&OsStr>) -> Option<PathBuf> {
@@ -197,6 +129,8 @@ fn find(program: &str, path: Option<&OsStr>) -> Option<PathBuf> {
 mod tests {
     use super::*;
     use Isolation::{Gvisor, Microvm, Namespace};
+    use std::path::Path;
+    use wharf_microvm::initrd::GuestKernel;
 
     #[test]
     fn the_more_specific_wins_and_a_label_never_weakens_the_node() {
@@ -210,6 +144,22 @@ mod tests {
         assert_eq!(class(Some(Gvisor), Some("namespace"), Namespace), Gvisor);
     }
 
+    #[tokio::test]
+    async fn a_class_is_the_same_one_in_the_sandbox() {
+        let config = MicrovmConfig {
+            agent: PathBuf::new(),
+            kernel_root: PathBuf::new(),
+            directory: PathBuf::new(),
+            kvm: false,
+        };
+        // The others need programs that the machine may not have.
+        let spec = spec(Namespace, &config).await.unwrap();
+        assert_eq!(spec.class(), sandbox_class(Namespace));
+        assert!(sandbox_class(Namespace).is_on_host_kernel());
+        assert!(!sandbox_class(Gvisor).is_on_host_kernel());
+        assert!(!sandbox_class(Microvm).is_on_host_kernel());
+    }
+
     #[test]
     fn what_cannot_be_had_is_refused_with_the_mend() {
         let error = class(Some(Gvisor), Some("kata"), Namespace).unwrap_err();
@@ -221,7 +171,6 @@ mod tests {
             directory: here.path().join("guest"),
             kvm: false,
         };
-        assert_eq!(kernel(Namespace, &config).unwrap(), Kernel::Host);
         let refused = |config: &MicrovmConfig| check(Microvm, config).unwrap_err().to_string();
         let error = refused(&config);
         assert!(error.contains("wharf guest-kernel"), "{error}");
@@ -243,7 +192,7 @@ mod tests {
         std::fs::write(&config.agent, "").unwrap();
         check(Microvm, &config).unwrap();
         // Now its modules are missed, by name.
-        let error = kernel(Microvm, &config).unwrap_err().to_string();
+        let error = microvm::spec(&config).unwrap_err().to_string();
         assert!(error.contains("virtio_mmio"), "{error}");
         config.kvm = true;
         if !Path::new("/dev/kvm").exists() {

@@ -2,7 +2,7 @@
 //! can only be read, directories in memory, its host name, /etc/hosts and /etc/resolv.conf. Plain
 //! data, and the two files' text. Must not: mount anything.
 
-use crate::{EngineError, Isolation};
+use crate::{EngineError, Isolation, isolation};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use wharf_sandbox::Tmpfs;
@@ -35,7 +35,7 @@ impl Surroundings {
     /// Refuses what a class of isolation does not have.
     pub(crate) fn check(&self, class: Isolation) -> Result<(), EngineError> {
         let asked = match (self.read_only, self.tmpfs.is_empty()) {
-            _ if class == Isolation::Namespace => return Ok(()),
+            _ if isolation::has_surroundings(class) => return Ok(()),
             (true, _) => "a read-only root file system (--read-only)",
             (_, false) => "a directory in memory (--tmpfs, --shm-size)",
             _ => return Ok(()),

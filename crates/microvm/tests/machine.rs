@@ -9,8 +9,8 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use support::{Place, next_line, read_all};
 use wharf_sandbox::{
-    ExecSpec, ExecStreams, Exit, Kernel, Machine, Process, ProcessSpec, Root, SpawnError, Spawner,
-    Streams, TerminalSize,
+    ExecSpec, ExecStreams, Exit, IsolationSpec, Machine, Process, ProcessSpec, Root, SpawnError,
+    Spawner, Streams, TerminalSize,
 };
 use wharf_testkit::is_alive;
 use wharf_testkit::set_id::{self, DOCKER, LOOK, gained, nothing_gained};
@@ -139,7 +139,7 @@ async fn what_is_written_is_on_disk_while_it_runs_and_changes_from_outside_are_s
     );
     let link = std::fs::read_link(upper.join("link")).unwrap();
     assert_eq!(link.to_str(), Some("data"));
-    let root = spec.kernel.root_of(process.pid);
+    let root = spec.isolation.class().root_of(process.pid);
     wharf_sandbox::files_as(wharf_sandbox::root_of_process(process.pid).unwrap(), || {
         std::fs::write(root.join("dir/from-outside"), "given\n").unwrap();
     })
@@ -232,7 +232,7 @@ async fn refusals_are_those_of_other_containers() {
     // What is missing of the machine is named; a machine that does not come up says what it said.
     let broken = |change: fn(&mut Machine)| {
         move |spec: &mut ProcessSpec| {
-            if let Kernel::Microvm(machine) = &mut spec.kernel {
+            if let IsolationSpec::Microvm(machine) = &mut spec.isolation {
                 change(machine);
             }
         }

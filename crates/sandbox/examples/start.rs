@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use wharf_sandbox::{
-    Capabilities, DiskMount, IdRanges, Kernel, Limits, ProcessSpec, Root, SpawnFds, Spawner,
+    Capabilities, DiskMount, IdRanges, IsolationSpec, Limits, ProcessSpec, Root, SpawnFds, Spawner,
     SpawnerConfig, disk::Template, netns,
 };
 
@@ -30,7 +30,7 @@ struct Side {
     name: &'static str,
     spawner: Option<Spawner>,
     template: Option<Template>,
-    kernel: Kernel,
+    isolation: IsolationSpec,
     times: Vec<Duration>,
 }
 
@@ -45,21 +45,31 @@ async fn bench(n: usize) {
         name: "floor",
         spawner: None,
         template: None,
-        kernel: Kernel::Host,
+        isolation: IsolationSpec::Namespace,
         times: Vec::new(),
     }];
     let ids = IdRanges::default();
     let mut kinds = vec![
-        ("no user namespace", "none", None, Kernel::Host),
-        ("user namespace", "users", Some(ids), Kernel::Host),
-        ("user namespace, disk", "disk", Some(ids), Kernel::Host),
+        ("no user namespace", "none", None, IsolationSpec::Namespace),
+        (
+            "user namespace",
+            "users",
+            Some(ids),
+            IsolationSpec::Namespace,
+        ),
+        (
+            "user namespace, disk",
+            "disk",
+            Some(ids),
+            IsolationSpec::Namespace,
+        ),
     ];
     let runsc = PathBuf::from("/usr/bin/runsc");
     if runsc.exists() {
-        let kernel = Kernel::Gvisor { runsc };
-        kinds.push(("the same, gVisor", "disk-gvisor", Some(ids), kernel));
+        let isolation = IsolationSpec::Gvisor { runsc };
+        kinds.push(("the same, gVisor", "disk-gvisor", Some(ids), isolation));
     }
-    for (name, short, ids, kernel) in kinds {
+    for (name, short, ids, isolation) in kinds {
         let template = short
             .starts_with("disk")
             .then(|| Template::make(&dir, 2_000_000_000).unwrap());
@@ -75,7 +85,7 @@ async fn bench(n: usize) {
             name,
             spawner: Some(spawner),
             template,
-            kernel,
+            isolation,
             times: Vec::new(),
         });
     }
@@ -174,7 +184,7 @@ async fn start(spawner: &Spawner, side: &Side, dir: &Path, round: usize) -> Dura
         capabilities: Capabilities::default(),
         no_new_privileges: false,
         read_only: false,
-        kernel: side.kernel.clone(),
+        isolation: side.isolation.clone(),
     };
     let fds = SpawnFds {
         netns: Some(network),

@@ -20,27 +20,27 @@
 pub(crate) mod ahead;
 mod bare;
 mod caps;
+pub(crate) mod class;
 mod covers;
-pub(crate) mod gvisor;
 pub(crate) mod mapped;
-pub(crate) mod microvm;
 pub(crate) mod mounts;
-pub(crate) mod outer;
 mod rooted;
 pub(crate) mod scratch;
 mod stage;
 pub(crate) mod user;
 
 use crate::cgroup::Cgroup;
-use crate::process_image;
-use crate::spec::{Capabilities, Kernel, ProcessSpec, Root};
+use crate::spec::{Capabilities, ProcessSpec, Root};
 use crate::sys::{self, BpfInstruction, Disposition};
-use crate::userns::{IDS, UserNamespace};
+use crate::userns::UserNamespace;
 use crate::weak::{self, Wall};
-use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
+use class::IsolationClass;
+#[cfg(doc)]
+use class::SignalRoute;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
-use rustix::thread::{CapabilitySet, LinkNameSpaceType, ThreadNameSpaceType};
+use rustix::process::DumpableBehavior;
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 use stage::Stage;
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -51,9 +51,6 @@ use std::path::Path;
 
 /// Docker's default for images that set no PATH; only for the look-up of the program.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Places in the table of descriptors of a runtime; 8 bytes each.
-const RUNTIME_DESCRIPTORS: u64 = 8192;
 
 /// One atomic write to a pipe.
 pub(crate) const MAX_REPORT: usize = libc::PIPE_BUF;
@@ -133,15 +130,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) filter: &'a [BpfInstruction],
     /// Where the kernel has them. Not for a joined process, which would be in a domain beside the container's: neither could reach the other.
     pub(crate) landlock: Option<BorrowedFd<'a>>,
-    /// There is another kernel between the process, or its container, and this one.
-    pub(crate) between: Option<Between<'a>>,
-}
-
-/// What the process has to do with the other kernel.
-#[derive(Clone, Copy)]
-pub(crate) enum Between<'a> {
-    Gvisor(gvisor::Role<'a>),
-    Microvm(microvm::Role<'a>),
+    /// The isolation class of the process, or of the container that it joins.
+    pub(crate) class: IsolationClass,
 }
 
 /// What to become.
@@ -187,9 +177,15 @@ pub(crate) enum Place<'a> {
         spec: &'a ProcessSpec,
         netns: Option<BorrowedFd<'a>>,
         mounted: Mounted<'a>,
+        /// Where a class with [`IsolationClass::has_last_words`] tells how the container ended.
+        last_words: Option<BorrowedFd<'a>>,
     },
-    /// Behind those of a running container, given by its main process. The PID namespace and the v2 cgroup come with the clone.
+    /// Behind those of a running container, given by its main process. The PID namespace and the
+    /// v2 cgroup come with the clone.
     Joined { container: BorrowedFd<'a> },
+    /// As [`Place::Joined`], but the process is a program of the class itself, with the arguments
+    /// that [`SignalRoute::Program`] has.
+    Beside { container: BorrowedFd<'a> },
 }
 
 /// What was mounted for it already, and is attached nowhere.
@@ -205,7 +201,7 @@ impl Place<'_> {
     fn is_container(&self) -> bool {
         match self {
             Place::New { spec, .. } => spec.root.is_container(),
-            Place::Joined { .. } => true,
+            Place::Joined { .. } | Place::Beside { .. } => true,
         }
     }
 }
@@ -261,8 +257,10 @@ fn leave_spawner(cgroup: &Cgroup) -> Result<(), Failure> {
 
 /// Ends in exec, or with the step that failed.
 fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, Failure> {
-    if matches!(plan.place, Place::Joined { .. }) && !weak::is_down(Wall::NotDumpable) {
-        // The container's processes can see this one already, and it still holds what the spawner holds. Undone by exec.
+    let joins = matches!(plan.place, Place::Joined { .. } | Place::Beside { .. });
+    if joins && !weak::is_down(Wall::NotDumpable) {
+        // The container's processes can see this one already, and it still holds what the spawner
+        // holds. Undone by exec.
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .step(|| "hiding from the container's processes".to_owned())?;
     }
@@ -272,126 +270,19 @@ fn set_up(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, 
             spec,
             netns,
             mounted,
+            ..
         } => {
             enter_network(netns)?;
             leave_cgroups(plan.users)?;
             enter_new(spec, mounted, plan, None)?;
         }
-        Place::Joined { container } => {
+        Place::Joined { container } | Place::Beside { container } => {
             rustix::thread::move_into_thread_name_spaces(container, JOINED)
                 .step(|| "entering the container's namespaces".to_owned())?;
         }
     }
 
-    match &plan.between {
-        None => become_program(plan, report),
-        Some(Between::Gvisor(role)) => gvisor::set_up(plan, role, report),
-        Some(Between::Microvm(role)) => microvm::set_up(plan, role, report),
-    }
-}
-
-/// From inside the place on.
-fn become_program(plan: &Plan<'_>, report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, Failure> {
-    let program = &plan.program;
-    let is_container = plan.place.is_container();
-    let refuse = |message| Failure {
-        exit_code: 125,
-        message,
-    };
-    let user = user::look_up(program.user).map_err(refuse)?;
-    let root = match plan.users {
-        Some(users) => {
-            user.within(IDS).map_err(refuse)?;
-            users.root
-        }
-        None => 0,
-    };
-    rustix::process::umask(Mode::WGRP | Mode::WOTH);
-    match plan.place {
-        Place::New { spec, .. } => {
-            enter_directory(program.cwd, (root + user.uid, root + user.gid))?;
-            if spec.read_only {
-                // The working directory may have been made just now.
-                mounts::make_root_read_only()?;
-            }
-        }
-        Place::Joined { .. } => enter_existing_directory(program.cwd)?,
-    }
-
-    let env = environment(program, &user)?;
-    let argv = strings(program.argv, "argument")?;
-    let candidates = programs(program)?;
-
-    let image = plan.image.map(traced).transpose()?.flatten();
-    let image = image.map(|image| (process_image::DESCRIPTOR, image));
-    let kept = place_descriptors(plan, root + user.uid, image.as_slice())?;
-    report.set(kept.report);
-    if plan.terminal {
-        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
-            .step(|| "taking the terminal".to_owned())?;
-    }
-    limit_files(program)?;
-    if !is_container {
-        reserve_descriptors();
-    }
-    // Neither a file nor the host's handler, which would run outside (core(5)); the filter keeps it so.
-    rustix::process::setrlimit(
-        Resource::Core,
-        Rlimit {
-            current: Some(1),
-            maximum: Some(1),
-        },
-    )
-    .step(|| "limit on core dumps".to_owned())?;
-    if let Some(users) = kept.users {
-        rustix::thread::move_into_link_name_space(users, Some(LinkNameSpaceType::User))
-            .step(|| "entering the user namespace".to_owned())?;
-    }
-    if !weak::is_down(Wall::Keyring) {
-        sys::new_session_keyring().step(|| "making a session keyring".to_owned())?;
-    }
-
-    let keep = if is_container && weak::is_down(Wall::Capabilities) {
-        CapabilitySet::from_bits_retain(u64::MAX)
-    } else if is_container {
-        CapabilitySet::from_bits_retain(program.capabilities.bits())
-    } else {
-        caps::NONE
-    };
-    caps::bound(keep).step(|| "dropping capabilities from the bounding set".to_owned())?;
-    sys::block_signals(&[]).step(|| "unblocking signals".to_owned())?;
-    let no_new_privileges = program.no_new_privileges && !weak::is_down(Wall::NoNewPrivs);
-    if no_new_privileges {
-        become_user(&user, keep)?;
-        rustix::thread::set_no_new_privs(true).step(|| "no_new_privs".to_owned())?;
-        restrict(plan, &kept)?;
-    } else {
-        restrict(plan, &kept)?;
-        become_user(&user, keep)?;
-    }
-    Err(execute(&program.argv[0], &candidates, &argv, &env))
-}
-
-/// Ids and capabilities.
-fn become_user(user: &user::User, keep: CapabilitySet) -> Result<(), Failure> {
-    let groups: Vec<Gid> = user.groups.iter().map(|g| Gid::from_raw(*g)).collect();
-    rustix::thread::set_thread_groups(&groups).step(|| "setgroups".to_owned())?;
-    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    rustix::thread::set_thread_res_gid(gid, gid, gid).step(|| format!("setgid {}", user.gid))?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).step(|| format!("setuid {}", user.uid))?;
-    caps::limit(if user.uid == 0 { keep } else { caps::NONE })
-        .step(|| "setting capabilities".to_owned())
-}
-
-/// Landlock and the filter: needs no_new_privs, or CAP_SYS_ADMIN in the user namespace.
-fn restrict(plan: &Plan<'_>, kept: &Kept) -> Result<(), Failure> {
-    if let Some(rules) = kept.landlock.filter(|_| !weak::is_down(Wall::Landlock)) {
-        sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
-    }
-    if !weak::is_down(Wall::Seccomp) {
-        sys::install_seccomp(plan.filter).step(|| "installing the seccomp filter".to_owned())?;
-    }
-    Ok(())
+    plan.class.become_program(plan, report)
 }
 
 fn enter_network(netns: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
@@ -431,11 +322,7 @@ fn enter_new(
                 extra: &spec.mounts,
                 read_only: spec.read_only,
             };
-            match &spec.kernel {
-                Kernel::Host => mounts::enter_root(&parts, plan.cgroup, users, ahead)?,
-                Kernel::Gvisor { runsc } => gvisor::root::enter(&parts, runsc, users)?,
-                Kernel::Microvm(machine) => microvm::root::enter(&parts, machine, users)?,
-            }
+            spec.isolation.enter_root(&parts, plan, ahead)?;
         }
         Root::Directory(path) => mounts::enter_directory(path, &spec.mounts, plan.cgroup, users)?,
         Root::Bare => bare::enter_root(&spec.mounts)?,
@@ -539,15 +426,6 @@ fn programs(program: &Program<'_>) -> Result<Vec<CString>, Failure> {
     strings(&found, "program")
 }
 
-/// Waits for the one who gives it the image. `None`: it will not be given.
-fn traced(image: Image<'_>) -> Result<Option<BorrowedFd<'_>>, Failure> {
-    // SAFETY: owned by the parent's memory image; never dropped here, as this process ends only by exec or _exit.
-    unsafe { sys::close(image.opener) }.step(|| "closing a pipe".to_owned())?;
-    let traced = rustix::io::retry_on_intr(|| rustix::io::read(image.gate, &mut [0; 1]))
-        .step(|| "waiting for the process image".to_owned())?;
-    Ok((traced == 1).then_some(image.image))
-}
-
 /// What is needed between the placing of descriptors and exec: moved, as their numbers may be wanted by the program.
 struct Kept {
     report: BorrowedFd<'static>,
@@ -609,84 +487,4 @@ fn place_descriptors(
         users: users.map(kept),
         landlock: landlock.map(kept),
     })
-}
-
-/// Raises or lowers the limit of open files, as far as the hard limit and capabilities allow.
-fn limit_files(program: &Program<'_>) -> Result<(), Failure> {
-    let Some(wanted) = program.nofile else {
-        return Ok(());
-    };
-    let limit = |n: u64| Rlimit {
-        current: Some(n),
-        maximum: Some(n),
-    };
-    match rustix::process::setrlimit(Resource::Nofile, limit(wanted)) {
-        Err(rustix::io::Errno::PERM) => {
-            let hard = rustix::process::getrlimit(Resource::Nofile)
-                .maximum
-                .unwrap_or(wanted);
-            rustix::process::setrlimit(Resource::Nofile, limit(wanted.min(hard)))
-        }
-        other => other,
-    }
-    .step(|| format!("limit of {wanted} open files"))
-}
-
-/// Makes the table of descriptors large while there is one thread. A runtime with many threads,
-/// such as workerd, would stand still for an RCU grace period each time that the kernel doubles it.
-fn reserve_descriptors() {
-    let limit = rustix::process::getrlimit(Resource::Nofile).current;
-    let places = limit
-        .unwrap_or(RUNTIME_DESCRIPTORS)
-        .min(RUNTIME_DESCRIPTORS);
-    if let Ok(highest) = i32::try_from(places.saturating_sub(1)) {
-        // Closed again at once: the table does not shrink. Without it, it grows when it is full.
-        drop(rustix::io::fcntl_dupfd_cloexec(
-            rustix::stdio::stderr(),
-            highest,
-        ));
-    }
-}
-
-fn execute(name: &str, candidates: &[CString], argv: &[CString], env: &[CString]) -> Failure {
-    let mut refused = None;
-    for program in candidates {
-        let error = sys::exec(program, argv, env);
-        let number = error.raw_os_error().unwrap_or_default();
-        match number {
-            libc::ENOENT | libc::ENOTDIR => {
-                // The file is there and yet "not found": what interprets it is missing.
-                if rustix::fs::stat(program.as_c_str()).is_ok() {
-                    let message = format!(
-                        "exec: {name:?}: no such file or directory (the file exists; its interpreter or loader does not)"
-                    );
-                    return Failure {
-                        exit_code: 127,
-                        message,
-                    };
-                }
-            }
-            libc::EACCES if candidates.len() > 1 => refused = Some(number),
-            _ => {
-                return Failure {
-                    exit_code: 126,
-                    message: format!("exec: {name:?}: {}", rustix_text(number)),
-                };
-            }
-        }
-    }
-    match refused {
-        Some(number) => Failure {
-            exit_code: 126,
-            message: format!("exec: {name:?}: {}", rustix_text(number)),
-        },
-        None if name.contains('/') => Failure {
-            exit_code: 127,
-            message: format!("exec: {name:?}: no such file or directory"),
-        },
-        None => Failure {
-            exit_code: 127,
-            message: format!("exec: {name:?}: executable file not found in $PATH"),
-        },
-    }
 }

@@ -33,6 +33,7 @@ pub mod weak;
 mod weak;
 
 pub use cgroup::Usage;
+pub use child::class::IsolationClass;
 pub use disk::{Disk, DiskUsage};
 pub use exhaustion::is_exhaustion;
 pub use process_end::process_end;
@@ -42,7 +43,7 @@ pub use spawner::{
     ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
 };
 pub use spec::{
-    Capabilities, DiskMount, ExecSpec, ExecStreams, Kernel, Limits, Machine, Mount, ProcessSpec,
-    Root, SpawnFds, TerminalSize, Tmpfs,
+    Capabilities, DiskMount, ExecSpec, ExecStreams, IsolationSpec, Limits, Machine, Mount,
+    ProcessSpec, Root, SpawnFds, TerminalSize, Tmpfs,
 };
 pub use userns::{IdRanges, files_as, root_of_process};

@@ -26,7 +26,7 @@ pub const KEEP: &str = "keep";
 pub const EXEC: &str = "exec";
 
 /// Where things are for the agent.
-pub const ROOTFS: &str = crate::child::outer::ROOTFS;
+pub const ROOTFS: &str = "/rootfs";
 /// Its own, for notes and sockets.
 pub const STATE: &str = "/state";
 /// A [`Request`], as JSON.

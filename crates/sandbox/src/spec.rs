@@ -39,11 +39,13 @@ pub struct ProcessSpec {
     /// [`ProcessSpec::gains_no_privileges`] says where that is so in any case.
     pub no_new_privileges: bool,
     /// Whether a container's root, and the files that are mounted in it ([`Mount::File`]), can only
-    /// be read. For [`Root::Overlay`] with [`Kernel::Host`].
+    /// be read. For [`Root::Overlay`] with [`IsolationSpec::Namespace`].
     #[serde(default)]
     pub read_only: bool,
-    /// Whose kernel a container's system calls go to; [`Root::Bare`] takes [`Kernel::Host`] only.
-    pub kernel: Kernel,
+    /// What separates a container from the machine; [`Root::Bare`] takes
+    /// [`IsolationSpec::Namespace`] only.
+    #[serde(rename = "kernel")]
+    pub isolation: IsolationSpec,
 }
 
 impl ProcessSpec {
@@ -60,20 +62,22 @@ impl ProcessSpec {
     }
 }
 
-/// Whose kernel a container's system calls go to.
+/// The isolation class of a container, with the host's files that it needs. (The names that differ
+/// on the wire are those that spawners of earlier builds know.)
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kernel {
-    /// The machine's own.
+pub enum IsolationSpec {
+    /// Namespaces, on the machine's own kernel.
     #[default]
-    Host,
-    /// gVisor's, in user space. Its processes have the container's cgroup, network, ids and files; the container's processes have
-    /// gVisor's alone.
+    #[serde(rename = "Host")]
+    Namespace,
+    /// gVisor's kernel, in user space. Its processes have the container's cgroup, network, ids and
+    /// files; the container's processes have gVisor's alone.
     Gvisor {
         /// `runsc`: an executable of the host that needs no shared libraries.
         runsc: PathBuf,
     },
-    /// One of its own, in a virtual machine. The machine has the container's cgroup, network and ids, and its files by virtiofs; the container's
-    /// processes have the machine.
+    /// A kernel of its own, in a virtual machine. The machine has the container's cgroup, network
+    /// and ids, and its files by virtiofs; the container's processes have the machine.
     Microvm(Machine),
 }
 
@@ -92,38 +96,6 @@ pub struct Machine {
     pub agent: PathBuf,
     /// By /dev/kvm; else emulated.
     pub kvm: bool,
-}
-
-/// A kernel between a container and the machine's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Between {
-    Gvisor,
-    Microvm,
-}
-
-impl Kernel {
-    /// Without what it is made of.
-    pub(crate) fn between(&self) -> Option<Between> {
-        match self {
-            Kernel::Host => None,
-            Kernel::Gvisor { .. } => Some(Between::Gvisor),
-            Kernel::Microvm(_) => Some(Between::Microvm),
-        }
-    }
-
-    /// Where a running container's root is, given by its main process: with its mounts, without those of another kernel.
-    pub fn root_of(&self, pid: i32) -> PathBuf {
-        match self {
-            Kernel::Host => PathBuf::from(format!("/proc/{pid}/root")),
-            Kernel::Gvisor { .. } | Kernel::Microvm(_) => Self::root_beside_another(pid),
-        }
-    }
-
-    /// [`Kernel::root_of`] with any kernel but the host's.
-    pub fn root_beside_another(pid: i32) -> PathBuf {
-        let rootfs = crate::child::outer::ROOTFS;
-        PathBuf::from(format!("/proc/{pid}/root{rootfs}"))
-    }
 }
 
 /// Where a disk is mounted: in the container's own mount namespace, nowhere else.
@@ -250,7 +222,7 @@ pub enum Mount {
         target: PathBuf,
     },
     /// An empty directory in memory, which is charged to the container. For containers with
-    /// [`Kernel::Host`].
+    /// [`IsolationSpec::Namespace`].
     Tmpfs(Tmpfs),
     /// A file with this content (for /etc/resolv.conf, /etc/hosts), backed by memory.
     File {
@@ -360,4 +332,25 @@ pub struct SpawnFds {
     pub inherit: Vec<(i32, OwnedFd)>,
     /// A [`crate::ProcessImage`] to begin from, if the program turns out to be the one that it was taken of; for [`Root::Overlay`].
     pub image: Option<OwnedFd>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn isolation_classes_have_the_names_that_earlier_spawners_know() {
+        assert_eq!(json!(IsolationSpec::Namespace), json!("Host"));
+        let runsc = PathBuf::from("/usr/bin/runsc");
+        let gvisor = json!({"Gvisor": {"runsc": "/usr/bin/runsc"}});
+        assert_eq!(json!(IsolationSpec::Gvisor { runsc }), gvisor);
+        let spec: ProcessSpec = serde_json::from_value(json!({
+            "id": "a", "label": "", "argv": ["/a"], "env": [], "cwd": "", "user": "",
+            "root": "Bare", "hostname": null, "mounts": [], "limits": {}, "stdin_pipe": false,
+            "disk": null, "capabilities": 0, "no_new_privileges": true, "kernel": gvisor,
+        }))
+        .unwrap();
+        assert_eq!(json!(spec.isolation), gvisor);
+    }
 }

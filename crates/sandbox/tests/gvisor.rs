@@ -8,13 +8,13 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use support::{Place, Ran, file, read_all};
 use wharf_sandbox::{
-    Capabilities, ExecSpec, ExecStreams, Exit, Kernel, ProcessSpec, Root, SpawnError, Spawner,
-    Streams, TerminalSize,
+    Capabilities, ExecSpec, ExecStreams, Exit, IsolationSpec, ProcessSpec, Root, SpawnError,
+    Spawner, Streams, TerminalSize,
 };
 use wharf_testkit::is_alive;
 
 fn on_gvisor(spec: &mut ProcessSpec) {
-    spec.kernel = Kernel::Gvisor {
+    spec.isolation = IsolationSpec::Gvisor {
         runsc: wharf_testkit::runsc(),
     };
 }
@@ -97,7 +97,7 @@ async fn what_is_written_is_on_disk_while_it_runs_and_changes_from_outside_are_s
     assert_eq!(support::first_line(&process).await, "ready");
     let data = std::fs::read_to_string(place.dir.path().join("c-upper/data")).unwrap();
     assert_eq!(data, "one\n");
-    let root = spec.kernel.root_of(process.pid);
+    let root = spec.isolation.class().root_of(process.pid);
     wharf_sandbox::files_as(wharf_sandbox::root_of_process(process.pid).unwrap(), || {
         std::fs::write(root.join("dir/from-outside"), "two\n").unwrap();
     })
@@ -202,7 +202,7 @@ async fn refusals_are_those_of_other_containers() {
         "{code} {text}"
     );
     let (text, code) = refused("missing", &|spec| {
-        spec.kernel = Kernel::Gvisor {
+        spec.isolation = IsolationSpec::Gvisor {
             runsc: "/nowhere/runsc".into(),
         };
     })

@@ -5,7 +5,7 @@ mod support;
 
 use std::os::unix::fs::MetadataExt;
 use support::{Place, bind};
-use wharf_sandbox::{IdRanges, Kernel, Root, SpawnError, Spawner, SpawnerConfig};
+use wharf_sandbox::{IdRanges, IsolationSpec, Root, SpawnError, Spawner, SpawnerConfig};
 
 const RANGES: IdRanges = IdRanges {
     first: 0x7000_0000,
@@ -226,7 +226,7 @@ async fn without_user_namespaces_only_when_asked_for() {
     assert_eq!(host_ids(process.pid), (0, 0));
     // On gVisor's kernel, too.
     let (mut spec, fds) = place.container("b", "dmesg | head -1; id -u; sleep 1000");
-    spec.kernel = Kernel::Gvisor {
+    spec.isolation = IsolationSpec::Gvisor {
         runsc: wharf_testkit::runsc(),
     };
     let process = spawner.spawn(&spec, fds).await.unwrap();

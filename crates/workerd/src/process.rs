@@ -297,7 +297,7 @@ impl Process {
             capabilities: wharf_sandbox::Capabilities::NONE,
             no_new_privileges: true,
             read_only: false,
-            kernel: wharf_sandbox::Kernel::Host,
+            isolation: wharf_sandbox::IsolationSpec::Namespace,
         };
         let fds = SpawnFds {
             netns: Some(network.namespace()?),

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use std::path::PathBuf;
 use wharf_engine::isolation::MicrovmConfig;
 use wharf_microvm::initrd::{self, GuestKernel};
-use wharf_sandbox::{Kernel, Machine};
+use wharf_sandbox::{IsolationSpec, Machine};
 
 const RUNSC: &str = "/usr/bin/runsc";
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
@@ -69,16 +69,16 @@ impl Class {
     }
 
     /// What the sandbox calls it. `directory`: for what is made for it.
-    pub(crate) fn kernel(self, directory: PathBuf) -> Result<Kernel> {
+    pub(crate) fn spec(self, directory: PathBuf) -> Result<IsolationSpec> {
         Ok(match self {
-            Class::Namespace => Kernel::Host,
-            Class::Gvisor => Kernel::Gvisor {
+            Class::Namespace => IsolationSpec::Namespace,
+            Class::Gvisor => IsolationSpec::Gvisor {
                 runsc: RUNSC.into(),
             },
             Class::Microvm => {
                 let agent = std::env::current_exe()?;
                 let kernel = guest_kernel().context("no guest kernel")?;
-                Kernel::Microvm(Machine {
+                IsolationSpec::Microvm(Machine {
                     qemu: QEMU.into(),
                     virtiofsd: virtiofsd().context("no virtiofsd")?,
                     initrd: initrd::prepare(&kernel, &agent, &directory)?,

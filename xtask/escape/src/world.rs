@@ -277,7 +277,7 @@ impl World {
             capabilities: Capabilities::default(),
             no_new_privileges: false,
             read_only: false,
-            kernel: self.class.kernel(self.place.path("guest"))?,
+            isolation: self.class.spec(self.place.path("guest"))?,
             id,
         };
         let fds = SpawnFds {

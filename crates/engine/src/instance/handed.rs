@@ -10,16 +10,12 @@
 use super::{Answer, Event, Handle, Happening, Instance, NewLife};
 use crate::lifecycle::{HardTimeout, Machine, State};
 use crate::record::{Progress, Record};
-use crate::{EngineError, Isolation, now_ms};
+use crate::{EngineError, isolation, now_ms};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use wharf_net::Target;
 use wharf_sandbox::{SpawnError, Spawner};
-
-/// What gVisor needs after it stood still, before its container is asked: of the connections made at once, 6 in 30 were dropped inside without a byte, of those after 20 ms
-/// one, after 60 ms none (BusyBox's httpd, Debian 12's runsc). Requests wait meanwhile.
-const GVISOR_WAKES: Duration = Duration::from_millis(60);
 
 /// A process of the instance's earlier life.
 #[derive(Debug)]
@@ -154,15 +150,15 @@ impl Instance {
         let state = std::mem::replace(&mut ahead.state, Waits::Thawing);
         let (spawner, happens) = (self.shared.spawner.clone(), self.happens.clone());
         let (id, handle) = (self.fixed().process(generation), self.handle.clone());
-        let on_gvisor = self.fixed().isolation == Isolation::Gvisor;
+        let wakes_within = isolation::wakes_within(self.fixed().isolation);
         tokio::spawn(async move {
             // Whoever copies its files has them to himself.
             let _turn = handle.files.lock().await;
             let result = match state {
                 Waits::Frozen => {
                     let thawed = spawner.thaw(&id).await;
-                    if on_gvisor {
-                        tokio::time::sleep(GVISOR_WAKES).await;
+                    if !wakes_within.is_zero() {
+                        tokio::time::sleep(wakes_within).await;
                     }
                     thawed
                 }

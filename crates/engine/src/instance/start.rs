@@ -3,8 +3,8 @@
 use super::Handle;
 use crate::own_network::Published;
 use crate::record::Label;
-use crate::{EngineError, Isolation, Shared, blocking, files, isolation, now_ms};
-use wharf_sandbox::{Kernel, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds};
+use crate::{Shared, files, isolation, now_ms};
+use wharf_sandbox::{Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds};
 
 /// A start that succeeded.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) async fn start_process(
     let failed =
         |what: &str, error: &dyn std::fmt::Display| SpawnError::Spawner(format!("{what}: {error}"));
     let fixed = &handle.fixed;
-    let kernel = kernel(shared, fixed.isolation)
+    let isolation = isolation::spec(fixed.isolation, &shared.config.microvm)
         .await
         .map_err(|error| SpawnError::Refused {
             message: error.to_string(),
@@ -94,12 +94,12 @@ pub(super) async fn start_process(
         capabilities: wharf_sandbox::Capabilities::default(),
         no_new_privileges: fixed.no_new_privileges,
         read_only: fixed.surroundings.read_only,
-        kernel,
+        isolation,
     };
     let netns = network.namespace().map_err(|e| failed("network", &e))?;
     let mut sys = network
         .system_files()
-        .filter(|_| spec.kernel == Kernel::Host);
+        .filter(|_| spec.isolation.class().is_on_host_kernel());
     let mut fds = |image| -> Result<SpawnFds, SpawnError> {
         let mount = handle.disk().map(|d| d.mount().try_clone_to_owned());
         Ok(SpawnFds {
@@ -131,13 +131,4 @@ pub(super) async fn start_process(
         network,
         published,
     })
-}
-
-async fn kernel(shared: &Shared, class: Isolation) -> Result<Kernel, EngineError> {
-    let config = shared.config.microvm.clone();
-    match class {
-        Isolation::Namespace => Ok(Kernel::Host),
-        // Files are looked at, or made.
-        _ => blocking(move || isolation::kernel(class, &config)).await?,
-    }
 }

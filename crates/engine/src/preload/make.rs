@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 use wharf_sandbox::{
-    Capabilities, DiskMount, Kernel, Limits, PYTHON_RESUME, ProcessImage, ProcessSpec, Root,
+    Capabilities, DiskMount, IsolationSpec, Limits, PYTHON_RESUME, ProcessImage, ProcessSpec, Root,
     SpawnFds,
 };
 
@@ -106,7 +106,7 @@ async fn run(
         capabilities: Capabilities::NONE,
         no_new_privileges: true,
         read_only: false,
-        kernel: Kernel::Host,
+        isolation: IsolationSpec::Namespace,
     };
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
     let (says, tells) = std::io::pipe().map_err(|e| failed("a pipe", &e))?;

@@ -18,8 +18,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use wharf_sandbox::microvm::{ExecRequest, LastWords, Request};
 use wharf_sandbox::{
-    ExecSpec, ExecStreams, Kernel, ProcessSpec, Root, SpawnError, SpawnFds, Spawner, Streams,
-    Terminal, TerminalSize, Usage,
+    ExecSpec, ExecStreams, IsolationSpec, ProcessSpec, Root, SpawnError, SpawnFds, Spawner,
+    Streams, Terminal, TerminalSize, Usage,
 };
 
 /// The container's id for the spawner inside, which has no other.
@@ -75,7 +75,7 @@ pub(super) async fn main(container: &Container, request: Request, stream: Stream
         capabilities: request.capabilities,
         no_new_privileges: request.no_new_privileges,
         read_only: false,
-        kernel: Kernel::Host,
+        isolation: IsolationSpec::Namespace,
     };
     let fds = SpawnFds {
         netns: Some(container.namespace.try_clone()?),

@@ -6,8 +6,8 @@ use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use wharf_sandbox::{
-    Capabilities, Exit, Kernel, Limits, Machine, Mount, Process, ProcessSpec, Root, SpawnError,
-    SpawnFds, Spawner,
+    Capabilities, Exit, IsolationSpec, Limits, Machine, Mount, Process, ProcessSpec, Root,
+    SpawnError, SpawnFds, Spawner,
 };
 
 /// What a container wrote and how it ended.
@@ -88,7 +88,7 @@ impl Place {
             capabilities: Capabilities::default(),
             no_new_privileges: false,
             read_only: false,
-            kernel: Kernel::Microvm(machine(self.dir.path())),
+            isolation: IsolationSpec::Microvm(machine(self.dir.path())),
         };
         let fds = SpawnFds {
             netns: Some(netns()),

@@ -8,8 +8,8 @@
 
 use super::stage::Stage;
 use super::{
-    Failure, Mounted, Place, Plan, Program, Step, become_program, begin, end, enter_network,
-    enter_new, leave_cgroups, leave_spawner, mounts,
+    Failure, Mounted, Place, Plan, Program, Step, begin, end, enter_network, enter_new,
+    leave_cgroups, leave_spawner, mounts,
 };
 use crate::cgroup::Cgroup;
 use crate::spawner::protocol::{Arrived, Frame, Inbox, Outbox, parse};
@@ -136,6 +136,7 @@ fn set_up<'a>(ahead: &Ahead<'a>, report: &Cell<BorrowedFd<'a>>) -> Result<Infall
             spec,
             netns: netns.as_ref().map(AsFd::as_fd),
             mounted,
+            last_words: None,
         },
         cgroup: ahead.cgroup,
         users: ahead.users,
@@ -150,11 +151,11 @@ fn set_up<'a>(ahead: &Ahead<'a>, report: &Cell<BorrowedFd<'a>>) -> Result<Infall
         report: ahead.report,
         filter: ahead.filter,
         landlock: ahead.landlock,
-        between: None,
+        class: spec.isolation.class(),
     };
     enter_network(netns.as_ref().map(AsFd::as_fd))?;
     enter_new(spec, mounted, &plan, Some(stage))?;
-    become_program(&plan, report)
+    plan.class.become_program(&plan, report)
 }
 
 /// `None`: the spawner has no use for it, or is gone.

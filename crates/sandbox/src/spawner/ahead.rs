@@ -9,14 +9,14 @@
 //! Each has a cgroup and a range of ids of its own. Its limits of memory and processes are those of the last start, since most are alike; if they are others,
 //! they are changed with the start. The limit of CPU comes with the start: at a hundredth of a core, what is made ahead would take long.
 
-use super::launch::{self, Launched, Walls, limits};
+use super::launch::{self, Launched, Walls};
 use crate::cgroup::{Cgroup, Manager};
 use crate::child::{
     self,
     ahead::{Ahead, Given},
     scratch,
 };
-use crate::spec::{Kernel, Limits, Mount, ProcessSpec, Root};
+use crate::spec::{Limits, Mount, ProcessSpec, Root};
 use crate::sys::{self, Forked};
 use crate::userns::UserNamespace;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -109,7 +109,7 @@ impl Pool {
         spec: &ProcessSpec,
         given: &launch::Given,
     ) -> io::Result<Option<Launched>> {
-        let limits = limits(spec);
+        let limits = spec.isolation.limits(&spec.limits);
         let fits = |it: &Waiting| missing(&it.held, &limits).is_some();
         let useful = self.ready.front().is_some_and(fits) && can_become(spec, given);
         let Some(netns) = given.netns.as_ref().filter(|_| useful) else {
@@ -241,7 +241,8 @@ fn said(waiting: &Waiting) -> String {
 
 /// Whether nothing in the request was to be known earlier.
 fn can_become(spec: &ProcessSpec, given: &launch::Given) -> bool {
-    let is_container = matches!(spec.root, Root::Overlay { .. }) && spec.kernel == Kernel::Host;
+    let is_container =
+        matches!(spec.root, Root::Overlay { .. }) && spec.isolation.class().is_on_host_kernel();
     let shows_host = |mount: &Mount| matches!(mount, Mount::Bind { .. });
     is_container
         && spec.hostname.is_some()

@@ -2,8 +2,9 @@
 
 use super::launch::check_id;
 use crate::cgroup::Cgroup;
-use crate::child::{self, Place, Plan, Program, gvisor, microvm};
-use crate::spec::{Between, Capabilities, ExecSpec, ExecStreams, TerminalSize};
+use crate::child::class::IsolationClass;
+use crate::child::{self, Place, Plan, Program};
+use crate::spec::{Capabilities, ExecSpec, ExecStreams, TerminalSize};
 use crate::sys::{self, BpfInstruction, Forked};
 use crate::userns::UserNamespace;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -24,7 +25,7 @@ pub(super) struct Container<'a> {
     pub(super) users: Option<&'a UserNamespace>,
     pub(super) capabilities: Capabilities,
     pub(super) no_new_privileges: bool,
-    pub(super) between: Option<Between>,
+    pub(super) class: IsolationClass,
 }
 
 /// A process between clone and exec.
@@ -94,10 +95,7 @@ pub(super) fn launch(
             report: child_report.as_fd(),
             filter,
             landlock: None,
-            between: container.between.map(|kernel| match kernel {
-                Between::Gvisor => child::Between::Gvisor(gvisor::Role::Exec),
-                Between::Microvm => child::Between::Microvm(microvm::Role::Exec),
-            }),
+            class: container.class,
         }),
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
@@ -116,22 +114,21 @@ pub(super) fn launch(
     }
 }
 
-/// Starts `runsc kill` in a container on gVisor, and returns its process id.
-pub(super) fn launch_kill(
+/// Starts a program of the container's class beside the container, with these arguments, and
+/// returns its process id.
+pub(super) fn launch_beside(
     container: &Container<'_>,
     filter: &[BpfInstruction],
-    inside_pid: Option<i32>,
-    signal: i32,
+    argv: &[String],
 ) -> io::Result<i32> {
     // Nobody reads it; that the process fails shows in its exit code.
     let (_report, child_report) = pipe_with(PipeFlags::CLOEXEC)?;
-    let argv = gvisor::kill(inside_pid, signal);
     let v2 = container.cgroup.open_v2()?;
     // SAFETY: the spawner has one thread, and the child goes to `child::run`, which does not return.
     match unsafe { sys::fork_inside(container.pidfd, v2.as_ref().map(AsFd::as_fd)) }? {
         Forked::Child => child::run(&Plan {
             program: Program {
-                argv: &argv,
+                argv,
                 env: &[],
                 cwd: "/",
                 user: "",
@@ -139,7 +136,7 @@ pub(super) fn launch_kill(
                 capabilities: Capabilities::NONE,
                 no_new_privileges: true,
             },
-            place: Place::Joined {
+            place: Place::Beside {
                 container: container.pidfd,
             },
             cgroup: container.cgroup,
@@ -151,7 +148,7 @@ pub(super) fn launch_kill(
             report: child_report.as_fd(),
             filter,
             landlock: None,
-            between: Some(child::Between::Gvisor(gvisor::Role::Tool)),
+            class: container.class,
         }),
         Forked::Parent { pid, .. } => Ok(pid),
     }

@@ -2,9 +2,10 @@
 
 use super::{ahead, restorer};
 use crate::cgroup::{Cgroup, Manager};
-use crate::child::{self, Image, Mounted, Place, Plan, Program, gvisor, microvm};
+use crate::child::{self, Image, Mounted, Place, Plan, Program};
 use crate::process_image;
-use crate::spec::{Between, Kernel, Limits, ProcessSpec};
+use crate::seccomp::Profile;
+use crate::spec::ProcessSpec;
 use crate::sys::{self, BpfInstruction, Forked};
 use crate::userns::{Pool, UserNamespace};
 use crate::weak::{self, Wall};
@@ -45,6 +46,16 @@ pub(super) struct Filters {
     pub(super) machine: Vec<BpfInstruction>,
 }
 
+impl Filters {
+    fn of(&self, profile: Profile) -> &[BpfInstruction] {
+        match profile {
+            Profile::Container => &self.container,
+            Profile::Runtime => &self.runtime,
+            Profile::Machine => &self.machine,
+        }
+    }
+}
+
 /// Descriptors that came with the request.
 pub(super) struct Given {
     pub(super) netns: Option<OwnedFd>,
@@ -68,7 +79,7 @@ pub(super) fn check(spec: &ProcessSpec, given: &Given) -> Result<(), String> {
             "a disk's mount must be given exactly when the process is to use one".to_owned(),
         );
     }
-    if spec.kernel != Kernel::Host
+    if !spec.isolation.class().is_on_host_kernel()
         && (!spec.root.is_container() || !given.inherit.is_empty() || given.image.is_some())
     {
         return Err(
@@ -118,13 +129,15 @@ pub(super) fn launch(
 
     let is_container = spec.root.is_container();
     let mut users = walls.users.as_mut().filter(|_| is_container);
-    let between = spec.kernel.between();
-    let last_words = (between == Some(Between::Microvm)).then(|| pipe_with(PipeFlags::CLOEXEC));
+    let class = spec.isolation.class();
+    let last_words = class
+        .has_last_words()
+        .then(|| pipe_with(PipeFlags::CLOEXEC));
     let (last_words, child_last_words) = last_words.transpose()?.unzip();
     if let Some(words) = &last_words {
         rustix::io::ioctl_fionbio(words, true)?;
     }
-    let cgroup = manager.create(&limits(spec))?;
+    let cgroup = manager.create(&spec.isolation.limits(&spec.limits))?;
     let taken = match users.as_mut().map(|pool| pool.take()).transpose() {
         Ok(taken) => taken,
         Err(error) => {
@@ -147,6 +160,7 @@ pub(super) fn launch(
                     sys: given.sys.as_ref().map(AsFd::as_fd),
                     disk: given.disk.as_ref().map(AsFd::as_fd),
                 },
+                last_words: child_last_words.as_ref().map(AsFd::as_fd),
             },
             cgroup: &cgroup,
             users: taken.as_ref(),
@@ -167,19 +181,9 @@ pub(super) fn launch(
                     opener: opener.as_fd(),
                 }),
             report: child_report.as_fd(),
-            filter: match between {
-                Some(Between::Microvm) => &walls.filters.machine,
-                _ if is_container => &walls.filters.container,
-                _ => &walls.filters.runtime,
-            },
+            filter: walls.filters.of(class.filter(&spec.root)),
             landlock: walls.landlock.as_ref().map(AsFd::as_fd),
-            between: between.map(|kernel| match kernel {
-                Between::Gvisor => child::Between::Gvisor(gvisor::Role::Main(spec)),
-                Between::Microvm => child::Between::Microvm(microvm::Role::Main {
-                    spec,
-                    last_words: child_last_words.as_ref().map(AsFd::as_fd),
-                }),
-            }),
+            class,
         }),
         Ok(Forked::Parent { pid, pidfd }) => {
             if let (Some(image), Some((_, opener))) = (&given.image, &gate) {
@@ -220,23 +224,4 @@ pub(super) fn namespaces(own_name: bool) -> u64 {
         namespaces |= libc::CLONE_NEWUTS;
     }
     namespaces as u64
-}
-
-/// What the cgroup is held to at first. Another kernel's own threads are no processes of the container's, and what is done until the program
-/// starts is not the program's: at a sixteenth of a core it would take a second. The limit of CPU comes with the start.
-pub(super) fn limits(spec: &ProcessSpec) -> Limits {
-    let mut limits = spec.limits.clone();
-    match &spec.kernel {
-        Kernel::Host => return limits,
-        Kernel::Gvisor { .. } => limits.pids = limits.pids.map(|pids| pids + gvisor::THREADS),
-        Kernel::Microvm(machine) => {
-            // Within the machine, its kernel holds the processes to their number and their memory.
-            limits.pids = Some(microvm::THREADS);
-            limits.memory_bytes = limits
-                .memory_bytes
-                .map(|bytes| bytes + crate::microvm::overhead(machine.kvm));
-        }
-    }
-    limits.cpu_millis = None;
-    limits
 }

@@ -12,15 +12,16 @@
 
 mod connections;
 mod execs;
-mod gvisor;
 mod processes;
+mod runsc;
 
 use super::launch::Walls;
 use super::protocol::{Inbox, Outbox, ReplyBody};
 use super::warden::Warden;
 use super::{Exit, ahead};
 use crate::cgroup::{Cgroup, Manager, Usage};
-use crate::spec::{Between, Capabilities};
+use crate::child::class::IsolationClass;
+use crate::spec::Capabilities;
 use crate::userns::{Pool, UserNamespace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -92,7 +93,7 @@ struct Entry {
     /// Of what joins it, too.
     capabilities: Capabilities,
     no_new_privileges: bool,
-    between: Option<Between>,
+    class: IsolationClass,
     /// What a virtual machine says of its end.
     last_words: Option<OwnedFd>,
     /// The limit of CPU that it gets when its program has started.
@@ -121,7 +122,7 @@ pub(super) struct Server {
     entries: BTreeMap<String, Entry>,
     /// Inside containers; see [`execs`].
     execs: BTreeMap<String, execs::Exec>,
-    kills: Vec<gvisor::Kill>,
+    kills: Vec<runsc::Kill>,
     /// What may become one of `entries`.
     ahead: ahead::Pool,
     /// There is time to replace what a process was made from: another one's end is waited for. The next start may come right after it.

@@ -79,7 +79,7 @@ impl Place {
             capabilities: Capabilities::default(),
             no_new_privileges: false,
             read_only: false,
-            kernel: wharf_sandbox::Kernel::Host,
+            isolation: wharf_sandbox::IsolationSpec::Namespace,
         };
         (
             spec,
@@ -143,7 +143,7 @@ impl Place {
             capabilities: Capabilities::default(),
             no_new_privileges: false,
             read_only: false,
-            kernel: wharf_sandbox::Kernel::Host,
+            isolation: wharf_sandbox::IsolationSpec::Namespace,
         };
         let fds = SpawnFds {
             netns: Some(netns()),

@@ -9,11 +9,12 @@
 //! to nobody.
 
 use super::connections::is_connected;
-use super::gvisor::{self, Report};
+use super::runsc::{self, Report};
 use super::{Requester, Server, State};
+use crate::child::class::{ExecReport, IsolationClass, SignalRoute, SignalTarget};
 use crate::spawner::exec::{self, Container};
 use crate::spawner::protocol::{Message, ReplyBody};
-use crate::spec::{Between, ExecSpec};
+use crate::spec::ExecSpec;
 use crate::sys;
 use rustix::process::WaitStatus;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,8 +25,9 @@ pub(super) struct Exec {
     /// On gVisor, known when it is running.
     inside_pid: i32,
     pidfd: OwnedFd,
-    /// [`ExecSpec::container`], if that is on gVisor.
-    on_gvisor: Option<String>,
+    /// [`ExecSpec::container`], and its class.
+    container: String,
+    class: IsolationClass,
     requester: Requester,
     pub(super) state: ExecState,
 }
@@ -83,7 +85,7 @@ impl Server {
             users: entry.users.as_ref(),
             capabilities: entry.capabilities,
             no_new_privileges: entry.no_new_privileges,
-            between: entry.between,
+            class: entry.class,
         };
         let launched = match exec::launch(&container, &self.walls.filters.container, spec) {
             Ok(launched) => launched,
@@ -101,7 +103,8 @@ impl Server {
             pid: launched.pid,
             inside_pid: launched.inside_pid,
             pidfd: launched.pidfd,
-            on_gvisor: (entry.between == Some(Between::Gvisor)).then(|| spec.container.clone()),
+            container: spec.container.clone(),
+            class: entry.class,
             requester,
             state: ExecState::Starting {
                 report: launched.report,
@@ -118,11 +121,13 @@ impl Server {
         let Some(exec) = self.execs.get(id) else {
             return ReplyBody::Signalled(false);
         };
-        // Until it runs there is nothing to signal but `runsc exec`.
-        let runs = matches!(exec.state, ExecState::Running);
-        if let Some(container) = exec.on_gvisor.as_ref().filter(|_| runs && signal != 0) {
-            let (container, inside) = (container.clone(), exec.inside_pid);
-            return self.signal_on_gvisor(&container, Some(inside), signal);
+        // Until it runs there is nothing to signal but what starts it, a process of this kernel.
+        if matches!(exec.state, ExecState::Running)
+            && let target = SignalTarget::Inside(exec.inside_pid)
+            && let SignalRoute::Program(argv) = exec.class.signal(target, signal)
+        {
+            let container = exec.container.clone();
+            return self.signal_by_program(&container, signal, argv);
         }
         match sys::signal_process(exec.pidfd.as_fd(), signal) {
             Ok(found) => ReplyBody::Signalled(found),
@@ -140,18 +145,18 @@ impl Server {
         let ExecState::Starting { report, text, ends } = &mut exec.state else {
             return;
         };
-        if exec.on_gvisor.is_some() {
-            match gvisor::read_report(report, text) {
+        match exec.class.exec_report() {
+            ExecReport::Closed if !super::processes::read_to_end(report, text, id) => return,
+            ExecReport::Closed => {}
+            ExecReport::Number => match runsc::read_report(report, text) {
                 Report::Unfinished => return,
                 Report::Started(inside) => {
                     exec.inside_pid = inside;
                     text.clear();
                 }
-                Report::Nothing => return gvisor::never_started(exec),
+                Report::Nothing => return runsc::never_started(exec),
                 Report::Failed => {}
-            }
-        } else if !super::processes::read_to_end(report, text, id) {
-            return;
+            },
         }
         if let Some((exit_code, message)) = text.split_first() {
             exec.state = ExecState::Refused {
@@ -190,8 +195,8 @@ impl Server {
         let Some(mut exec) = self.execs.remove(&id) else {
             return false;
         };
-        if exec.on_gvisor.is_some() {
-            gvisor::never_started(&mut exec);
+        if exec.class.exec_report() == ExecReport::Number {
+            runsc::never_started(&mut exec);
         }
         match exec.state {
             ExecState::Refused { message, exit_code } => {

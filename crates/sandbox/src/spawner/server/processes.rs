@@ -3,13 +3,14 @@
 use super::connections::is_connected;
 use super::{DRAIN_TICK, Entry, Outcome, Requester, Server, State};
 use crate::child::MAX_REPORT;
+use crate::child::class::{SignalRoute, SignalTarget};
 use crate::exhaustion;
 use crate::microvm::LastWords;
 use crate::spawner::Exit;
 use crate::spawner::launch::{self, Given};
 use crate::spawner::protocol::{Message, ReplyBody};
 use crate::spawner::restorer::ORDINARY_START;
-use crate::spec::{Between, Kernel, Root};
+use crate::spec::Root;
 use crate::sys;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
@@ -57,6 +58,7 @@ impl Server {
             requester,
             reaped: None,
         };
+        let at_first = spec.isolation.limits(&spec.limits);
         let no_new_privileges = spec.gains_no_privileges(launched.users.is_some());
         let entry = Entry {
             label: spec.label.clone(),
@@ -71,12 +73,12 @@ impl Server {
             is_container,
             capabilities: spec.capabilities,
             no_new_privileges,
-            between: spec.kernel.between(),
+            class: spec.isolation.class(),
             last_words: launched.last_words,
             cpu_millis: spec
                 .limits
                 .cpu_millis
-                .filter(|_| spec.kernel != Kernel::Host),
+                .filter(|_| at_first.cpu_millis.is_none()),
             state,
             abandoned: false,
             frozen: false,
@@ -93,8 +95,8 @@ impl Server {
         if matches!(entry.state, State::Draining(_) | State::Ended(_)) {
             return ReplyBody::Signalled(false);
         }
-        if entry.between == Some(Between::Gvisor) && signal != libc::SIGKILL && signal != 0 {
-            return self.signal_on_gvisor(id, None, signal);
+        if let SignalRoute::Program(argv) = entry.class.signal(SignalTarget::Main, signal) {
+            return self.signal_by_program(id, signal, argv);
         }
         match sys::signal_process(entry.pidfd.as_fd(), signal) {
             Ok(found) => ReplyBody::Signalled(found),

@@ -1,5 +1,5 @@
-//! What is different about containers on gVisor's kernel: their processes are not this machine's, so signals go by way of `runsc`, and
-//! what `runsc exec` reports is the number that its process has inside.
+//! What `runsc` does beside a container on gVisor's kernel, whose processes are not this machine's:
+//! it sends signals, and `runsc exec` reports the number that its process has inside.
 //!
 //! A `runsc kill` is started and forgotten: its end is reaped, and told to nobody but the log.
 
@@ -12,8 +12,6 @@ use rustix::io::Errno;
 use rustix::process::WaitStatus;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// `runsc kill` knows no real-time signals.
-const MAX_SIGNAL: i32 = 31;
 /// Of what `runsc exec` says when it fails.
 const MAX_WORDS: usize = 4096;
 
@@ -26,12 +24,13 @@ pub(super) struct Kill {
 }
 
 impl Server {
-    /// Sends a signal to the main process of a container on gVisor, or to one inside by its number there.
-    pub(super) fn signal_on_gvisor(
+    /// Sends a signal to a process of a container by a program with these arguments, or says why
+    /// that cannot be ([`crate::child::class::SignalRoute::Program`]).
+    pub(super) fn signal_by_program(
         &mut self,
         container: &str,
-        inside_pid: Option<i32>,
         signal: i32,
+        argv: Result<Vec<String>, String>,
     ) -> ReplyBody {
         let Some(entry) = self
             .entries
@@ -47,16 +46,13 @@ impl Server {
             users: entry.users.as_ref(),
             capabilities: entry.capabilities,
             no_new_privileges: entry.no_new_privileges,
-            between: entry.between,
+            class: entry.class,
         };
-        if !(1..=MAX_SIGNAL).contains(&signal) {
-            return ReplyBody::Failed {
-                message: format!(
-                    "signal {signal} to a process on gVisor: runsc sends 1 to {MAX_SIGNAL} only"
-                ),
-            };
-        }
-        match exec::launch_kill(&place, &self.walls.filters.container, inside_pid, signal) {
+        let argv = match argv {
+            Ok(argv) => argv,
+            Err(message) => return ReplyBody::Failed { message },
+        };
+        match exec::launch_beside(&place, &self.walls.filters.container, &argv) {
             Ok(pid) => {
                 self.kills.push(Kill {
                     pid,

@@ -15,11 +15,18 @@
 
 mod config;
 mod keeper;
-pub(super) mod root;
+mod root;
 
-use super::outer::{ROOTFS, become_root_inside, set_of};
-use super::{Failure, Place, Plan, Program, Step, caps, user};
-use crate::spec::{Capabilities, ProcessSpec};
+use super::outer::{self, become_root_inside, set_of};
+use super::{SignalRoute, SignalTarget};
+use crate::child::mounts::Parts;
+use crate::child::{
+    Failure, Place, Plan, Program, Step, caps, enter_directory, enter_existing_directory,
+    environment, place_descriptors, programs, strings, user,
+};
+use crate::microvm::ROOTFS;
+use crate::seccomp::Profile;
+use crate::spec::{Capabilities, Limits};
 use crate::sys;
 use crate::userns::IDS;
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
@@ -28,18 +35,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
-
-/// What the process is to be.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Role<'a> {
-    /// The container's first process: becomes the [`keeper`] of `runsc`'s.
-    Main(&'a ProcessSpec),
-    /// A process inside it.
-    Exec,
-    /// `runsc` itself, with the program's arguments: about the container that runs already.
-    Tool,
-}
+use std::path::{Path, PathBuf};
 
 /// Where things are below the root that `runsc` has.
 const BUNDLE: &str = "/bundle";
@@ -50,7 +46,10 @@ const PID: &str = "/state/pid";
 const CONTAINER: &str = "container";
 
 /// Threads that `runsc` has of its own, at most: those of its language's runtime, of an exec and of a signal on its way.
-pub(crate) const THREADS: u64 = 256;
+const THREADS: u64 = 256;
+
+/// `runsc kill` knows no real-time signals.
+const MAX_SIGNAL: i32 = 31;
 
 /// Numbers of the descriptors that `runsc exec` finds.
 const PROCESS_FD: i32 = 3;
@@ -101,10 +100,51 @@ pub(super) struct Prepared {
     cwd: String,
 }
 
+/// Below the root that `runsc` has.
+pub(super) fn root_of(pid: i32) -> PathBuf {
+    outer::root_of(pid)
+}
+
+/// `runsc`'s own threads are no processes of the container's, and what it does until the program
+/// starts is not the program's: at a sixteenth of a core it would take a second.
+pub(super) fn limits(asked: &Limits) -> Limits {
+    Limits {
+        pids: asked.pids.map(|pids| pids + THREADS),
+        cpu_millis: None,
+        ..asked.clone()
+    }
+}
+
+/// The containers' filter, for what runs beside the kernel.
+pub(super) fn filter() -> Profile {
+    Profile::Container
+}
+
+/// The root of `runsc`, with the container's in it, becomes `/`.
+pub(super) fn enter_root(parts: &Parts<'_>, runsc: &Path, plan: &Plan<'_>) -> Result<(), Failure> {
+    root::enter(parts, runsc, plan.users)
+}
+
+/// By `runsc kill`, but for SIGKILL to the keeper, with which everything ends. Signal 0 asks after
+/// the process of the host's that stands for it.
+pub(super) fn signal(target: SignalTarget, signal: i32) -> SignalRoute {
+    let inside_pid = match target {
+        _ if signal == 0 => return SignalRoute::Kernel,
+        SignalTarget::Main if signal == libc::SIGKILL => return SignalRoute::Kernel,
+        SignalTarget::Main => None,
+        SignalTarget::Inside(pid) => Some(pid),
+    };
+    SignalRoute::Program(match (1..=MAX_SIGNAL).contains(&signal) {
+        true => Ok(kill(inside_pid, signal)),
+        false => Err(format!(
+            "signal {signal} to a process on gVisor: runsc sends 1 to {MAX_SIGNAL} only"
+        )),
+    })
+}
+
 /// From the namespaces on. Ends in exec or in the keeper, or with the step that failed.
-pub(super) fn set_up(
+pub(super) fn become_program(
     plan: &Plan<'_>,
-    role: &Role<'_>,
     report: &Cell<BorrowedFd<'_>>,
 ) -> Result<Infallible, Failure> {
     let id = plan.users.map_or(0, |users| users.root);
@@ -112,15 +152,15 @@ pub(super) fn set_up(
     argv.extend(FLAGS);
     let mut process = None;
     let capabilities = plan.program.capabilities;
-    match role {
-        Role::Main(spec) => {
+    match plan.place {
+        Place::New { spec, .. } => {
             let prepared = prepare(plan)?;
             let tmp = config::has_tmp(Path::new(ROOTFS));
             let config = config::bundle(&prepared, spec, tmp);
             write(&format!("{BUNDLE}/config.json"), &config.to_string())?;
             argv.extend(["run", "--detach", "--bundle", BUNDLE, "--pid-file", PID]);
         }
-        Role::Exec => {
+        Place::Joined { .. } => {
             let prepared = prepare(plan)?;
             let json = config::process(&prepared, capabilities, None, plan.terminal);
             process = Some(in_memory(&json.to_string())?);
@@ -130,7 +170,7 @@ pub(super) fn set_up(
                 "--internal-pid-file=/proc/self/fd/4",
             ]);
         }
-        Role::Tool => {}
+        Place::Beside { .. } => {}
     }
     let mut more = Vec::new();
     let said = report.get();
@@ -140,27 +180,27 @@ pub(super) fn set_up(
             .step(|| "giving the report to runsc".to_owned())?;
         more.extend([(PROCESS_FD, process.as_fd()), (REPORT_FD, said)]);
     }
-    let kept = super::place_descriptors(plan, id, &more)?;
+    let kept = place_descriptors(plan, id, &more)?;
     report.set(kept.report);
     if plan.terminal {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
             .step(|| "taking the terminal".to_owned())?;
     }
-    match role {
-        Role::Tool => argv.extend(plan.program.argv.iter().map(String::as_str)),
-        Role::Main(_) | Role::Exec => argv.push(CONTAINER),
+    match plan.place {
+        Place::Beside { .. } => argv.extend(plan.program.argv.iter().map(String::as_str)),
+        Place::New { .. } | Place::Joined { .. } => argv.push(CONTAINER),
     }
-    let argv = super::strings(
+    let argv = strings(
         &argv.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>(),
         "argument",
     )?;
 
-    let builds = matches!(role, Role::Main(_));
+    let builds = matches!(plan.place, Place::New { .. });
     become_root_inside(
         kept.users,
         if builds { set_of(&NEEDED) } else { caps::NONE },
     )?;
-    if let Role::Main(spec) = role {
+    if let Place::New { spec, .. } = plan.place {
         if let Some(rules) = kept.landlock {
             sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
         }
@@ -208,10 +248,10 @@ fn prepare_inside(plan: &Plan<'_>) -> Result<Prepared, Failure> {
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     match plan.place {
         Place::New { .. } => {
-            super::enter_directory(program.cwd, (root + user.uid, root + user.gid))?;
+            enter_directory(program.cwd, (root + user.uid, root + user.gid))?;
         }
         Place::Joined { .. } if is_gvisors(program.cwd) => {}
-        Place::Joined { .. } => super::enter_existing_directory(program.cwd)?,
+        Place::Joined { .. } | Place::Beside { .. } => enter_existing_directory(program.cwd)?,
     }
     let mut argv = program.argv.to_vec();
     if let Some(found) = find(program)?
@@ -220,8 +260,8 @@ fn prepare_inside(plan: &Plan<'_>) -> Result<Prepared, Failure> {
         // gVisor looks nothing up without a PATH.
         argv[0] = found;
     }
-    super::strings(&argv, "argument")?;
-    let env = super::environment(program, &user)?;
+    strings(&argv, "argument")?;
+    let env = environment(program, &user)?;
     let env = env.into_iter().map(|e| e.into_string());
     let env = env
         .collect::<Result<_, _>>()
@@ -250,7 +290,7 @@ fn is_gvisors(path: &str) -> bool {
 fn find(program: &Program<'_>) -> Result<Option<String>, Failure> {
     let name = &program.argv[0];
     let mut refused = None;
-    for path in super::programs(program)? {
+    for path in programs(program)? {
         let shown = path.to_string_lossy().into_owned();
         if is_gvisors(&shown) {
             return Ok(None);
@@ -292,8 +332,9 @@ fn in_memory(content: &str) -> Result<OwnedFd, Failure> {
     Ok(file.into())
 }
 
-/// Arguments of a [`Role::Tool`] that sends a signal: to the container's main process, or to one by its number inside.
-pub(crate) fn kill(inside_pid: Option<i32>, signal: i32) -> Vec<String> {
+/// Arguments of a `runsc` that sends a signal: to the container's main process, or to one by its
+/// number inside.
+fn kill(inside_pid: Option<i32>, signal: i32) -> Vec<String> {
     let mut argv = vec!["kill".to_owned()];
     if let Some(pid) = inside_pid {
         argv.push(format!("--pid={pid}"));

@@ -10,12 +10,16 @@
 //! ```
 //! The main agent has the capabilities that the server of files needs, to act for any id of the container; it drops them when that runs.
 
-pub(super) mod root;
+mod root;
 
-use super::outer::{become_root_inside, set_of};
-use super::{Failure, Plan, Step, caps};
-use crate::microvm::{EXEC, ExecRequest, KEEP, MORE_FD, REPORT_FD, REQUEST, Request, VERB};
-use crate::spec::{Kernel, ProcessSpec};
+use super::outer::{self, become_root_inside, set_of};
+use crate::child::mounts::Parts;
+use crate::child::{Failure, Place, Plan, Step, caps, place_descriptors, strings};
+use crate::microvm::{
+    EXEC, ExecRequest, KEEP, MORE_FD, REPORT_FD, REQUEST, Request, VERB, overhead,
+};
+use crate::seccomp::Profile;
+use crate::spec::{IsolationSpec, Limits, Machine};
 use crate::sys;
 use rustix::fs::MemfdFlags;
 use serde::Serialize;
@@ -23,25 +27,13 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::io::{Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-/// What the process is to be.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Role<'a> {
-    /// The agent that runs the machine, and ends as the program in it does.
-    Main {
-        spec: &'a ProcessSpec,
-        /// Where it tells how that was.
-        last_words: Option<BorrowedFd<'a>>,
-    },
-    /// The agent that stands for a process inside.
-    Exec,
-}
+use std::path::PathBuf;
 
 /// The agent as a file.
 const AGENT: &str = "/agent";
 
 /// Threads and processes of the machine's programs, at most. The container's own processes are the guest's, which holds to their limit.
-pub(crate) const THREADS: u64 = 512;
+const THREADS: u64 = 512;
 
 /// What the server of files needs.
 const NEEDED: [u32; 11] = [
@@ -58,10 +50,42 @@ const NEEDED: [u32; 11] = [
     31, // SETFCAP
 ];
 
-/// From the namespaces on. Ends in exec, or with the step that failed.
-pub(super) fn set_up(
+/// Below the root that the machine's programs have.
+pub(super) fn root_of(pid: i32) -> PathBuf {
+    outer::root_of(pid)
+}
+
+/// Within the machine, its kernel holds the processes to their number and their memory. What is
+/// done until the program starts is not the program's, so the limit of CPU waits for that.
+pub(super) fn limits(asked: &Limits, machine: &Machine) -> Limits {
+    let memory_bytes = asked.memory_bytes;
+    Limits {
+        pids: Some(THREADS),
+        memory_bytes: memory_bytes.map(|bytes| bytes + overhead(machine.kvm)),
+        cpu_millis: None,
+        ..asked.clone()
+    }
+}
+
+/// For the machine's programs.
+pub(super) fn filter() -> Profile {
+    Profile::Machine
+}
+
+/// The root of the machine's programs, with the container's in it, becomes `/`.
+pub(super) fn enter_root(
+    parts: &Parts<'_>,
+    machine: &Machine,
     plan: &Plan<'_>,
-    role: &Role<'_>,
+) -> Result<(), Failure> {
+    root::enter(parts, machine, plan.users)
+}
+
+/// From the namespaces on. Ends in exec, or with the step that failed. The first process is the
+/// agent that runs the machine, and ends as the program in it does; one that joins is the agent
+/// that stands for a process inside.
+pub(super) fn become_program(
+    plan: &Plan<'_>,
     report: &Cell<BorrowedFd<'_>>,
 ) -> Result<Infallible, Failure> {
     let id = plan.users.map_or(0, |users| users.root);
@@ -69,8 +93,10 @@ pub(super) fn set_up(
     let said = report.get();
     let mut more = vec![(REPORT_FD, said)];
     let in_memory;
-    let (mode, keep) = match role {
-        Role::Main { spec, last_words } => {
+    let (mode, keep) = match plan.place {
+        Place::New {
+            spec, last_words, ..
+        } => {
             let request = Request {
                 argv: spec.argv.clone(),
                 env: spec.env.clone(),
@@ -81,13 +107,13 @@ pub(super) fn set_up(
                 capabilities: spec.capabilities,
                 no_new_privileges: spec.no_new_privileges,
                 stdin_pipe: spec.stdin_pipe,
-                kvm: matches!(&spec.kernel, Kernel::Microvm(machine) if machine.kvm),
+                kvm: matches!(&spec.isolation, IsolationSpec::Microvm(machine) if machine.kvm),
             };
             std::fs::write(REQUEST, json(&request)?).step(|| format!("writing {REQUEST}"))?;
             more.extend(last_words.map(|pipe| (MORE_FD, pipe)));
             (KEEP, set_of(&NEEDED))
         }
-        Role::Exec => {
+        Place::Joined { .. } | Place::Beside { .. } => {
             let request = ExecRequest {
                 argv: program.argv.to_vec(),
                 env: program.env.to_vec(),
@@ -101,8 +127,8 @@ pub(super) fn set_up(
         }
     };
     let argv = ["wharf", VERB, mode].map(str::to_owned);
-    let argv = super::strings(&argv, "argument")?;
-    let kept = super::place_descriptors(plan, id, &more)?;
+    let argv = strings(&argv, "argument")?;
+    let kept = place_descriptors(plan, id, &more)?;
     report.set(kept.report);
     if plan.terminal {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())

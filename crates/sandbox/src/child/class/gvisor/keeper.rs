@@ -5,8 +5,8 @@
 //! Must not: hold anything but the report: its memory is a copy of the spawner's, so no process may look at it (it is not dumpable), and
 //! it has no descriptors, no capabilities and nothing to read.
 
-use super::super::caps;
 use super::{Failure, LOG, PID, Step, execute};
+use crate::child::caps;
 use crate::sys;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, Pid, WaitOptions, WaitStatus, wait};

@@ -2,12 +2,13 @@
 //!
 //! Owns: the outer root with the container's inside, and the way to the identity in it. Must not: know which kernel it is.
 
-use super::mounts::{
+use crate::child::mounts::{
     Inside, NODEV, NOEXEC, NOSUID, Parts, attach, attach_new, become_root, clone_of, extra_mounts,
     open_directory, open_files, system_directory,
 };
-use super::scratch::Scratch;
-use super::{Failure, Step, caps};
+use crate::child::scratch::Scratch;
+use crate::child::{Failure, Step, caps};
+use crate::microvm::ROOTFS;
 use crate::sys;
 use crate::userns::UserNamespace;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
@@ -17,13 +18,15 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
-
-/// Where the container's root file system is below the outer one.
-pub(crate) const ROOTFS: &str = "/rootfs";
+use std::path::{Path, PathBuf};
 
 /// For requests, which hold arguments and environment (megabytes, execve(2)), and notes.
 const SIZE: &str = "64m";
+
+/// The container's root, below the outer one of this process.
+pub(super) fn root_of(pid: i32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/root{ROOTFS}"))
+}
 
 /// The outer root, before it is `/`.
 pub(super) struct Outer(OwnedFd);

@@ -5,9 +5,9 @@
 //! /state  /proc  /dev/{null,pts,kvm}                                  /rootfs: the container's root with its mounts
 //! ```
 
-use super::super::mounts::{NOSUID, Parts, attach, attach_new, clone_of, terminals};
-use super::super::outer::{Outer, of_host};
 use super::{AGENT, Failure, Step};
+use crate::child::class::outer::{Outer, of_host};
+use crate::child::mounts::{NOSUID, Parts, attach, attach_new, clone_of, terminals};
 use crate::microvm::{INITRD, KERNEL, QEMU, STATE, VIRTIOFSD};
 use crate::spec::Machine;
 use crate::sys;
@@ -29,7 +29,7 @@ const SYSTEM: [&str; 4] = [
 const KVM: (u32, u32) = (10, 232);
 
 /// Makes that root and makes it `/`.
-pub(in crate::child) fn enter(
+pub(super) fn enter(
     parts: &Parts<'_>,
     machine: &Machine,
     users: Option<&UserNamespace>,

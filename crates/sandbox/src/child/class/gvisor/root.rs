@@ -4,9 +4,9 @@
 //! /runsc  /bundle  /state  /tmp  /proc  /dev/{null,pts}     /rootfs: the container's root with its mounts, but for /proc, /sys and /dev
 //! ```
 
-use super::super::mounts::{Parts, attach, clone_of, terminals};
-use super::super::outer::{Outer, of_host};
 use super::{BUNDLE, Failure, STATE, Step};
+use crate::child::class::outer::{Outer, of_host};
+use crate::child::mounts::{Parts, attach, clone_of, terminals};
 use crate::sys;
 use crate::userns::UserNamespace;
 use rustix::fs::{CWD, Mode, OFlags};
@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// Makes that root and makes it `/`.
-pub(in crate::child) fn enter(
+pub(super) fn enter(
     parts: &Parts<'_>,
     runsc: &Path,
     users: Option<&UserNamespace>,

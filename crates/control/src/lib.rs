@@ -13,7 +13,8 @@
 //! ```
 //!
 //! After an undo what served before serves again, with the namespaces, the migration tag and the secrets of then; the version stays,
-//! undeployed. From the lock on, a change runs to its end even if the client goes away.
+//! undeployed. From the lock on, a change runs to its end even if the client goes away. The lock is in the store, so that all who share
+//! it wait for each other.
 
 mod account;
 mod assets;
@@ -38,14 +39,15 @@ mod unsupported;
 mod upload;
 mod versions;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{get, patch, post, put};
-use wharf_store::Store;
+use tokio::sync::oneshot;
+use wharf_store::{Lock, Store};
 
 use crate::envelope::{ApiError, ApiResult};
 
@@ -122,8 +124,6 @@ pub(crate) struct App {
     pub(crate) config: ControlConfig,
     pub(crate) store: Store,
     pub(crate) effects: Arc<dyn Effects>,
-    /// One lock per script (and per application name, prefixed) that is being changed.
-    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl App {
@@ -143,23 +143,42 @@ impl App {
         }
     }
 
-    /// Runs a change to its end, alone for its key, even if the client goes away meanwhile.
+    /// Runs a change to its end, alone for its key among all who share the store, even if the
+    /// client goes away meanwhile. Changes of the same key run in the order in which they came.
     pub(crate) async fn exclusively<T: Send + 'static>(
         self: &Arc<Self>,
         key: String,
         change: impl Future<Output = ApiResult<T>> + Send + 'static,
     ) -> ApiResult<T> {
-        let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-            Arc::clone(locks.entry(key).or_default())
-        };
+        let app = Arc::clone(self);
+        let (answer, answered) = oneshot::channel();
         let task = tokio::spawn(async move {
-            let _held = lock.lock_owned().await;
-            change.await
+            let lock = match app.lock(key).await {
+                Ok(lock) => lock,
+                // Nobody may be there to hear it.
+                Err(error) => return drop(answer.send(Err(error))),
+            };
+            // The answer does not wait for the release, which is a write.
+            drop(answer.send(change.await));
+            match tokio::task::spawn_blocking(move || lock.release()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "a lock stays until the node restarts"),
+                Err(error) => tracing::error!(%error, "a lock stays until the node restarts"),
+            }
         });
-        task.await
-            .unwrap_or_else(|error| Err(ApiError::internal(error)))
+        match answered.await {
+            Ok(result) => result,
+            // The change panicked, and its task says how.
+            Err(_) => Err(match task.await {
+                Ok(()) => ApiError::internal("a change ended without an answer"),
+                Err(error) => ApiError::internal(error),
+            }),
+        }
+    }
+
+    async fn lock(self: &Arc<Self>, key: String) -> ApiResult<Lock> {
+        let place = self.db(move |store| store.queue(&key)).await?;
+        Ok(place.turn().await?)
     }
 
     /// The URL under which a script answers.
@@ -174,7 +193,6 @@ pub fn router(config: ControlConfig, store: Store, effects: Arc<dyn Effects>) ->
         config,
         store,
         effects,
-        locks: Mutex::default(),
     });
     let api = Router::new()
         .route("/user", get(account::user))

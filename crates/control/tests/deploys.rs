@@ -335,6 +335,22 @@ async fn deploys_of_one_script_wait_for_each_other() {
 }
 
 #[tokio::test]
+async fn deploys_through_two_nodes_of_one_store_wait_for_each_other() {
+    let node = Node::new();
+    let other = node.beside();
+    let puts = (0..6).map(|n| {
+        let request = node.form_request(Method::PUT, "workers/scripts/hello", upload(json!({})));
+        let router = if n % 2 == 0 { &node.router } else { &other };
+        tower::ServiceExt::oneshot(router.clone(), request)
+    });
+    for response in futures_util::future::join_all(puts).await {
+        assert_eq!(response.unwrap().status(), 200);
+    }
+    assert_eq!(node.effects.most_inside.load(Ordering::SeqCst), 1);
+    assert_eq!(node.deployed_version("hello").number, 6);
+}
+
+#[tokio::test]
 async fn uploads_that_make_no_sense_are_refused_before_anything_changes() {
     let node = Node::new();
     for (metadata, code, part) in [

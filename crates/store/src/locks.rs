@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::Thread;
 use std::time::Duration;
 
-use crate::meta::{Event, LeaseId, List, MetaStore, Op, Record, Txn, wait};
+use crate::meta::{Changes, Event, LeaseId, List, MetaStore, Op, Record, Txn, wait};
 use crate::{Inner, Result, Store, StoreError, keys, random};
 
 /// How long what belongs to a node outlives it.
@@ -169,11 +169,17 @@ impl Place {
             let Some(before) = before else {
                 return Ok(Lock(self));
             };
-            let mut watch = self.meta.watch(&before.key, listed.revision + 1).await?;
+            let from = listed.revision + 1;
+            let mut watch = match self.meta.watch(&before.key, from).await {
+                Err(StoreError::Compacted { .. }) => continue,
+                watch => watch?,
+            };
             loop {
-                let changes = watch.next().await?;
-                if changes.events.contains(&Event::Deleted(before.key.clone())) {
-                    break;
+                match watch.next().await {
+                    Ok(changes) if !is_gone(&changes, &before.key) => {}
+                    // Gone, or history went faster than this watch: look again.
+                    Ok(_) | Err(StoreError::Compacted { .. }) => break,
+                    Err(error) => return Err(error),
                 }
             }
         }
@@ -187,6 +193,11 @@ impl Place {
         };
         wait(self.meta.txn(txn)).map(drop)
     }
+}
+
+fn is_gone(changes: &Changes, key: &[u8]) -> bool {
+    let mut events = changes.events.iter();
+    events.any(|event| matches!(event, Event::Deleted(gone) if gone == key))
 }
 
 impl Drop for Place {

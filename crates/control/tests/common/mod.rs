@@ -214,6 +214,19 @@ pub(crate) fn upload(metadata: Value) -> Vec<u8> {
     ])
 }
 
+fn api(store: &Store, effects: &Arc<Recorder>) -> Router {
+    let config = ControlConfig {
+        account_id: store.account_id(),
+        registry_host: "127.0.0.1:7400".into(),
+        script_url: "http://{script}.localhost:8080".into(),
+    };
+    router(
+        config,
+        store.clone(),
+        Arc::clone(effects) as Arc<dyn Effects>,
+    )
+}
+
 impl Node {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -221,16 +234,7 @@ impl Node {
         let effects = Arc::new(Recorder::default());
         let account = store.account_id();
         let token = store.first_token(|_| Ok(())).unwrap().unwrap();
-        let config = ControlConfig {
-            account_id: account.clone(),
-            registry_host: "127.0.0.1:7400".into(),
-            script_url: "http://{script}.localhost:8080".into(),
-        };
-        let router = router(
-            config,
-            store.clone(),
-            Arc::clone(&effects) as Arc<dyn Effects>,
-        );
+        let router = api(&store, &effects);
         Self {
             _dir: dir,
             store,
@@ -239,6 +243,11 @@ impl Node {
             account,
             token,
         }
+    }
+
+    /// Another API over the same store, as a second node would have.
+    pub(crate) fn beside(&self) -> Router {
+        api(&self.store, &self.effects)
     }
 
     /// Sends a request as it is.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::OwnedMutexGuard;
 use wharf_image::{Extraction, ImageError};
-use wharf_sandbox::{Mount, overlay};
+use wharf_sandbox::{Mount, stopped};
 
 /// Where the sandbox mounts something in every container; made in the upper directory where the image has nothing there.
 const MOUNT_POINTS: [&str; 6] = [
@@ -202,7 +202,7 @@ impl Engine {
             let lower: Vec<PathBuf> = files.snapshot.into_iter().chain(files.image).collect();
             let work = at.join("work");
             let mounts = volume_mounts(&handle.fixed, at);
-            let parts = overlay::Parts {
+            let parts = stopped::Parts {
                 lower: &lower,
                 upper: &files.upper,
                 work: &work,
@@ -210,7 +210,7 @@ impl Engine {
                 mounts: &mounts,
             };
             let extracted =
-                overlay::inside(&parts, |root| wharf_image::extract(archive, to(root, into)));
+                stopped::inside(&parts, |root| wharf_image::extract(archive, to(root, into)));
             renew_work(&handle.fixed, &handle.writable())?;
             extracted
         });

@@ -21,7 +21,7 @@ pub(crate) mod ahead;
 mod bare;
 mod caps;
 pub(crate) mod class;
-mod covers;
+mod devices;
 pub(crate) mod mapped;
 pub(crate) mod mounts;
 mod rooted;

@@ -15,12 +15,16 @@ pub mod netns;
 pub mod overlay;
 pub mod spawner;
 pub mod spec;
+pub mod stopped;
 
 mod child;
 mod exhaustion;
+mod exit;
+mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod mount;
 mod process_end;
 mod process_image;
 mod received;
@@ -36,11 +40,12 @@ pub use cgroup::Usage;
 pub use child::class::IsolationClass;
 pub use disk::{Disk, DiskUsage};
 pub use exhaustion::is_exhaustion;
+pub use exit::Exit;
 pub use process_end::process_end;
 pub use process_image::{ImageError, PYTHON_RESUME, ProcessImage};
 pub use received::received;
 pub use spawner::{
-    ExecProcess, Exit, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
+    ExecProcess, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
 };
 pub use spec::{
     Capabilities, DiskMount, ExecSpec, ExecStreams, IsolationSpec, Limits, Machine, Mount,

@@ -11,7 +11,7 @@
 //! The report is that of any process: closed when the program runs; else one byte of exit code and a message.
 
 use crate::cgroup::Usage;
-use crate::spawner::Exit;
+use crate::exit::Exit;
 use crate::spec::{Capabilities, Limits};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;

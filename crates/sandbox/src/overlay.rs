@@ -6,8 +6,6 @@
 //!
 //! Layers are handed to the kernel as `/proc/self/fd/N`: no limit on path length, no escaping of `:` and `,`.
 
-use crate::child::mounts::files_only;
-use crate::spec::{DiskMount, Mount};
 use crate::sys;
 use crate::weak::{self, Wall};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -17,7 +15,7 @@ use rustix::mount::{
 };
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The kernel's limit (OVL_MAX_STACK).
 const MAX_LAYERS: usize = 500;
@@ -246,42 +244,11 @@ fn detached_by_thread(lower: &[&Path], upper: Option<(&Path, &Path)>) -> io::Res
     })
 }
 
-/// What the files of a container that does not run are made of.
-#[derive(Debug, Clone, Copy)]
-pub struct Parts<'a> {
-    /// As [`crate::Root::Overlay`].
-    pub lower: &'a [PathBuf],
-    /// As [`crate::Root::Overlay`].
-    pub upper: &'a Path,
-    /// As [`crate::Root::Overlay`].
-    pub work: &'a Path,
-    /// As [`crate::ProcessSpec::disk`].
-    pub disk: Option<&'a DiskMount>,
-    /// As [`crate::ProcessSpec::mounts`].
-    pub mounts: &'a [Mount],
-}
-
-/// Gives `job` the root directory of a container that does not run, with those of its mounts that are volumes ([`Mount::Overlay`]) in their
-/// places, and owners as on disk. All mounts are in the mount namespace of a thread that ends with the job. Nothing else may use `upper` meanwhile.
-pub fn inside<T: Send>(parts: &Parts<'_>, job: impl FnOnce(OwnedFd) -> T + Send) -> io::Result<T> {
-    std::thread::scope(|scope| {
-        let worker = scope.spawn(|| -> io::Result<T> {
-            // SAFETY: this thread was made for the purpose and ends below.
-            unsafe { sys::unshare_mounts() }?;
-            Ok(job(files_only(parts)?))
-        });
-        worker.join().unwrap_or_else(|_| {
-            Err(io::Error::other(
-                "the thread that works on a container's files panicked",
-            ))
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
+    use std::path::PathBuf;
 
     type Way = fn(&[&Path], Option<(&Path, &Path)>) -> io::Result<OwnedFd>;
     const WAYS: [(&str, Way); 2] = [
@@ -390,52 +357,5 @@ mod tests {
         let error = detached(&[Path::new("/nonexistent/layer")], None).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(error.to_string().contains("/nonexistent/layer"), "{error}");
-    }
-
-    #[test]
-    fn volumes_are_in_their_places() {
-        let dir = tempfile::tempdir().unwrap();
-        let make = |name: &str| {
-            let path = dir.path().join(name);
-            fs::create_dir_all(&path).unwrap();
-            path
-        };
-        let (lower, kept) = (make("lower"), make("kept"));
-        fs::create_dir(lower.join("app")).unwrap();
-        fs::write(kept.join("file"), "kept").unwrap();
-        let volume = |name: &str, lower: Vec<PathBuf>, target: &str| Mount::Overlay {
-            lower,
-            upper: make(&format!("{name}/upper")),
-            work: make(&format!("{name}/work")),
-            target: target.into(),
-        };
-        let mounts = [
-            volume("one", vec![kept.clone()], "/app/data"),
-            volume("two", Vec::new(), "/app/data/new"),
-        ];
-        let (upper, work) = (make("upper"), make("work"));
-        let parts = Parts {
-            lower: &[lower],
-            upper: &upper,
-            work: &work,
-            disk: None,
-            mounts: &mounts,
-        };
-        super::inside(&parts, |root| -> io::Result<()> {
-            let at = |path: &str| inside(&root, path);
-            assert_eq!(fs::read_to_string(at("app/data/file"))?, "kept");
-            fs::write(at("app/data/file"), "changed")?;
-            fs::write(at("app/data/new/file"), "in the second")?;
-            fs::write(at("app/file"), "in the root")
-        })
-        .unwrap()
-        .unwrap();
-        let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
-        assert_eq!(read("kept/file"), "kept");
-        assert_eq!(read("one/upper/file"), "changed");
-        assert_eq!(read("two/upper/file"), "in the second");
-        assert_eq!(read("upper/app/file"), "in the root");
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(!table.contains(dir.path().to_str().unwrap()), "{table}");
     }
 }

@@ -7,6 +7,7 @@ mod ahead;
 mod client;
 mod exec;
 mod launch;
+mod lock;
 mod process;
 pub(crate) mod protocol;
 mod restorer;
@@ -16,6 +17,7 @@ mod warden;
 pub use client::{ExecProcess, Spawner, Streams, Terminal};
 pub use process::run;
 
+use crate::exit::Exit;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -33,17 +35,6 @@ pub struct SpawnerConfig {
     /// The ids that containers get, a range each. `None`: no user namespaces, so that root in a container is the host's root, held by
     /// nothing but the other walls.
     pub ids: Option<crate::IdRanges>,
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Exit {
-    /// The exit code; 128 + n after signal n (Docker's convention).
-    pub code: i32,
-    /// The signal that ended it.
-    pub signal: Option<i32>,
-    /// Whether the cgroup's memory limit killed a process in it.
-    pub oom_killed: bool,
 }
 
 /// Why a process did not start.

@@ -12,7 +12,7 @@ use super::{
     leave_cgroups, leave_spawner, mounts,
 };
 use crate::cgroup::Cgroup;
-use crate::spawner::protocol::{Arrived, Frame, Inbox, Outbox, parse};
+use crate::frame::{Arrived, Frame, Inbox, Outbox, parse};
 use crate::spec::ProcessSpec;
 use crate::sys::{self, BpfInstruction};
 use crate::userns::UserNamespace;

@@ -2,12 +2,10 @@
 //!
 //! A small tmpfs, read-only once it is filled. Binds keep the host's paths or get others; nobody but the host's root has written what lies above them.
 
-use super::mounts::{
-    NODEV, NOEXEC, NOSUID, attach_new, become_root, leave_propagation, open_directory,
-    open_sources, put,
-};
+use super::mounts::{become_root, leave_propagation, open_sources, put};
 use super::rooted::{self, Kind};
 use super::{Failure, Step};
+use crate::mount::{NODEV, NOEXEC, NOSUID, attach_new, open_directory};
 use crate::spec::{Mount, Tmpfs};
 use crate::sys;
 use rustix::fs::{CWD, FileType, Mode, OFlags};

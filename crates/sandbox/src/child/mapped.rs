@@ -3,7 +3,7 @@
 //!
 //! Owns: mounts with mapped ids (mount_setattr(2), MOUNT_ATTR_IDMAP), made in the container's own mount namespace.
 
-use super::mounts::{attach, clone_of, open_directory};
+use crate::mount::{attach, clone_of, open_directory};
 use crate::sys;
 use rustix::fs::CWD;
 use std::collections::BTreeSet;

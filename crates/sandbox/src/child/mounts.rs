@@ -9,44 +9,17 @@ use super::stage::Stage;
 use super::{Failure, Mounted, Step};
 use crate::cgroup::Cgroup;
 use crate::disk;
+use crate::mount::{NODEV, NOEXEC, NOSUID, RDONLY, attach, clone_of, new_mount, open_directory};
 use crate::spec::{DiskMount, Mount, Tmpfs};
 use crate::userns::UserNamespace;
 use crate::weak::{self, Wall};
 use crate::{overlay, sys};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
-    fsopen, mount_change, move_mount, open_tree, unmount,
-};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-
-pub(super) const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
-pub(super) const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
-pub(super) const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
-const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
-
-/// Name, major, minor of the device nodes that every container has.
-const DEVICES: [(&str, u32, u32); 6] = [
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-];
-
-/// How many terminals (pty(7)) a container may have. All containers share the machine's number, some 3000 (kernel.pty.max less
-/// kernel.pty.reserve): one alone must not take them from the others.
-fn max_terminals() -> &'static str {
-    match weak::is_down(Wall::Terminals) {
-        true => "1000",
-        false => "256",
-    }
-}
 
 /// What a root is made of.
 pub(super) struct Parts<'a> {
@@ -205,7 +178,7 @@ fn directories<'a>(parts: &Parts<'a>) -> Vec<&'a Path> {
 }
 
 /// Another mount of the disk, with ids of its own.
-fn mount_disk(
+pub(crate) fn mount_disk(
     disk: &DiskMount,
     mounted: Option<BorrowedFd<'_>>,
     users: Option<&UserNamespace>,
@@ -221,7 +194,7 @@ fn mount_disk(
 }
 
 /// An overlay attached at `place`, or on top of `upper`: a directory that surely exists, and is covered only in this namespace.
-fn mount_root(
+pub(crate) fn mount_root(
     lower: &[PathBuf],
     upper: &Path,
     work: &Path,
@@ -244,193 +217,6 @@ fn mount_root(
         None => attach(root.as_fd(), open_directory(CWD, upper)?.as_fd())?,
     }
     Ok(root)
-}
-
-/// Only the files: the root with its volumes, in a mount namespace that the caller has made for it. Other mounts are left out.
-pub(crate) fn files_only(parts: &overlay::Parts<'_>) -> io::Result<OwnedFd> {
-    mount_change(
-        "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )?;
-    if let Some(disk) = parts.disk {
-        mount_disk(disk, None, None)?;
-    }
-    let root = mount_root(parts.lower, parts.upper, parts.work, None)?;
-    for volume in parts.mounts {
-        if let Mount::Overlay {
-            lower,
-            upper,
-            work,
-            target,
-        } = volume
-        {
-            let mount = mount_root(lower, upper, work, None)?;
-            put(root.as_fd(), mount.as_fd(), target)?;
-        }
-    }
-    Ok(root)
-}
-
-pub(super) fn open_directory(at: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::openat(
-        at,
-        path,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?)
-}
-
-pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    Ok(move_mount(mount, "", target, "", flags)?)
-}
-
-pub(super) fn attach_new(
-    kind: &str,
-    options: &[(&str, &str)],
-    attributes: MountAttrFlags,
-    target: BorrowedFd<'_>,
-) -> io::Result<OwnedFd> {
-    let mount = new_mount(kind, options, attributes)?;
-    attach(mount.as_fd(), target)?;
-    Ok(mount)
-}
-
-/// Attached nowhere.
-fn new_mount(
-    kind: &str,
-    options: &[(&str, &str)],
-    attributes: MountAttrFlags,
-) -> io::Result<OwnedFd> {
-    let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(fs.as_fd(), "source", kind)?;
-    for (key, value) in options {
-        if value.is_empty() {
-            fsconfig_set_flag(fs.as_fd(), *key)?;
-        } else {
-            fsconfig_set_string(fs.as_fd(), *key, *value)?;
-        }
-    }
-    fsconfig_create(fs.as_fd())?;
-    let attributes = match kind {
-        "sysfs" if weak::is_down(Wall::ReadOnlySys) => NOSUID,
-        _ => attributes,
-    };
-    Ok(fsmount(
-        fs.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        attributes,
-    )?)
-}
-
-/// A detached copy of what is at `path` below `at`; `path` may be empty.
-pub(super) fn clone_of(
-    at: BorrowedFd<'_>,
-    path: impl rustix::path::Arg,
-    recursive: bool,
-) -> rustix::io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    open_tree(at, path, flags)
-}
-
-/// `/proc`, `/sys` or `/dev` of the image, made if missing. A symbolic link in its place would put the mount elsewhere and leave the
-/// masks behind.
-pub(super) fn system_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure> {
-    match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755)) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(error) => return Err(error).step(|| format!("making /{name}")),
-    }
-    let mut flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    flags.set(OFlags::NOFOLLOW, !weak::is_down(Wall::Rooted));
-    rustix::fs::openat(root, name, flags, Mode::empty())
-        .step(|| format!("the image's /{name} must be a directory"))
-}
-
-/// /dev: a tmpfs where new device nodes do not work. The six that do are mounts of their own. `root` is the host's id of root inside.
-pub(super) fn devices(target: BorrowedFd<'_>, root: u32) -> io::Result<OwnedFd> {
-    let dev = attach_new(
-        "tmpfs",
-        &[("mode", "755"), ("size", "65536k")],
-        NOSUID,
-        target,
-    )?;
-    let at = dev.as_fd();
-    for (name, major, minor) in DEVICES {
-        let mode = Mode::from_raw_mode(0o666);
-        rustix::fs::mknodat(
-            at,
-            name,
-            FileType::CharacterDevice,
-            mode,
-            rustix::fs::makedev(major, minor),
-        )?;
-        let node = clone_of(at, name, false)?;
-        move_mount(
-            node.as_fd(),
-            "",
-            at,
-            name,
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-        )?;
-    }
-    for (link, to) in [
-        ("fd", "/proc/self/fd"),
-        ("stdin", "/proc/self/fd/0"),
-        ("stdout", "/proc/self/fd/1"),
-        ("stderr", "/proc/self/fd/2"),
-        ("ptmx", "pts/ptmx"),
-    ] {
-        rustix::fs::symlinkat(to, at, link)?;
-    }
-    for name in ["pts", "shm", "mqueue"] {
-        rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755))?;
-    }
-    // Only this mount, not the nodes mounted on it.
-    sys::set_mount_attributes(at, libc::MOUNT_ATTR_NODEV, false)?;
-    terminals(open_directory(at, Path::new("pts"))?.as_fd(), root)?;
-    let shm = [("mode", "1777"), ("size", "65536k")];
-    attach_new(
-        "tmpfs",
-        &shm,
-        NOSUID | NODEV | NOEXEC,
-        open_directory(at, Path::new("shm"))?.as_fd(),
-    )?;
-    match attach_new(
-        "mqueue",
-        &[],
-        NOSUID | NODEV | NOEXEC,
-        open_directory(at, Path::new("mqueue"))?.as_fd(),
-    ) {
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {} // A kernel without POSIX message queues.
-        other => drop(other?),
-    }
-    Ok(dev)
-}
-
-/// devpts of its own, for terminals. `root` as in [`devices`].
-pub(super) fn terminals(target: BorrowedFd<'_>, root: u32) -> io::Result<()> {
-    let tty_group = (root + 5).to_string();
-    let pts = [
-        ("newinstance", ""),
-        ("ptmxmode", "0666"),
-        ("mode", "0620"),
-        ("gid", &tty_group),
-        ("max", max_terminals()),
-    ];
-    let pts = attach_new("devpts", &pts, NOSUID | NOEXEC, target)?;
-    let owner = (Uid::from_raw(root), Gid::from_raw(root));
-    rustix::fs::chownat(&pts, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
-    Ok(())
-}
-
-/// /sys of the network namespace that this thread is in, attached nowhere.
-pub(crate) fn system_files() -> io::Result<OwnedFd> {
-    new_mount("sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY)
 }
 
 /// What the request's own mounts show of the host, by position; opened while the host's paths still lead there.
@@ -565,7 +351,7 @@ pub(super) fn make_root_read_only() -> Result<(), Failure> {
 }
 
 /// Attaches `mount` at `target` inside the root; the target is made as a file or a directory, like the source.
-pub(super) fn put(root: BorrowedFd<'_>, mount: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
+pub(crate) fn put(root: BorrowedFd<'_>, mount: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
     let stat = rustix::fs::statat(mount, "", AtFlags::EMPTY_PATH)?;
     let kind = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         Kind::Directory

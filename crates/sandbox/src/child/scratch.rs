@@ -3,7 +3,7 @@
 //! Owns: one tmpfs for all of it, since each further one is a super block to make and to end. Must not: be reachable as a whole; only single files and
 //! read-only directories of it are attached inside.
 
-use super::mounts::{NODEV, NOEXEC, NOSUID, attach_new, clone_of, open_directory};
+use crate::mount::{NODEV, NOEXEC, NOSUID, attach_new, clone_of, open_directory};
 use crate::spec::Mount;
 use crate::sys;
 use rustix::fs::{CWD, Mode, OFlags};

@@ -3,15 +3,18 @@
 //! Owns: these mounts, attached where only their mount namespace sees them, until they move to their places in the root.
 //! Must not: look at the image, or at anything that differs between containers but the cgroup and the range of ids.
 
-use super::covers::{self, Cover};
-use super::mounts::{self, NODEV, NOEXEC, NOSUID, attach, attach_new, clone_of, open_directory};
+mod covers;
+
 use super::scratch::Scratch;
-use super::{Failure, Step};
+use super::{Failure, Step, devices};
 use crate::cgroup::Cgroup;
+use crate::mount::{self, NODEV, NOEXEC, NOSUID, attach, attach_new, clone_of, open_directory};
 use crate::spec::Mount;
 use crate::sys;
 use crate::weak::{self, Wall};
-use rustix::fs::{CWD, Mode};
+use covers::Cover;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -44,7 +47,7 @@ impl Stage {
             .and_then(|at| attach_new("proc", &[], NOSUID | NODEV | NOEXEC, at.as_fd()))
             .step(|| "mounting /proc".to_owned())?;
         let dev = place("dev")
-            .and_then(|at| mounts::devices(at.as_fd(), root))
+            .and_then(|at| devices::devices(at.as_fd(), root))
             .step(|| "mounting /dev".to_owned())?;
         let cgroups = show(views, &scratch).step(|| "showing the cgroups".to_owned())?;
         let empty = empty(&scratch).step(|| "making an empty directory".to_owned())?;
@@ -102,15 +105,15 @@ impl Stage {
         sys: Option<BorrowedFd<'_>>,
     ) -> Result<(), Failure> {
         for (name, mount) in [("proc", &self.proc), ("dev", &self.dev)] {
-            let place = mounts::system_directory(root, name)?;
+            let place = system_directory(root, name)?;
             attach(mount.as_fd(), place.as_fd()).step(|| format!("mounting /{name}"))?;
         }
-        let place = mounts::system_directory(root, "sys")?;
+        let place = system_directory(root, "sys")?;
         let new;
         let sys = match sys.filter(|_| !weak::is_down(Wall::ReadOnlySys)) {
             Some(sys) => sys,
             None => {
-                new = mounts::system_files().step(|| "mounting /sys".to_owned())?;
+                new = mount::system_files().step(|| "mounting /sys".to_owned())?;
                 new.as_fd()
             }
         };
@@ -167,4 +170,17 @@ impl Scratch {
         rustix::fs::mkdirat(self.as_fd(), name, Mode::from_raw_mode(0o755))?;
         open_directory(self.as_fd(), Path::new(name))
     }
+}
+
+/// `/proc`, `/sys` or `/dev` of the image, made if missing. A symbolic link in its place would put the mount elsewhere and leave the
+/// masks behind.
+pub(super) fn system_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure> {
+    match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error).step(|| format!("making /{name}")),
+    }
+    let mut flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    flags.set(OFlags::NOFOLLOW, !weak::is_down(Wall::Rooted));
+    rustix::fs::openat(root, name, flags, Mode::empty())
+        .step(|| format!("the image's /{name} must be a directory"))
 }

@@ -84,7 +84,7 @@ pub fn tcp_sockets(v4: usize, v6: usize) -> io::Result<UnconnectedSockets> {
 /// # Errors
 /// Those of fsopen(2) and fsmount(2); no CAP_SYS_ADMIN.
 pub fn system_files() -> io::Result<OwnedFd> {
-    crate::child::mounts::system_files()
+    crate::mount::system_files()
 }
 
 /// An IPv6 socket that serves IPv4 too; `None` if the kernel has no IPv6, or it is switched off.

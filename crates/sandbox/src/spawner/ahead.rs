@@ -115,7 +115,7 @@ impl Pool {
         let Some(netns) = given.netns.as_ref().filter(|_| useful) else {
             return Ok(None);
         };
-        let (child_stdin, stdin) = stdin(spec)?;
+        let (child_stdin, stdin) = launch::stdin(spec)?;
         let copy = |fd: &Option<OwnedFd>| fd.as_ref().map(OwnedFd::try_clone).transpose();
         let order = Given {
             netns: netns.try_clone()?,
@@ -267,15 +267,6 @@ fn missing(held: &Limits, limits: &Limits) -> Option<Limits> {
         }
     }
     Some(limits)
-}
-
-/// The pipe of standard input, if it is to be one: the process's end, and the other.
-pub(super) fn stdin(spec: &ProcessSpec) -> io::Result<(Option<OwnedFd>, Option<OwnedFd>)> {
-    if !spec.stdin_pipe {
-        return Ok((None, None));
-    }
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-    Ok((Some(read), Some(write)))
 }
 
 fn make(manager: &mut Manager, walls: &mut Walls, held: Limits) -> io::Result<Waiting> {

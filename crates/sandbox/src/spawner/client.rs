@@ -8,13 +8,11 @@ mod exec;
 pub use exec::{ExecProcess, Streams, Terminal};
 
 use super::process::READY;
-use super::protocol::{
-    Arrived, Frame, Inbox, Lost as LostInTransit, Message, Outbox, ReplyBody, Request, RequestBody,
-    VERSION, parse,
-};
+use super::protocol::{Message, ReplyBody, Request, RequestBody, VERSION};
 use super::{Exit, Process, SpawnError, SpawnerConfig, Survivor};
 use crate::IdRanges;
 use crate::cgroup::Usage;
+use crate::frame::{Arrived, Frame, Inbox, Lost as LostInTransit, Outbox, parse};
 use crate::spec::{ProcessSpec, SpawnFds};
 use std::collections::{HashMap, HashSet};
 use std::io;

@@ -1,6 +1,6 @@
 //! Starting one process: check the request, make pipes, take a cgroup and a user namespace, clone.
 
-use super::{ahead, restorer};
+use super::restorer;
 use crate::cgroup::{Cgroup, Manager};
 use crate::child::{self, Image, Mounted, Place, Plan, Program};
 use crate::process_image;
@@ -121,7 +121,7 @@ pub(super) fn launch(
 ) -> io::Result<Launched> {
     let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
     let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
-    let (child_stdin, stdin) = ahead::stdin(spec)?;
+    let (child_stdin, stdin) = stdin(spec)?;
     let (report, child_report) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&report, true)?;
     let gate = given.image.as_ref().map(|_| pipe_with(PipeFlags::CLOEXEC));
@@ -209,6 +209,15 @@ pub(super) fn launch(
             Err(error)
         }
     }
+}
+
+/// The pipe of standard input, if it is to be one: the process's end, and the other.
+pub(super) fn stdin(spec: &ProcessSpec) -> io::Result<(Option<OwnedFd>, Option<OwnedFd>)> {
+    if !spec.stdin_pipe {
+        return Ok((None, None));
+    }
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((Some(read), Some(write)))
 }
 
 /// What comes with the clone.

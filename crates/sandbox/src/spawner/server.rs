@@ -16,11 +16,12 @@ mod processes;
 mod runsc;
 
 use super::launch::Walls;
-use super::protocol::{Inbox, Outbox, ReplyBody};
+use super::protocol::ReplyBody;
 use super::warden::Warden;
 use super::{Exit, ahead};
 use crate::cgroup::{Cgroup, Manager, Usage};
 use crate::child::class::IsolationClass;
+use crate::frame::{Inbox, Outbox};
 use crate::spec::Capabilities;
 use crate::userns::{Pool, UserNamespace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -378,5 +379,11 @@ impl Server {
         for id in ids {
             self.kill(&id);
         }
+    }
+}
+
+fn no_such(id: &str) -> ReplyBody {
+    ReplyBody::Failed {
+        message: format!("there is no process {id}"),
     }
 }

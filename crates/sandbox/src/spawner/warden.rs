@@ -13,7 +13,7 @@
 //! ```
 //! A warden that is killed is replaced by the spawner.
 
-use super::process::{Lock, let_go_of_streams};
+use super::lock::{Lock, let_go_of_streams};
 use crate::cgroup::Manager;
 use crate::sys;
 use rustix::io::Errno;

@@ -2,13 +2,12 @@
 //!
 //! Owns: the outer root with the container's inside, and the way to the identity in it. Must not: know which kernel it is.
 
-use crate::child::mounts::{
-    Inside, NODEV, NOEXEC, NOSUID, Parts, attach, attach_new, become_root, clone_of, extra_mounts,
-    open_directory, open_files, system_directory,
-};
+use crate::child::mounts::{Inside, Parts, become_root, extra_mounts, open_files};
 use crate::child::scratch::Scratch;
+use crate::child::stage::system_directory;
 use crate::child::{Failure, Step, caps};
 use crate::microvm::ROOTFS;
+use crate::mount::{NODEV, NOEXEC, NOSUID, attach, attach_new, clone_of, open_directory};
 use crate::sys;
 use crate::userns::UserNamespace;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};

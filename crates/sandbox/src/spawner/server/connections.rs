@@ -1,11 +1,9 @@
 //! Connections: at most one daemon, and at most one newcomer that has not said Hello yet.
 
-use super::processes::no_such;
-use super::{Connection, Entry, Outcome, Requester, Server, State};
+use super::{Connection, Entry, Outcome, Requester, Server, State, no_such};
+use crate::frame::{Arrived, Frame, Inbox, Lost, Outbox, parse};
 use crate::spawner::launch::Given;
-use crate::spawner::protocol::{
-    Arrived, Frame, Inbox, Lost, Message, Outbox, ReplyBody, Request, RequestBody, VERSION, parse,
-};
+use crate::spawner::protocol::{Message, ReplyBody, Request, RequestBody, VERSION};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};

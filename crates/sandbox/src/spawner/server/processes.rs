@@ -1,7 +1,7 @@
 //! Processes: from the request to the end of the last one in the cgroup.
 
 use super::connections::is_connected;
-use super::{DRAIN_TICK, Entry, Outcome, Requester, Server, State};
+use super::{DRAIN_TICK, Entry, Outcome, Requester, Server, State, no_such};
 use crate::child::MAX_REPORT;
 use crate::child::class::{SignalRoute, SignalTarget};
 use crate::exhaustion;
@@ -471,11 +471,5 @@ pub(super) fn failure(id: &str, error: &io::Error) -> ReplyBody {
         None => ReplyBody::Failed {
             message: format!("starting process {id}: {error}"),
         },
-    }
-}
-
-pub(super) fn no_such(id: &str) -> ReplyBody {
-    ReplyBody::Failed {
-        message: format!("there is no process {id}"),
     }
 }

@@ -6,7 +6,9 @@
 
 use super::{BUNDLE, Failure, STATE, Step};
 use crate::child::class::outer::{Outer, of_host};
-use crate::child::mounts::{Parts, attach, clone_of, terminals};
+use crate::child::devices::terminals;
+use crate::child::mounts::Parts;
+use crate::mount::{attach, clone_of};
 use crate::sys;
 use crate::userns::UserNamespace;
 use rustix::fs::{CWD, Mode, OFlags};

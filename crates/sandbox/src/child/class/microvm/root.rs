@@ -7,8 +7,10 @@
 
 use super::{AGENT, Failure, Step};
 use crate::child::class::outer::{Outer, of_host};
-use crate::child::mounts::{NOSUID, Parts, attach, attach_new, clone_of, terminals};
+use crate::child::devices::terminals;
+use crate::child::mounts::Parts;
 use crate::microvm::{INITRD, KERNEL, QEMU, STATE, VIRTIOFSD};
+use crate::mount::{NOSUID, attach, attach_new, clone_of};
 use crate::spec::Machine;
 use crate::sys;
 use crate::userns::UserNamespace;

@@ -2,9 +2,9 @@
 //!
 //! Owns: the list, and the mounts that cover. Must not: mount /proc and /sys themselves.
 
-use super::mounts::{attach, clone_of};
-use super::stage::Stage;
+use super::Stage;
 use super::{Failure, Step};
+use crate::mount::{attach, clone_of};
 use crate::sys;
 use crate::weak::{self, Wall};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};

@@ -6,7 +6,7 @@ use crate::preload::{self, Preloads};
 use crate::record::{Fixed, Progress, Record};
 use crate::{
     Create, EngineError, FromSnapshot, Isolation, Shared, blocking, files, insert, isolation,
-    merge, now_ms, standby,
+    merge, standby,
 };
 use std::fs::Permissions;
 use std::io;
@@ -72,7 +72,7 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
     let generation = shared
         .table()
         .last_generation(&request.owner, &request.name);
-    let mut fixed = fixed(
+    let mut fixed = Fixed::new(
         request.clone(),
         &image,
         lower,
@@ -157,51 +157,6 @@ fn make_writable(dir: &Path) -> io::Result<()> {
     // It is the container's `/`, also for its unprivileged users, whatever the daemon's umask is.
     std::fs::set_permissions(&upper, Permissions::from_mode(0o755))?;
     std::fs::create_dir(dir.join("work"))
-}
-
-/// What never changes of the instance `id` that a request makes.
-pub(crate) fn fixed(
-    request: Create,
-    image: &wharf_image::Image,
-    lower: Vec<PathBuf>,
-    merged: merge::Merged,
-    id: String,
-    isolation: Isolation,
-    device: Option<PathBuf>,
-) -> Fixed {
-    let layers = image.layers.iter();
-    Fixed {
-        id,
-        owner: request.owner,
-        name: request.name,
-        image: request.image,
-        image_id: image.id.as_str().to_owned(),
-        diff_ids: layers
-            .map(|layer| layer.diff_id.as_str().to_owned())
-            .collect(),
-        lower,
-        snapshot: request.snapshot.map(|snapshot| snapshot.files),
-        volumes: request.volumes,
-        application: request.application,
-        argv: merged.argv,
-        env: merged.env,
-        user: merged.user,
-        working_dir: merged.working_dir,
-        stop_signal: merged.stop_signal,
-        labels: merged.labels,
-        limits: request.limits,
-        device,
-        start_token: request.start.token,
-        hard_timeout_ms: request.start.hard_timeout_ms,
-        own_network: request.own_network,
-        auto_remove: request.auto_remove,
-        isolation,
-        no_new_privileges: request.no_new_privileges,
-        surroundings: request.surroundings,
-        preload: None,
-        handed: None,
-        created_ms: now_ms(),
-    }
 }
 
 /// The class, if this machine can give it.

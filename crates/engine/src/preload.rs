@@ -12,9 +12,9 @@
 
 mod make;
 
-use crate::record::Fixed;
+use crate::record::{Fixed, PreloadKey};
 use crate::{Create, Shared, merge};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -31,17 +31,10 @@ const MAX_ENTRIES: usize = 256;
 /// Modules in one label.
 const MAX_MODULES: usize = 64;
 
-/// What an interpreter was made with: a start that differs in any of it begins by itself.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(crate) struct Key {
-    pub(crate) image_id: String,
-    pub(crate) user: String,
-}
-
 /// All that is needed to make one.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
-    pub(crate) key: Key,
+    pub(crate) key: PreloadKey,
     /// The image's name, for people.
     pub(crate) reference: String,
     /// Whose instances it is for; of one application there is one once it has been rolled out.
@@ -99,7 +92,7 @@ struct Entry {
 pub(crate) struct Preloads {
     /// Most that are kept; 0: none is made.
     most: usize,
-    entries: Mutex<BTreeMap<Key, Entry>>,
+    entries: Mutex<BTreeMap<PreloadKey, Entry>>,
     /// One is made at a time.
     maker: tokio::sync::Semaphore,
 }
@@ -113,7 +106,7 @@ impl Preloads {
         }
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<PreloadKey, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -189,7 +182,7 @@ impl Preloads {
         });
     }
 
-    fn made(&self, key: &Key, made: Result<ProcessImage, String>, now: Instant) {
+    fn made(&self, key: &PreloadKey, made: Result<ProcessImage, String>, now: Instant) {
         let mut entries = self.entries();
         // Gone meanwhile: its application has another image.
         let Some(entry) = entries.get_mut(key) else {
@@ -287,7 +280,7 @@ impl Preloads {
 
     pub(crate) fn list(&self) -> Vec<Preload> {
         let entries = self.entries();
-        let one = |(key, entry): (&Key, &Entry)| Preload {
+        let one = |(key, entry): (&PreloadKey, &Entry)| Preload {
             image: entry.reference.clone(),
             image_id: key.image_id.clone(),
             modules: entry.modules.clone(),
@@ -353,13 +346,13 @@ pub(crate) fn plan(
     lower: &[PathBuf],
     request: &Create,
     merged: &merge::Merged,
-) -> Option<(Result<Key, String>, Option<Wanted>)> {
+) -> Option<(Result<PreloadKey, String>, Option<Wanted>)> {
     let text = image.labels.get(LABEL)?;
     let modules = match modules(text) {
         Ok(modules) => modules,
         Err(reason) => return Some((Err(reason), None)),
     };
-    let key = Key {
+    let key = PreloadKey {
         image_id: image_id.to_owned(),
         user: merged.user.clone(),
     };
@@ -398,7 +391,7 @@ pub(crate) fn expected(
     let or_empty = |text: &Option<String>| text.clone().unwrap_or_default();
     let working_dir = or_empty(&defaults.working_dir);
     Some(Wanted {
-        key: Key {
+        key: PreloadKey {
             image_id: image.id.as_str().to_owned(),
             user: or_empty(&defaults.user),
         },
@@ -485,7 +478,7 @@ mod tests {
 
     fn wanted(reference: &str, image_id: &str) -> Wanted {
         Wanted {
-            key: Key {
+            key: PreloadKey {
                 image_id: image_id.to_owned(),
                 user: String::new(),
             },

@@ -2,6 +2,7 @@
 
 use crate::Owner;
 use crate::lifecycle::EndedBy;
+use crate::merge::Merged;
 use rustix::fs::{CWD, RenameFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -18,6 +19,13 @@ pub(crate) const FILE: &str = "instance.json";
 pub(crate) const WRITTEN: &str = "instance.json.new";
 /// Begins each label of this crate.
 const LABEL_KIND: &str = "instance:";
+
+/// What an interpreter was made with: a start that differs in any of it begins by itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct PreloadKey {
+    pub(crate) image_id: String,
+    pub(crate) user: String,
+}
 
 /// What never changes after create.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,7 +59,7 @@ pub(crate) struct Fixed {
     pub(crate) hard_timeout_ms: Option<u64>,
     /// Which imports done ahead its first start may begin from, or why none; `None`: its image asks for none.
     #[serde(default)]
-    pub(crate) preload: Option<Result<crate::preload::Key, String>>,
+    pub(crate) preload: Option<Result<PreloadKey, String>>,
     #[serde(default)]
     pub(crate) own_network: crate::OwnNetwork,
     #[serde(default)]
@@ -80,6 +88,51 @@ pub(crate) struct Handed {
 }
 
 impl Fixed {
+    /// The instance `id` that a request makes.
+    pub(crate) fn new(
+        request: crate::Create,
+        image: &wharf_image::Image,
+        lower: Vec<PathBuf>,
+        merged: Merged,
+        id: String,
+        isolation: crate::Isolation,
+        device: Option<PathBuf>,
+    ) -> Self {
+        let layers = image.layers.iter();
+        Self {
+            id,
+            owner: request.owner,
+            name: request.name,
+            image: request.image,
+            image_id: image.id.as_str().to_owned(),
+            diff_ids: layers
+                .map(|layer| layer.diff_id.as_str().to_owned())
+                .collect(),
+            lower,
+            snapshot: request.snapshot.map(|snapshot| snapshot.files),
+            volumes: request.volumes,
+            application: request.application,
+            argv: merged.argv,
+            env: merged.env,
+            user: merged.user,
+            working_dir: merged.working_dir,
+            stop_signal: merged.stop_signal,
+            labels: merged.labels,
+            limits: request.limits,
+            device,
+            start_token: request.start.token,
+            hard_timeout_ms: request.start.hard_timeout_ms,
+            own_network: request.own_network,
+            auto_remove: request.auto_remove,
+            isolation,
+            no_new_privileges: request.no_new_privileges,
+            surroundings: request.surroundings,
+            preload: None,
+            handed: None,
+            created_ms: crate::now_ms(),
+        }
+    }
+
     /// As asked for; else Docker's rule: the first twelve digits of the id.
     pub(crate) fn hostname(&self) -> &str {
         let asked = self.surroundings.hostname.as_deref();

@@ -11,7 +11,7 @@
 use crate::instance::{Ask, Handle, NewLife};
 use crate::lifecycle::{Answer, EndedBy, State};
 use crate::record::{Fixed, Handed};
-use crate::{Create, Engine, EngineError, Isolation, Owner, Shared, create, merge};
+use crate::{Create, Engine, EngineError, Isolation, Owner, Shared, merge};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -233,7 +233,7 @@ pub(crate) async fn hand_over(
     let asked = |ready: &Handle| -> Result<Fixed, EngineError> {
         let defaults = merge::ImageDefaults::of(&image.config);
         let merged = merge::merge(&defaults, request, ready.fixed.hostname())?;
-        Ok(create::fixed(
+        Ok(Fixed::new(
             request.clone(),
             image,
             lower.to_vec(),

@@ -10,7 +10,7 @@
 //! | none | the operator's | kept; one that ran when the spawner died has exit code 255, as with Docker |
 
 use crate::directories::GONE_PREFIX;
-use crate::disks::Lent;
+use crate::disks::DiskLease;
 use crate::instance::{Ask, Handle, Instance, unseen_exit};
 use crate::lifecycle::{EndedBy, State};
 use crate::record::{Label, Record};
@@ -76,7 +76,7 @@ async fn adopt_process(shared: &Arc<Shared>, survivor: Survivor) -> Option<Strin
     let read = Label::decode(&label).and_then(|label| {
         let dir = shared.config.dir.join(&label.id);
         let record = Record::read(&dir).ok()?;
-        (record.fixed.id == label.id).then_some((label, dir, record))
+        (record.spec.id == label.id).then_some((label, dir, record))
     });
     let Some((label, dir, mut record)) = read else {
         tracing::warn!(
@@ -88,36 +88,36 @@ async fn adopt_process(shared: &Arc<Shared>, survivor: Survivor) -> Option<Strin
     };
     let id = label.id.clone();
     let mut label = label;
-    let handed = record.fixed.handed.as_ref();
-    if let Owner::Standby(_) = record.fixed.owner {
+    let handover = record.spec.handover.as_ref();
+    if let Owner::Standby(_) = record.spec.owner {
         tracing::info!(instance = id, "started ahead by an earlier daemon: ended");
         end(shared, &process_id).await;
         return None;
-    } else if let Some(handed) = handed.filter(|handed| handed.process == process_id) {
+    } else if let Some(handover) = handover.filter(|it| it.process == process_id) {
         // Its label is that of the instance which it was before.
-        let Some(started_ms) = record.progress.started_ms else {
+        let Some(started_ms) = record.status.started_ms else {
             tracing::info!(instance = id, "handed over and not started: ended");
             end(shared, &process_id).await;
             return None;
         };
-        label.generation = handed.generation;
+        label.generation = handover.generation;
         label.started_ms = started_ms;
-        label.ingress = handed.ingress;
+        label.ingress = handover.ingress;
     }
     // The label is written with each start, the record a little later.
-    record.progress.generation = label.generation;
-    record.progress.started_ms = Some(label.started_ms);
-    let limit = record.fixed.limits.disk_bytes;
+    record.status.generation = label.generation;
+    record.status.started_ms = Some(label.started_ms);
+    let limit = record.spec.limits.disk_bytes;
     let disk = disk
-        .zip(record.fixed.device.clone().zip(limit))
-        .map(|(mount, (device, bytes))| shared.disks.lend(bytes, Disk::from_mount(mount, device)));
+        .zip(record.spec.device.clone().zip(limit))
+        .map(|(mount, (device, bytes))| shared.disks.lease(bytes, Disk::from_mount(mount, device)));
     let handle = match exit {
         Some(exit) => adopt_ended(shared, &dir, record, process, exit, disk).await,
         None => adopt_running(shared, &dir, record, process, &label, disk).await,
     };
     match handle {
         Ok(handle) => {
-            if exit.is_none() && handle.fixed.owner != Owner::Operator {
+            if exit.is_none() && handle.spec.owner != Owner::Operator {
                 reap_if_forgotten(handle, shared.config.adopt_idle_ms);
             }
             Some(id)
@@ -136,19 +136,19 @@ async fn adopt_ended(
     mut record: Record,
     process: Process,
     exit: Exit,
-    disk: Option<Lent>,
+    disk: Option<DiskLease>,
 ) -> Result<Arc<Handle>, EngineError> {
     let writer = log::Writer::new(dir, shared.config.log_bytes, watch::Sender::default());
     let rest = log::pump(writer, process.stdout, process.stderr);
     // Also without the end of the pipes what they hold has been read by then.
     let _ = tokio::time::timeout(LEFT_OUTPUT, rest).await;
-    record.progress.exit = Some(exit);
+    record.status.exit = Some(exit);
     // Nobody else could reach it, except for what was begun before.
-    record.progress.ended_by = match exit.oom_killed {
+    record.status.ended_by = match exit.oom_killed {
         true => Some(EndedBy::OutOfMemory),
-        false => record.progress.ended_by.or(Some(EndedBy::Itself)),
+        false => record.status.ended_by.or(Some(EndedBy::Itself)),
     };
-    record.progress.finished_ms.get_or_insert_with(now_ms);
+    record.status.finished_ms.get_or_insert_with(now_ms);
     record
         .write(dir)
         .map_err(|error| EngineError::Internal(format!("{}: {error}", dir.display())))?;
@@ -174,13 +174,13 @@ async fn adopt_running(
     mut record: Record,
     process: Process,
     label: &Label,
-    disk: Option<Lent>,
+    disk: Option<DiskLease>,
 ) -> Result<Arc<Handle>, EngineError> {
-    record.progress.exit = None;
-    record.progress.ended_by = None;
-    record.progress.finished_ms = None;
+    record.status.exit = None;
+    record.status.ended_by = None;
+    record.status.finished_ms = None;
     let networks = &shared.networks;
-    let ingress = match record.fixed.owner {
+    let ingress = match record.spec.owner {
         Owner::Operator => label.ingress,
         // It was in the network of a workerd that has ended; the next one claims it.
         Owner::Script(_) | Owner::Standby(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -190,14 +190,14 @@ async fn adopt_running(
     let age_ms = now_ms().saturating_sub(label.started_ms);
     let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
     let now = Instant::now();
-    network.limit_bandwidth(shared.config.bandwidth(&record.fixed.limits));
+    network.limit_bandwidth(shared.config.bandwidth(&record.spec.limits));
     network.set_target(wharf_net::Target::Running(
         now.checked_sub(age).unwrap_or(now),
     ));
-    let published = match record.fixed.own_network.apply(&network).await {
+    let published = match record.spec.own_network.apply(&network).await {
         Ok(published) => published,
         Err(error) => {
-            tracing::warn!(name = record.fixed.name, %error, "a port of an adopted container is not published");
+            tracing::warn!(name = record.spec.name, %error, "a port of an adopted container is not published");
             Vec::new()
         }
     };
@@ -231,20 +231,15 @@ async fn end(shared: &Shared, process_id: &str) {
 /// (`setInactivityTimeout()`), or else the engine's.
 pub(crate) fn reap_if_forgotten(handle: Arc<Handle>, idle_ms: u64) {
     let seen = handle.touch();
-    let idle_ms = handle
-        .view
-        .borrow()
-        .progress
-        .inactivity_ms
-        .unwrap_or(idle_ms);
+    let idle_ms = handle.view.borrow().status.inactivity_ms.unwrap_or(idle_ms);
     tokio::spawn(async move {
         tokio::time::sleep(Duration::from_millis(idle_ms)).await;
         if handle.touches() != seen {
             return;
         }
         tracing::info!(
-            instance = handle.fixed.id,
-            name = handle.fixed.name,
+            instance = handle.spec.id,
+            name = handle.spec.name,
             idle_ms,
             "its object has not woken: removed"
         );
@@ -265,21 +260,21 @@ fn adopt_directory(shared: &Arc<Shared>, dir: &Path) {
             |error| tracing::warn!(dir = %dir.display(), %error, "no readable record: removed"),
         )
         .ok()
-        .filter(|record| record.fixed.owner == Owner::Operator && dir.ends_with(&record.fixed.id));
+        .filter(|record| record.spec.owner == Owner::Operator && dir.ends_with(&record.spec.id));
     let Some(mut record) = record else {
         return shared.directories.discard(dir, false);
     };
-    let progress = &mut record.progress;
-    if progress.started_ms.is_some() && progress.exit.is_none() {
-        progress.exit = Some(unseen_exit());
-        progress.ended_by = Some(EndedBy::Unseen);
-        progress.finished_ms = Some(now_ms());
-        progress.error = Some("the machine or the spawner ended while it ran".to_owned());
+    let status = &mut record.status;
+    if status.started_ms.is_some() && status.exit.is_none() {
+        status.exit = Some(unseen_exit());
+        status.ended_by = Some(EndedBy::Unseen);
+        status.finished_ms = Some(now_ms());
+        status.error = Some("the machine or the spawner ended while it ran".to_owned());
         if let Err(error) = record.write(dir) {
             tracing::warn!(dir = %dir.display(), %error, "instance.json not written");
         }
     }
-    let state = record.progress.exit.map_or(State::Created, State::Exited);
+    let state = record.status.exit.map_or(State::Created, State::Exited);
     let instance = Instance::new(
         shared.clone(),
         record,

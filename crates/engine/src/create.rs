@@ -3,7 +3,7 @@
 use crate::instance::Instance;
 use crate::lifecycle::State;
 use crate::preload::{self, Preloads};
-use crate::record::{Fixed, Progress, Record};
+use crate::record::{InstanceSpec, InstanceStatus, Record};
 use crate::{
     Create, EngineError, FromSnapshot, Isolation, Shared, blocking, files, insert, isolation,
     merge, standby,
@@ -72,7 +72,7 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
     let generation = shared
         .table()
         .last_generation(&request.owner, &request.name);
-    let mut fixed = Fixed::new(
+    let mut spec = InstanceSpec::new(
         request.clone(),
         &image,
         lower,
@@ -81,22 +81,22 @@ pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<Stri
         isolation,
         opened.map(|disk| disk.device().to_owned()),
     );
-    fixed.preload = preload;
+    spec.preload = preload;
     let record = Record {
-        fixed: Arc::new(fixed),
-        progress: Progress {
+        spec: Arc::new(spec),
+        status: InstanceStatus {
             generation,
             object_labels: request.start.labels,
-            ..Progress::default()
+            ..InstanceStatus::default()
         },
     };
     let made = shared
         .directories
         .make(&record, disk.is_some(), |dir| match opened {
             // `upper` and `work` are there.
-            Some(disk) => files::make_volumes(&record.fixed.volumes, &disk.path()),
+            Some(disk) => files::make_volumes(&record.spec.volumes, &disk.path()),
             None => {
-                make_writable(dir).and_then(|()| files::make_volumes(&record.fixed.volumes, dir))
+                make_writable(dir).and_then(|()| files::make_volumes(&record.spec.volumes, dir))
             }
         });
     let dir = made.map_err(|error| {

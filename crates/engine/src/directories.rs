@@ -12,7 +12,7 @@
 //! Directories of instances with a disk hold next to nothing, and are used again: on a file system without a journal (as ext4 can be) every new file
 //! looks through all that were removed in the last seconds, which at some hundred starts a second is most of what a start costs.
 
-use crate::later::Later;
+use crate::cleanup::Cleanup;
 use crate::log;
 use crate::record::{self, Record};
 use std::ffi::OsString;
@@ -33,14 +33,14 @@ pub(crate) struct Directories {
     dir: PathBuf,
     spare: Mutex<Vec<PathBuf>>,
     next: AtomicU64,
-    later: Arc<Later>,
+    cleanup: Arc<Cleanup>,
 }
 
 impl Directories {
     /// In `dir`, which exists or will.
-    pub(crate) fn new(dir: &Path, later: Arc<Later>) -> Directories {
+    pub(crate) fn new(dir: &Path, cleanup: Arc<Cleanup>) -> Directories {
         Directories {
-            later,
+            cleanup,
             dir: dir.to_owned(),
             spare: Mutex::default(),
             next: AtomicU64::new(0),
@@ -60,7 +60,7 @@ impl Directories {
         let spare = has_disk.then(|| self.spare().pop()).flatten();
         let is_new = spare.is_none();
         let hidden = spare.unwrap_or_else(|| self.unused("new"));
-        let place = self.dir.join(&record.fixed.id);
+        let place = self.dir.join(&record.spec.id);
         let made = || {
             if is_new {
                 std::fs::create_dir(&hidden)?;
@@ -90,7 +90,7 @@ impl Directories {
             return;
         }
         let directories = self.clone();
-        self.later.add(move || {
+        self.cleanup.add(move || {
             if !(has_disk && directories.keep(&hidden)) {
                 remove(&hidden);
             }

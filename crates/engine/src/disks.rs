@@ -9,7 +9,7 @@
 //! Making a disk takes some 10 ms, handing one out nothing. What was handed out is made anew in the background, but not at once: a start has just
 //! taken it, and is more urgent. A disk whose instance is gone is emptied and handed out again, which costs a tenth of a new one.
 
-use crate::later::Later;
+use crate::cleanup::Cleanup;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ pub(crate) struct Disks {
     /// Why there are none.
     unsupported: Option<String>,
     shelves: Mutex<HashMap<u64, Arc<Shelf>>>,
-    later: Arc<Later>,
+    cleanup: Arc<Cleanup>,
 }
 
 /// Of one size.
@@ -52,7 +52,7 @@ struct State {
 
 /// A disk that an instance has, and whoever looks at its files.
 #[derive(Debug)]
-pub(crate) struct Lent {
+pub(crate) struct DiskLease {
     /// Always there, but in the end.
     disk: Option<Disk>,
     bytes: u64,
@@ -60,7 +60,7 @@ pub(crate) struct Lent {
     is_free: AtomicBool,
 }
 
-impl Lent {
+impl DiskLease {
     pub(crate) fn disk(&self) -> Option<&Disk> {
         self.disk.as_ref()
     }
@@ -72,14 +72,14 @@ impl Lent {
     }
 }
 
-impl Drop for Lent {
+impl Drop for DiskLease {
     fn drop(&mut self) {
         let (Some(disk), true) = (self.disk.take(), self.is_free.load(Ordering::Acquire)) else {
             return;
         };
         let (disks, bytes) = (self.disks.clone(), self.bytes);
         // Without a runtime the daemon ends, and the disk with it.
-        self.disks.later.add(move || {
+        self.disks.cleanup.add(move || {
             if let Err(error) = disks.give_back(bytes, disk) {
                 tracing::warn!(%error, "a disk ends only with its last user");
             }
@@ -93,13 +93,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Disks {
     /// Files are made in `dir`. Blocks: it makes one, to see whether it can be done here.
-    pub(crate) fn open(dir: &Path, later: Arc<Later>) -> Disks {
+    pub(crate) fn open(dir: &Path, cleanup: Arc<Cleanup>) -> Disks {
         let probe = Template::make(dir, PROBE_BYTES).and_then(|template| template.disk());
         Disks {
             dir: dir.to_owned(),
             unsupported: probe.err().map(|e| e.to_string()),
             shelves: Mutex::default(),
-            later,
+            cleanup,
         }
     }
 
@@ -109,15 +109,15 @@ impl Disks {
     }
 
     /// A disk that holds `bytes`, if one is ready.
-    pub(crate) fn take_ready(self: &Arc<Self>, bytes: u64) -> Option<Lent> {
+    pub(crate) fn take_ready(self: &Arc<Self>, bytes: u64) -> Option<DiskLease> {
         let shelf = lock(&self.shelves).get(&bytes)?.clone();
         let ready = lock(&shelf.state).ready.pop();
         refill(&shelf);
-        ready.map(|disk| self.lend(bytes, disk))
+        ready.map(|disk| self.lease(bytes, disk))
     }
 
     /// A disk that holds `bytes`. Blocks, if none is ready. `None`: not on this machine.
-    pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> io::Result<Option<Lent>> {
+    pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> io::Result<Option<DiskLease>> {
         if self.unsupported.is_some() {
             return Ok(None);
         }
@@ -128,12 +128,12 @@ impl Disks {
             Some(disk) => disk,
             None => shelf.template.disk()?,
         };
-        Ok(Some(self.lend(bytes, disk)))
+        Ok(Some(self.lease(bytes, disk)))
     }
 
     /// A disk that somebody has already, and that holds `bytes`.
-    pub(crate) fn lend(self: &Arc<Self>, bytes: u64, disk: Disk) -> Lent {
-        Lent {
+    pub(crate) fn lease(self: &Arc<Self>, bytes: u64, disk: Disk) -> DiskLease {
+        DiskLease {
             disk: Some(disk),
             bytes,
             disks: self.clone(),

@@ -5,7 +5,7 @@
 
 use crate::lifecycle::State;
 use crate::merge::set_env;
-use crate::record::Fixed;
+use crate::record::InstanceSpec;
 use crate::{Engine, EngineError, Owner};
 use wharf_sandbox::{ExecProcess, ExecSpec, ExecStreams, SpawnError, Streams};
 
@@ -52,15 +52,15 @@ impl Engine {
         exec: Exec,
     ) -> Result<(ExecProcess, Streams), ExecError> {
         let handle = self.find_to_touch(owner, reference)?;
-        let fixed = &handle.fixed;
+        let spec = &handle.spec;
         let not_running =
-            || EngineError::Conflict(format!("container {} is not running", fixed.name));
+            || EngineError::Conflict(format!("container {} is not running", spec.name));
         {
             let view = handle.view.borrow();
-            if view.progress.generation != generation {
+            if view.status.generation != generation {
                 return Err(EngineError::Conflict(format!(
                     "container {} has been started anew since this was asked for; ask again",
-                    fixed.name
+                    spec.name
                 ))
                 .into());
             }
@@ -68,10 +68,10 @@ impl Engine {
                 return Err(not_running().into());
             }
         }
-        let spec = specify(fixed, generation, exec)?;
+        let request = specify(spec, generation, exec)?;
         let spawner = self.shared.spawner.clone();
         // A task of its own: half-way, the spawner would have to kill the process.
-        let started = tokio::spawn(async move { spawner.exec(&spec).await });
+        let started = tokio::spawn(async move { spawner.exec(&request).await });
         let started = started
             .await
             .map_err(|error| EngineError::Internal(format!("exec: {error}")))?;
@@ -88,17 +88,17 @@ impl Engine {
 }
 
 /// Docker's rules: the container's environment, user and directory unless others are given; TERM for a terminal.
-fn specify(fixed: &Fixed, generation: u64, exec: Exec) -> Result<ExecSpec, EngineError> {
+fn specify(spec: &InstanceSpec, generation: u64, exec: Exec) -> Result<ExecSpec, EngineError> {
     let mut env = Vec::new();
     let term = matches!(exec.streams, ExecStreams::Terminal(_)).then(|| "TERM=xterm".to_owned());
-    for entry in term.iter().chain(&fixed.env).chain(&exec.env) {
+    for entry in term.iter().chain(&spec.env).chain(&exec.env) {
         set_env(&mut env, entry)?;
     }
     let given = |text: Option<String>, default: &String| {
         text.filter(|t| !t.is_empty())
             .unwrap_or_else(|| default.clone())
     };
-    let cwd = given(exec.working_dir, &fixed.working_dir);
+    let cwd = given(exec.working_dir, &spec.working_dir);
     if !cwd.starts_with('/') {
         return Err(EngineError::Invalid(format!(
             "the working directory \"{cwd}\" is invalid, it needs to be an absolute path"
@@ -106,12 +106,12 @@ fn specify(fixed: &Fixed, generation: u64, exec: Exec) -> Result<ExecSpec, Engin
     }
     Ok(ExecSpec {
         id: format!("exec-{}", uuid::Uuid::new_v4().simple()),
-        container: fixed.process(generation),
+        container: spec.process(generation),
         argv: exec.argv,
         env,
         cwd,
-        user: given(exec.user, &fixed.user),
-        nofile: fixed.limits.nofile,
+        user: given(exec.user, &spec.user),
+        nofile: spec.limits.nofile,
         streams: exec.streams,
     })
 }

@@ -5,7 +5,7 @@
 
 use crate::instance::Handle;
 use crate::lifecycle::State;
-use crate::record::Fixed;
+use crate::record::InstanceSpec;
 use crate::{Engine, EngineError, Owner, Shared, blocking, isolation, missing};
 use rustix::fs::{Mode, OFlags};
 use std::collections::HashSet;
@@ -101,7 +101,7 @@ impl Held {
         // Its files stay while they are held, on a disk; its directory does not.
         match self.handle.dir.exists() {
             true => Ok(()),
-            false => Err(missing(&self.handle.fixed.name)),
+            false => Err(missing(&self.handle.spec.name)),
         }
     }
 }
@@ -128,7 +128,7 @@ impl Engine {
         loop {
             let turn = settled(&handle).await?;
             let mut held = Held {
-                files: files(&handle.fixed, &handle.writable()),
+                files: files(&handle.spec, &handle.writable()),
                 handle: handle.clone(),
                 shared: self.shared.clone(),
                 frozen: None,
@@ -139,7 +139,7 @@ impl Engine {
             if view.pid.is_none() || view.state == State::Created {
                 return Ok(held);
             }
-            let id = handle.fixed.process(view.progress.generation);
+            let id = handle.spec.process(view.status.generation);
             held.frozen = Some(id.clone());
             match self.shared.spawner.freeze(&id).await {
                 Ok(()) => return Ok(held),
@@ -153,7 +153,7 @@ impl Engine {
     /// Where an instance's files are, without holding them still.
     pub fn files(&self, owner: &Owner, reference: &str) -> Result<Files, EngineError> {
         let handle = self.find(owner, reference)?;
-        Ok(files(&handle.fixed, &handle.writable()))
+        Ok(files(&handle.spec, &handle.writable()))
     }
 
     /// Extracts a tar archive into the directory `into` of an instance, which is made if it is missing. No name in it and no link in the
@@ -171,13 +171,13 @@ impl Engine {
         let pid = handle.view.borrow().pid;
         let root = match pid {
             Some(pid) => {
-                let class = isolation::sandbox_class(handle.fixed.isolation);
+                let class = isolation::sandbox_class(handle.spec.isolation);
                 let root = process_root(&class.root_of(pid))
                     .and_then(|root| Ok((root, wharf_sandbox::root_of_process(pid)?)));
                 // The number was its own all the while if it still is.
                 match handle.view.borrow().pid == Some(pid) {
                     true => Some(root.map_err(|e| EngineError::Internal(e.to_string()))?),
-                    false => return Err(missing(&handle.fixed.name)),
+                    false => return Err(missing(&handle.spec.name)),
                 }
             }
             None => None,
@@ -198,10 +198,10 @@ impl Engine {
             }
             let disk = handle.disk_mount();
             let at = disk.as_ref().map_or(handle.dir.as_path(), |disk| &disk.at);
-            let files = files(&handle.fixed, at);
+            let files = files(&handle.spec, at);
             let lower: Vec<PathBuf> = files.snapshot.into_iter().chain(files.image).collect();
             let work = at.join("work");
-            let mounts = volume_mounts(&handle.fixed, at);
+            let mounts = volume_mounts(&handle.spec, at);
             let parts = stopped::Parts {
                 lower: &lower,
                 upper: &files.upper,
@@ -211,7 +211,7 @@ impl Engine {
             };
             let extracted =
                 stopped::inside(&parts, |root| wharf_image::extract(archive, to(root, into)));
-            renew_work(&handle.fixed, &handle.writable())?;
+            renew_work(&handle.spec, &handle.writable())?;
             extracted
         });
         match extracted.await? {
@@ -227,13 +227,12 @@ impl Engine {
     /// Directories of snapshots that instances use: not to be removed.
     pub fn snapshots_in_use(&self) -> HashSet<PathBuf> {
         let handles = self.shared.table().all(None);
-        let fixed = handles.iter().map(|handle| &handle.fixed);
-        fixed
-            .flat_map(|fixed| {
-                let volumes = fixed.volumes.iter().flat_map(|volume| &volume.lower);
-                volumes.chain(&fixed.snapshot).cloned()
-            })
-            .collect()
+        let spec = handles.iter().map(|handle| &handle.spec);
+        spec.flat_map(|spec| {
+            let volumes = spec.volumes.iter().flat_map(|volume| &volume.lower);
+            volumes.chain(&spec.snapshot).cloned()
+        })
+        .collect()
     }
 }
 
@@ -244,13 +243,13 @@ async fn settled(handle: &Handle) -> Result<OwnedMutexGuard<()>, EngineError> {
         let turn = handle.files.clone().lock_owned().await;
         let state = view.borrow_and_update().state.clone();
         match state {
-            State::Removed => return Err(missing(&handle.fixed.name)),
+            State::Removed => return Err(missing(&handle.spec.name)),
             // The start waits for this very turn.
             State::Starting => drop(turn),
             _ => return Ok(turn),
         }
         let changed = view.changed().await;
-        changed.map_err(|_| missing(&handle.fixed.name))?;
+        changed.map_err(|_| missing(&handle.spec.name))?;
     }
 }
 
@@ -259,18 +258,18 @@ fn process_root(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-fn files(fixed: &Fixed, dir: &Path) -> Files {
-    let image = fixed.lower.iter();
-    let volumes = fixed.volumes.iter().enumerate();
+fn files(spec: &InstanceSpec, dir: &Path) -> Files {
+    let image = spec.lower.iter();
+    let volumes = spec.volumes.iter().enumerate();
     let mut mount_points: Vec<PathBuf> = MOUNT_POINTS.map(PathBuf::from).to_vec();
-    mount_points.extend(fixed.volumes.iter().map(|volume| volume.target.clone()));
-    let tmpfs = fixed.surroundings.tmpfs.iter();
+    mount_points.extend(spec.volumes.iter().map(|volume| volume.target.clone()));
+    let tmpfs = spec.surroundings.tmpfs.iter();
     mount_points.extend(tmpfs.map(|tmpfs| tmpfs.target.clone()));
     Files {
         upper: dir.join("upper"),
-        snapshot: fixed.snapshot.clone(),
+        snapshot: spec.snapshot.clone(),
         image: image
-            .filter(|layer| fixed.snapshot.as_ref() != Some(layer))
+            .filter(|layer| spec.snapshot.as_ref() != Some(layer))
             .cloned()
             .collect(),
         volumes: volumes
@@ -310,8 +309,8 @@ pub(crate) fn make_volumes(volumes: &[VolumeMount], dir: &Path) -> io::Result<()
 }
 
 /// The mounts of an instance's volumes; `dir` as the process sees it.
-pub(crate) fn volume_mounts(fixed: &Fixed, dir: &Path) -> Vec<Mount> {
-    let volumes = fixed.volumes.iter().enumerate();
+pub(crate) fn volume_mounts(spec: &InstanceSpec, dir: &Path) -> Vec<Mount> {
+    let volumes = spec.volumes.iter().enumerate();
     volumes
         .map(|(n, volume)| Mount::Overlay {
             lower: volume.lower.clone(),
@@ -323,9 +322,9 @@ pub(crate) fn volume_mounts(fixed: &Fixed, dir: &Path) -> Vec<Mount> {
 }
 
 /// overlayfs wants empty work directories; the kernel leaves its own folder in a used one.
-pub(crate) fn renew_work(fixed: &Fixed, dir: &Path) -> io::Result<()> {
+pub(crate) fn renew_work(spec: &InstanceSpec, dir: &Path) -> io::Result<()> {
     renew(&dir.join("work"))?;
-    (0..fixed.volumes.len()).try_for_each(|n| renew(&volume_dir(dir, n).join("work")))
+    (0..spec.volumes.len()).try_for_each(|n| renew(&volume_dir(dir, n).join("work")))
 }
 
 fn renew(dir: &Path) -> io::Result<()> {

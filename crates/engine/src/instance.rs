@@ -1,11 +1,11 @@
 //! The task that owns one instance: it feeds the lifecycle machine with requests and with what happens, and carries out its effects.
 
-use crate::disks::Lent;
+use crate::disks::DiskLease;
 use crate::lifecycle::{
     Answer, Effect, EndedBy, Event, Fault, HardTimeout, Machine, State, Token, describe,
 };
 use crate::own_network::Published;
-use crate::record::{Fixed, Progress, Record};
+use crate::record::{InstanceSpec, InstanceStatus, Record};
 use crate::{EngineError, Shared, Usage, log, now_ms};
 use start::{Started, start_process};
 use std::collections::{HashMap, VecDeque};
@@ -18,13 +18,13 @@ use tokio::task::JoinHandle;
 use wharf_net::Target;
 use wharf_sandbox::{Exit, Process, SpawnError};
 
-mod handed;
 mod handle;
+mod handover;
 mod start;
 
-use handed::Ahead;
 use handle::Request;
 pub(crate) use handle::{Ask, Handle, NewLife, View};
+use handover::Ahead;
 
 /// How long an exit waits for the rest of the output. Its processes are dead, so the pipes end as soon as they are read empty.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ const QUEUE: usize = 64;
 
 /// What happens to an instance by itself.
 #[derive(Debug)]
-enum Happening {
+enum InternalEvent {
     Spawned {
         generation: u64,
         result: Result<Started, SpawnError>,
@@ -63,7 +63,7 @@ pub(crate) struct Instance {
     handle: Arc<Handle>,
     shared: Arc<Shared>,
     machine: Machine,
-    progress: Progress,
+    status: InstanceStatus,
     pid: Option<i32>,
     /// Whether its process was another daemon's.
     adopted: bool,
@@ -74,8 +74,8 @@ pub(crate) struct Instance {
     published: Vec<Published>,
     view: watch::Sender<View>,
     requests: mpsc::Receiver<Request>,
-    happenings: mpsc::UnboundedReceiver<Happening>,
-    happens: mpsc::UnboundedSender<Happening>,
+    internal_events: mpsc::UnboundedReceiver<InternalEvent>,
+    internal_sender: mpsc::UnboundedSender<InternalEvent>,
     /// When which start's time is over.
     hard_timeout: Option<(u64, Instant)>,
     waiting: HashMap<Token, oneshot::Sender<Result<Answer, EngineError>>>,
@@ -91,27 +91,27 @@ impl Instance {
         state: State,
         network: Option<wharf_net::Network>,
         own_network: bool,
-        disk: Option<Lent>,
+        disk: Option<DiskLease>,
     ) -> Self {
-        let Record { fixed, progress } = record;
+        let Record { spec, status } = record;
         let (view_sender, view) = watch::channel(View {
             state: state.clone(),
             pid: None,
-            progress: progress.clone(),
+            status: status.clone(),
             published: Vec::new(),
         });
         let (requests_sender, requests) = mpsc::channel(QUEUE);
-        let (happens, happenings) = mpsc::unbounded_channel();
+        let (internal_sender, internal_events) = mpsc::unbounded_channel();
         let was_live = state.is_live();
-        let hard_timeout = fixed.hard_timeout_ms.map(|ms| HardTimeout {
+        let hard_timeout = spec.hard_timeout_ms.map(|ms| HardTimeout {
             ms,
             grace_ms: shared.config.stop_grace_ms,
         });
         Instance {
-            machine: Machine::new(state, progress.generation, fixed.stop_signal)
+            machine: Machine::new(state, status.generation, spec.stop_signal)
                 .with_hard_timeout(hard_timeout),
             handle: Arc::new(Handle {
-                fixed,
+                spec,
                 dir,
                 view,
                 network: Mutex::new(network),
@@ -122,7 +122,7 @@ impl Instance {
                 requests: requests_sender,
             }),
             shared,
-            progress,
+            status,
             pid: None,
             adopted: false,
             ahead: None,
@@ -130,8 +130,8 @@ impl Instance {
             published: Vec::new(),
             view: view_sender,
             requests,
-            happenings,
-            happens,
+            internal_events,
+            internal_sender,
             hard_timeout: None,
             waiting: HashMap::new(),
             last_token: 0,
@@ -143,8 +143,8 @@ impl Instance {
         self.handle.clone()
     }
 
-    fn fixed(&self) -> &Fixed {
-        &self.handle.fixed
+    fn spec(&self) -> &InstanceSpec {
+        &self.handle.spec
     }
 
     /// Takes over a process that runs already.
@@ -162,13 +162,13 @@ impl Instance {
             self.remove_if_asked();
         }
         if self.adopted {
-            let started_ms = self.progress.started_ms.unwrap_or_else(now_ms);
+            let started_ms = self.status.started_ms.unwrap_or_else(now_ms);
             let ran_ms = u64::try_from(now_ms() - started_ms).unwrap_or(0);
             self.feed(Event::Adopted { ran_ms }).await;
         }
         while *self.machine.state() != State::Removed {
             let event = tokio::select! {
-                happening = next_happening(&mut self.happenings, self.hard_timeout) => self.event_of(happening),
+                internal_event = next_internal_event(&mut self.internal_events, self.hard_timeout) => self.event_of(internal_event),
                 request = self.requests.recv() => match request {
                     Some(request) => self.event_of_request(request),
                     // The engine is gone.
@@ -188,11 +188,11 @@ impl Instance {
     fn event_of_request(&mut self, Request { ask, reply }: Request) -> Option<Event> {
         let ask = match ask {
             Ask::SetLabels(labels) => {
-                self.note(reply, |progress| progress.object_labels = labels);
+                self.note(reply, |status| status.object_labels = labels);
                 return None;
             }
             Ask::SetInactivity(ms) => {
-                self.note(reply, |progress| progress.inactivity_ms = Some(ms));
+                self.note(reply, |status| status.inactivity_ms = Some(ms));
                 return None;
             }
             Ask::Become(life) => {
@@ -207,20 +207,20 @@ impl Instance {
             && !self.machine.state().is_live()
             && !self.machine.is_removing()
         {
-            let fixed = self.handle.fixed.clone();
-            if let Err(short) = self.admit(&fixed) {
+            let spec = self.handle.spec.clone();
+            if let Err(short) = self.admit(&spec) {
                 let _ = reply.send(Err(short));
                 return None;
             }
             // Counted here, by the only one who also counts it off: what is checked is what then
             // runs.
             let mut table = self.shared.table();
-            if let Some(application) = &fixed.application {
+            if let Some(application) = &spec.application {
                 if let Err(limit) = table.check_limit(application) {
                     let _ = reply.send(Err(limit));
                     return None;
                 }
-                table.running(Some(application), &fixed.id);
+                table.running(Some(application), &spec.id);
             }
         }
         self.last_token += 1;
@@ -244,10 +244,10 @@ impl Instance {
     }
 
     /// One that was started ahead has all that it takes.
-    fn admit(&self, fixed: &Fixed) -> Result<(), EngineError> {
+    fn admit(&self, spec: &InstanceSpec) -> Result<(), EngineError> {
         match self.ahead {
             Some(_) => Ok(()),
-            None => self.shared.admit(fixed.application.as_ref()),
+            None => self.shared.admit(spec.application.as_ref()),
         }
     }
 
@@ -255,12 +255,12 @@ impl Instance {
     fn note(
         &mut self,
         reply: oneshot::Sender<Result<Answer, EngineError>>,
-        change: impl FnOnce(&mut Progress),
+        change: impl FnOnce(&mut InstanceStatus),
     ) {
         let answer = if self.machine.is_removing() || !self.machine.state().is_live() {
             Ok(Answer::NotRunning)
         } else {
-            change(&mut self.progress);
+            change(&mut self.status);
             self.publish();
             let dir = self.handle.dir.display();
             match self.record().write(&self.handle.dir) {
@@ -274,8 +274,8 @@ impl Instance {
 
     fn record(&self) -> Record {
         Record {
-            fixed: self.handle.fixed.clone(),
-            progress: self.progress.clone(),
+            spec: self.handle.spec.clone(),
+            status: self.status.clone(),
         }
     }
 
@@ -293,10 +293,10 @@ impl Instance {
         }
     }
 
-    fn event_of(&mut self, happening: Happening) -> Option<Event> {
-        match self.in_order(happening)? {
-            Happening::Spawned { generation, result } => Some(self.spawned(generation, result)),
-            Happening::Exited {
+    fn event_of(&mut self, internal_event: InternalEvent) -> Option<Event> {
+        match self.in_order(internal_event)? {
+            InternalEvent::Spawned { generation, result } => Some(self.spawned(generation, result)),
+            InternalEvent::Exited {
                 generation,
                 result,
                 usage,
@@ -304,7 +304,7 @@ impl Instance {
                 let generation = self.generation_now(generation)?;
                 let exit_seen = result.is_ok();
                 let exit = result.unwrap_or_else(|error| {
-                    self.progress.error = Some(format!("its end was not seen: {error}"));
+                    self.status.error = Some(format!("its end was not seen: {error}"));
                     unseen_exit()
                 });
                 self.account(exit, usage);
@@ -315,9 +315,9 @@ impl Instance {
                 self.ended(exit, Some(by));
                 Some(Event::Exited { generation, exit })
             }
-            Happening::Thawed { generation, result } => Some(self.thawed(generation, result)),
-            Happening::GraceElapsed { generation } => Some(Event::GraceElapsed { generation }),
-            Happening::HardTimeout { generation } => {
+            InternalEvent::Thawed { generation, result } => Some(self.thawed(generation, result)),
+            InternalEvent::GraceElapsed { generation } => Some(Event::GraceElapsed { generation }),
+            InternalEvent::HardTimeout { generation } => {
                 self.hard_timeout = None;
                 Some(Event::HardTimeout { generation })
             }
@@ -335,7 +335,7 @@ impl Instance {
                 network.set_target(Target::Running(Instant::now()));
                 self.handle.set_network(Some(network));
                 self.pid = Some(process.pid);
-                self.progress.started_ms = Some(now_ms());
+                self.status.started_ms = Some(now_ms());
                 self.watch_process(generation, process);
                 Event::Spawned { generation }
             }
@@ -348,16 +348,16 @@ impl Instance {
                 let message = error.to_string();
                 // workerd tells the Worker no more than that its container failed to start.
                 tracing::warn!(
-                    application = self.fixed().application.as_ref().map(|a| a.name.as_str()),
-                    name = self.fixed().name,
+                    application = self.spec().application.as_ref().map(|a| a.name.as_str()),
+                    name = self.spec().name,
                     error = message,
                     "instance not started"
                 );
                 // A failed instance is soon removed by workerd, and its reason with it.
-                if let Some(application) = &self.fixed().application {
+                if let Some(application) = &self.spec().application {
                     self.shared.table().refused(application, &message);
                 }
-                self.progress.error = Some(message.clone());
+                self.status.error = Some(message.clone());
                 let exit = Exit {
                     code,
                     signal: None,
@@ -378,27 +378,27 @@ impl Instance {
     fn account(&mut self, exit: Exit, usage: Option<wharf_sandbox::Usage>) {
         let Some(process) = usage else { return };
         let usage = Usage::new(process, self.handle.disk_usage());
-        if let Some(reason) = usage.explain(exit, &self.fixed().limits) {
+        if let Some(reason) = usage.explain(exit, &self.spec().limits) {
             tracing::warn!(
-                application = self.fixed().application.as_ref().map(|a| a.name.as_str()),
-                name = self.fixed().name,
+                application = self.spec().application.as_ref().map(|a| a.name.as_str()),
+                name = self.spec().name,
                 code = exit.code,
                 "instance ended: {reason}"
             );
-            self.progress.error.get_or_insert(reason);
+            self.status.error.get_or_insert(reason);
         }
-        self.progress.usage = Some(usage);
+        self.status.usage = Some(usage);
     }
 
     /// `by`: `None` if there was no process.
     fn ended(&mut self, exit: Exit, by: Option<EndedBy>) {
         self.pid = None;
         self.hard_timeout = None;
-        self.progress.exit = Some(exit);
-        self.progress.ended_by = by;
-        self.progress.finished_ms = Some(now_ms());
+        self.status.exit = Some(exit);
+        self.status.ended_by = by;
+        self.status.finished_ms = Some(now_ms());
         if let Some(network) = self.handle.network() {
-            let how = match &self.progress.error {
+            let how = match &self.status.error {
                 Some(error) => error.clone(),
                 None => describe(&exit, by),
             };
@@ -413,7 +413,7 @@ impl Instance {
 
     /// `AutoRemove`: whoever reads its output along may read the rest first.
     fn remove_if_asked(&self) {
-        if !self.fixed().auto_remove {
+        if !self.spec().auto_remove {
             return;
         }
         let handle = self.handle.clone();
@@ -441,7 +441,7 @@ impl Instance {
         );
         let output: JoinHandle<()> = tokio::spawn(log::pump(writer, stdout, stderr));
         let spawner = self.shared.spawner.clone();
-        let happens = self.happens.clone();
+        let internal_sender = self.internal_sender.clone();
         tokio::spawn(async move {
             let result = spawner.wait(&id).await;
             // A program that handed its output to something outside its cgroup must not hold up its own end.
@@ -452,7 +452,7 @@ impl Instance {
                     |error| tracing::warn!(process = id, %error, "what it used is not known"),
                 )
                 .ok();
-            let _ = happens.send(Happening::Exited {
+            let _ = internal_sender.send(InternalEvent::Exited {
                 generation,
                 result,
                 usage,
@@ -464,10 +464,10 @@ impl Instance {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let effects = self.machine.handle(event);
-            self.progress.generation = self.machine.generation();
+            self.status.generation = self.machine.generation();
             if self.machine.state().is_live() {
-                self.progress.exit = None;
-                self.progress.ended_by = self.machine.ending();
+                self.status.exit = None;
+                self.status.ended_by = self.machine.ending();
             }
             self.publish();
             // Before the answers: who hears of an end may count on its place.
@@ -484,7 +484,7 @@ impl Instance {
         self.view.send_replace(View {
             state: self.machine.state().clone(),
             pid: self.pid,
-            progress: self.progress.clone(),
+            status: self.status.clone(),
             published: self.published.clone(),
         });
     }
@@ -495,17 +495,17 @@ impl Instance {
             return;
         }
         let excess = {
-            let fixed = &self.handle.fixed;
+            let spec = &self.handle.spec;
             let mut table = self.shared.table();
-            table.set_idle(&fixed.id, !live);
+            table.set_idle(&spec.id, !live);
             if live {
                 return;
             }
-            table.stopped(fixed.application.as_ref(), &fixed.id);
-            table.excess(&fixed.owner, now_ms())
+            table.stopped(spec.application.as_ref(), &spec.id);
+            table.excess(&spec.owner, now_ms())
         };
         // After its end was published: who puts it in looks at that first.
-        self.shared.standbys().ended(&self.fixed().id);
+        self.shared.standbys().ended(&self.spec().id);
         crate::drop_excess(excess);
     }
 
@@ -517,7 +517,7 @@ impl Instance {
                 signal,
                 token,
             } => {
-                let id = self.fixed().process(generation);
+                let id = self.spec().process(generation);
                 let sent = self.shared.spawner.signal(&id, signal).await;
                 match (token, sent) {
                     (Some(token), Ok(true)) => self.answer(token, Ok(Answer::Done)),
@@ -527,15 +527,15 @@ impl Instance {
                     }
                     (None, Ok(_)) => {}
                     (None, Err(error)) => {
-                        tracing::warn!(instance = self.fixed().id, %error, "stop signal not sent");
+                        tracing::warn!(instance = self.spec().id, %error, "stop signal not sent");
                     }
                 }
             }
             Effect::ArmTimer { generation, ms } => {
-                let happens = self.happens.clone();
+                let internal_sender = self.internal_sender.clone();
                 tokio::spawn(async move {
                     tokio::time::sleep(Duration::from_millis(ms)).await;
-                    let _ = happens.send(Happening::GraceElapsed { generation });
+                    let _ = internal_sender.send(InternalEvent::GraceElapsed { generation });
                 });
             }
             Effect::ArmHardTimeout { generation, ms } => {
@@ -545,17 +545,17 @@ impl Instance {
             }
             Effect::NoteHardTimeout { ms } => {
                 tracing::info!(
-                    name = self.fixed().name,
+                    name = self.spec().name,
                     hard_timeout_ms = ms,
                     "hard timeout: stopped"
                 );
-                self.progress.error = Some(format!("stopped: its hardTimeout of {ms} ms is over"));
+                self.status.error = Some(format!("stopped: its hardTimeout of {ms} ms is over"));
                 self.publish();
             }
             Effect::KillAll { generation } => {
-                let id = self.fixed().process(generation);
+                let id = self.spec().process(generation);
                 if let Err(error) = self.shared.spawner.kill(&id).await {
-                    tracing::error!(instance = self.fixed().id, %error, "instance not killed");
+                    tracing::error!(instance = self.spec().id, %error, "instance not killed");
                 }
             }
             Effect::Persist => {
@@ -566,9 +566,9 @@ impl Instance {
                 }
             }
             Effect::Forget { generation } => {
-                let id = self.fixed().process(generation);
+                let id = self.spec().process(generation);
                 if let Err(error) = self.shared.spawner.forget(&id).await {
-                    tracing::warn!(instance = self.fixed().id, %error, "the spawner keeps an ended process");
+                    tracing::warn!(instance = self.spec().id, %error, "the spawner keeps an ended process");
                 }
             }
             Effect::CleanUp => {
@@ -579,7 +579,7 @@ impl Instance {
                 if let Some(disk) = &self.handle.disk {
                     disk.free();
                 }
-                self.shared.table().remove(&self.fixed().id);
+                self.shared.table().remove(&self.spec().id);
                 return Some(Event::Cleaned);
             }
             Effect::Reply { token, answer } => self.answer(token, Ok(answer)),
@@ -599,40 +599,40 @@ impl Instance {
             return;
         }
         // What was started ahead has used the directories, also if it ended before its start.
-        let first = self.progress.started_ms.is_none() && self.ahead.is_none();
-        self.progress.error = None;
-        self.progress.finished_ms = None;
+        let first = self.status.started_ms.is_none() && self.ahead.is_none();
+        self.status.error = None;
+        self.status.finished_ms = None;
         let network = self.handle.network();
         if let Some(network) = &network {
             network.set_target(Target::Pending);
         }
         let handle = self.handle.clone();
         let shared = self.shared.clone();
-        let happens = self.happens.clone();
+        let internal_sender = self.internal_sender.clone();
         tokio::spawn(async move {
             let result = start_process(&shared, &handle, generation, first, network).await;
-            let _ = happens.send(Happening::Spawned { generation, result });
+            let _ = internal_sender.send(InternalEvent::Spawned { generation, result });
         });
     }
 }
 
 /// What happens next. Cancel safe.
-async fn next_happening(
-    happenings: &mut mpsc::UnboundedReceiver<Happening>,
+async fn next_internal_event(
+    internal_events: &mut mpsc::UnboundedReceiver<InternalEvent>,
     hard_timeout: Option<(u64, Instant)>,
-) -> Happening {
+) -> InternalEvent {
     let timeout = async {
         match hard_timeout {
             Some((generation, at)) => {
                 tokio::time::sleep_until(at.into()).await;
-                Happening::HardTimeout { generation }
+                InternalEvent::HardTimeout { generation }
             }
             None => std::future::pending().await,
         }
     };
     tokio::select! {
-        Some(happening) = happenings.recv() => happening,
-        happening = timeout => happening,
+        Some(internal_event) = internal_events.recv() => internal_event,
+        internal_event = timeout => internal_event,
     }
 }
 

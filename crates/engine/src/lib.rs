@@ -4,6 +4,7 @@
 //! Must not: speak HTTP or know of scripts; the caller's identity is an opaque [`Owner`].
 
 mod adopt;
+mod cleanup;
 mod create;
 mod directories;
 mod disks;
@@ -12,7 +13,6 @@ mod files;
 mod follow;
 mod instance;
 pub mod isolation;
-mod later;
 pub mod lifecycle;
 mod log;
 mod merge;
@@ -45,7 +45,7 @@ pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, Ter
 
 use crate::instance::{Ask, Handle, Instance};
 use crate::lifecycle::{Answer, EndedBy, Fault, Until};
-use crate::record::{Fixed, Progress};
+use crate::record::{InstanceSpec, InstanceStatus};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -69,7 +69,7 @@ pub(crate) struct Shared {
     pub(crate) networks: wharf_net::Networks,
     pub(crate) disks: Arc<disks::Disks>,
     pub(crate) directories: Arc<directories::Directories>,
-    later: Arc<later::Later>,
+    cleanup: Arc<cleanup::Cleanup>,
     pub(crate) preloads: preload::Preloads,
     readings: resources::reading::Reader,
     table: Mutex<table::Table>,
@@ -117,16 +117,16 @@ impl Engine {
         networks: wharf_net::Networks,
     ) -> Result<Engine, EngineError> {
         // Disks' files are there, and so is what they must not fill.
-        let later = Arc::new(later::Later::default());
-        let (dir, for_disks) = (config.dir.clone(), later.clone());
+        let cleanup = Arc::new(cleanup::Cleanup::default());
+        let (dir, for_disks) = (config.dir.clone(), cleanup.clone());
         let disks = blocking(move || {
             std::fs::create_dir_all(&dir).map(|()| Arc::new(disks::Disks::open(&dir, for_disks)))
         })
         .await?
         .map_err(|e| EngineError::Internal(format!("{}: {e}", config.dir.display())))?;
         let shared = Arc::new(Shared {
-            directories: Arc::new(directories::Directories::new(&config.dir, later.clone())),
-            later,
+            directories: Arc::new(directories::Directories::new(&config.dir, cleanup.clone())),
+            cleanup,
             preloads: preload::Preloads::new(config.preloads),
             readings: resources::reading::Reader::new(&config.dir),
             config,
@@ -242,7 +242,7 @@ impl Engine {
         let handle = self.find(owner, reference)?;
         match handle.ask(Ask::Wait(until)).await? {
             Answer::Exit(exit) => Ok(exit),
-            _ => Err(missing(&handle.fixed.name)),
+            _ => Err(missing(&handle.spec.name)),
         }
     }
 
@@ -263,7 +263,7 @@ impl Engine {
         let mut found = HashMap::new();
         for handle in handles {
             if let Some(usage) = handle.usage(&self.shared.spawner).await {
-                found.insert(handle.fixed.id.clone(), usage);
+                found.insert(handle.spec.id.clone(), usage);
             }
         }
         found
@@ -331,7 +331,7 @@ impl Engine {
     ) -> Result<wharf_net::Network, EngineError> {
         let handle = self.find_to_touch(owner, reference)?;
         handle.network().ok_or_else(|| {
-            EngineError::Conflict(format!("container {} is not running", handle.fixed.name))
+            EngineError::Conflict(format!("container {} is not running", handle.spec.name))
         })
     }
 
@@ -405,14 +405,14 @@ impl Engine {
         &self,
         application: &str,
         by: EndedBy,
-        is_meant: impl Fn(&Fixed) -> bool,
+        is_meant: impl Fn(&InstanceSpec) -> bool,
     ) -> usize {
         let mut handles = self.shared.table().all(None);
         handles.retain(|handle| {
-            let fixed = &handle.fixed;
-            let application_of = fixed.application.as_ref();
+            let spec = &handle.spec;
+            let application_of = spec.application.as_ref();
             application_of.is_some_and(|a| a.id == application)
-                && is_meant(fixed)
+                && is_meant(spec)
                 && handle.view.borrow().state.is_live()
         });
         let grace_ms = self.shared.config.stop_grace_ms;
@@ -446,19 +446,19 @@ impl Engine {
         for handle in handles {
             removals.spawn(async move {
                 // What stands still would not hear it.
-                if !matches!(handle.fixed.owner, Owner::Standby(_)) {
+                if !matches!(handle.spec.owner, Owner::Standby(_)) {
                     // Any answer will do: what is not stopped now is killed by the removal.
                     let _ = handle.ask(Ask::Stop { grace_ms, by }).await;
                 }
                 if let Err(error) = handle.ask(Ask::Remove { force: true, by }).await {
-                    tracing::debug!(instance = handle.fixed.id, %error, "removed by somebody else");
+                    tracing::debug!(instance = handle.spec.id, %error, "removed by somebody else");
                 }
             });
         }
         removals.join_all().await;
         if owner.is_none() {
-            let later = self.shared.later.clone();
-            if let Err(error) = blocking(move || later.finish()).await {
+            let cleanup = self.shared.cleanup.clone();
+            if let Err(error) = blocking(move || cleanup.finish()).await {
                 tracing::warn!(%error, "what instances leave stays until the next start");
             }
         }
@@ -469,7 +469,7 @@ impl Engine {
         let handles = self.shared.table().all(None);
         let mut diff_ids: Vec<_> = handles
             .iter()
-            .flat_map(|handle| &handle.fixed.diff_ids)
+            .flat_map(|handle| &handle.spec.diff_ids)
             .filter_map(|id| wharf_image::Digest::parse(id).ok())
             .collect();
         diff_ids.sort();
@@ -479,7 +479,7 @@ impl Engine {
 
     fn find(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
         let handle = self.shared.table().find(owner, reference)?;
-        if handle.fixed.owner == *owner {
+        if handle.spec.owner == *owner {
             handle.touch();
         }
         Ok(handle)
@@ -488,11 +488,11 @@ impl Engine {
     /// Like [`Engine::find`], of what may be touched: an instance that is started ahead is to be handed over as it is.
     fn find_to_touch(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
         let handle = self.find(owner, reference)?;
-        let fixed = &handle.fixed;
-        match fixed.owner {
-            Owner::Standby(_) if fixed.owner != *owner => Err(EngineError::Conflict(format!(
+        let spec = &handle.spec;
+        match spec.owner {
+            Owner::Standby(_) if spec.owner != *owner => Err(EngineError::Conflict(format!(
                 "container {} was started ahead, and waits for an object to be handed to: it can be looked at, stopped and removed, and nothing else",
-                fixed.name
+                spec.name
             ))),
             _ => Ok(handle),
         }
@@ -503,7 +503,7 @@ impl Engine {
             Ask::Stop { .. } | Ask::Remove { .. } => self.find(owner, reference)?,
             _ => self.find_to_touch(owner, reference)?,
         };
-        let name = &handle.fixed.name;
+        let name = &handle.spec.name;
         let starting = matches!(ask, Ask::Start);
         match handle.ask(ask).await? {
             Answer::Done | Answer::Exit(_) => Ok(()),
@@ -536,15 +536,15 @@ pub(crate) fn insert(shared: &Shared, instance: Instance) -> Result<Arc<Handle>,
     let handle = instance.handle();
     let live = handle.view.borrow().state.is_live();
     let excess = {
-        let fixed = &handle.fixed;
+        let spec = &handle.spec;
         let mut table = shared.table();
         table.insert(handle.clone())?;
         if live {
-            table.running(fixed.application.as_ref(), &fixed.id);
+            table.running(spec.application.as_ref(), &spec.id);
         } else {
-            table.set_idle(&fixed.id, true);
+            table.set_idle(&spec.id, true);
         }
-        table.excess(&fixed.owner, now_ms())
+        table.excess(&spec.owner, now_ms())
     };
     drop_excess(excess);
     tokio::spawn(instance.run());
@@ -556,7 +556,7 @@ pub(crate) fn drop_excess(excess: Vec<Arc<Handle>>) {
     for handle in excess {
         tokio::spawn(async move {
             tracing::debug!(
-                instance = handle.fixed.id,
+                instance = handle.spec.id,
                 "one of too many without a process: removed"
             );
             // It may have been started or removed meanwhile: then it stays, or is gone.
@@ -572,38 +572,38 @@ pub(crate) fn drop_excess(excess: Vec<Arc<Handle>>) {
 
 fn inspect(handle: &Handle) -> Inspect {
     let view = handle.view.borrow().clone();
-    let fixed = &handle.fixed;
+    let spec = &handle.spec;
     Inspect {
-        id: fixed.id.clone(),
-        generation: view.progress.generation,
-        name: fixed.name.clone(),
-        owner: fixed.owner.clone(),
-        image: fixed.image.clone(),
-        image_id: fixed.image_id.clone(),
-        application: fixed.application.as_ref().map(|a| a.id.clone()),
-        application_name: fixed.application.as_ref().map(|a| a.name.clone()),
-        isolation: fixed.isolation,
-        no_new_privileges: fixed.no_new_privileges,
-        surroundings: fixed.surroundings.clone(),
+        id: spec.id.clone(),
+        generation: view.status.generation,
+        name: spec.name.clone(),
+        owner: spec.owner.clone(),
+        image: spec.image.clone(),
+        image_id: spec.image_id.clone(),
+        application: spec.application.as_ref().map(|a| a.id.clone()),
+        application_name: spec.application.as_ref().map(|a| a.name.clone()),
+        isolation: spec.isolation,
+        no_new_privileges: spec.no_new_privileges,
+        surroundings: spec.surroundings.clone(),
         state: view.state,
         pid: view.pid,
-        handed: fixed.handed.is_some(),
-        created_ms: fixed.created_ms,
-        started_ms: view.progress.started_ms,
-        finished_ms: view.progress.finished_ms,
-        argv: fixed.argv.clone(),
-        env: fixed.env.clone(),
-        labels: labels(fixed, &view.progress),
-        object_labels: view.progress.object_labels,
-        ended_by: view.progress.ended_by,
+        handed: spec.handover.is_some(),
+        created_ms: spec.created_ms,
+        started_ms: view.status.started_ms,
+        finished_ms: view.status.finished_ms,
+        argv: spec.argv.clone(),
+        env: spec.env.clone(),
+        labels: labels(spec, &view.status),
+        object_labels: view.status.object_labels,
+        ended_by: view.status.ended_by,
         published: view.published,
-        error: view.progress.error,
+        error: view.status.error,
     }
 }
 
-fn labels(fixed: &Fixed, progress: &Progress) -> BTreeMap<String, String> {
-    let mut labels = fixed.labels.clone();
-    labels.extend(progress.object_labels.clone());
+fn labels(spec: &InstanceSpec, status: &InstanceStatus) -> BTreeMap<String, String> {
+    let mut labels = spec.labels.clone();
+    labels.extend(status.object_labels.clone());
     labels
 }
 
@@ -621,7 +621,7 @@ async fn keep_trimmed(shared: Weak<Shared>) {
         let trim = move || {
             for handle in handles {
                 if let Some(Err(error)) = handle.disk().map(wharf_sandbox::Disk::trim) {
-                    tracing::warn!(instance = handle.fixed.id, %error, "what was removed from its disk stays in use on the host");
+                    tracing::warn!(instance = handle.spec.id, %error, "what was removed from its disk stays in use on the host");
                 }
             }
         };

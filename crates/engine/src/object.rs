@@ -69,7 +69,7 @@ impl Engine {
         let mut table = self.shared.table();
         let token = token.or_else(|| {
             let handle = table.find(owner, name).ok()?;
-            handle.fixed.start_token.clone()
+            handle.spec.start_token.clone()
         });
         table.failed(owner, name, token, reason);
     }
@@ -88,8 +88,8 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let handle = self.find(owner, reference)?;
         match token {
-            Some(token) if handle.fixed.start_token.as_deref() != Some(token) => {
-                Err(missing(&handle.fixed.name))
+            Some(token) if handle.spec.start_token.as_deref() != Some(token) => {
+                Err(missing(&handle.spec.name))
             }
             _ => Ok(()),
         }

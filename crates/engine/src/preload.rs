@@ -12,7 +12,7 @@
 
 mod make;
 
-use crate::record::{Fixed, PreloadKey};
+use crate::record::{InstanceSpec, PreloadKey};
 use crate::{Create, Shared, merge};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -211,11 +211,11 @@ impl Preloads {
     }
 
     /// What this start may begin from, if it is ready.
-    pub(crate) fn take(&self, fixed: &Fixed) -> Option<OwnedFd> {
-        let key = match fixed.preload.as_ref()? {
+    pub(crate) fn take(&self, spec: &InstanceSpec) -> Option<OwnedFd> {
+        let key = match spec.preload.as_ref()? {
             Ok(key) => key,
             Err(reason) => {
-                self.ordinary(&fixed.image_id, reason);
+                self.ordinary(&spec.image_id, reason);
                 return None;
             }
         };
@@ -232,23 +232,23 @@ impl Preloads {
     }
 
     /// What became of a start that was given one.
-    pub(crate) fn started(&self, fixed: &Fixed, outcome: Result<(), &str>) {
+    pub(crate) fn started(&self, spec: &InstanceSpec, outcome: Result<(), &str>) {
         match outcome {
             Ok(()) => {
-                let Some(Ok(key)) = &fixed.preload else {
+                let Some(Ok(key)) = &spec.preload else {
                     return;
                 };
                 if let Some(entry) = self.entries().get_mut(key) {
                     entry.restored += 1;
                 }
             }
-            Err(reason) => self.ordinary(&fixed.image_id, reason),
+            Err(reason) => self.ordinary(&spec.image_id, reason),
         }
     }
 
     /// One whose image did harm is not given again; the next create has another made, after a while.
-    pub(crate) fn broken(&self, fixed: &Fixed, reason: &str) {
-        let Some(Ok(key)) = &fixed.preload else {
+    pub(crate) fn broken(&self, spec: &InstanceSpec, reason: &str) {
+        let Some(Ok(key)) = &spec.preload else {
             return;
         };
         if let Some(entry) = self.entries().get_mut(key) {
@@ -256,7 +256,7 @@ impl Preloads {
             entry.fail(reason.to_owned(), Instant::now());
         }
         tracing::warn!(
-            instance = fixed.id,
+            instance = spec.id,
             reason,
             "a start from imports done ahead failed; it is repeated without them"
         );

@@ -29,7 +29,7 @@ pub(crate) struct PreloadKey {
 
 /// What never changes after create.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Fixed {
+pub(crate) struct InstanceSpec {
     pub(crate) id: String,
     pub(crate) owner: Owner,
     pub(crate) name: String,
@@ -65,8 +65,8 @@ pub(crate) struct Fixed {
     #[serde(default)]
     pub(crate) auto_remove: bool,
     /// Its first process was started ahead, and then handed to it.
-    #[serde(default)]
-    pub(crate) handed: Option<Handed>,
+    #[serde(default, rename = "handed")]
+    pub(crate) handover: Option<Handover>,
     #[serde(default)]
     pub(crate) isolation: crate::Isolation,
     #[serde(default)]
@@ -78,7 +78,7 @@ pub(crate) struct Fixed {
 
 /// A process that was started before its instance was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Handed {
+pub(crate) struct Handover {
     /// The spawner's name for it.
     pub(crate) process: String,
     /// The start that it is of, among those of the instance's name.
@@ -87,7 +87,7 @@ pub(crate) struct Handed {
     pub(crate) ingress: SocketAddr,
 }
 
-impl Fixed {
+impl InstanceSpec {
     /// The instance `id` that a request makes.
     pub(crate) fn new(
         request: crate::Create,
@@ -128,7 +128,7 @@ impl Fixed {
             no_new_privileges: request.no_new_privileges,
             surroundings: request.surroundings,
             preload: None,
-            handed: None,
+            handover: None,
             created_ms: crate::now_ms(),
         }
     }
@@ -141,8 +141,8 @@ impl Fixed {
 
     /// The spawner's name for the process of one start.
     pub(crate) fn process(&self, generation: u64) -> String {
-        match &self.handed {
-            Some(handed) if generation <= handed.generation => handed.process.clone(),
+        match &self.handover {
+            Some(handover) if generation <= handover.generation => handover.process.clone(),
             _ => process_id(&self.id, generation),
         }
     }
@@ -150,7 +150,7 @@ impl Fixed {
 
 /// What each start and end changes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct Progress {
+pub(crate) struct InstanceStatus {
     /// Of the last start of this name; 0 before the first.
     pub(crate) generation: u64,
     pub(crate) started_ms: Option<i64>,
@@ -176,8 +176,10 @@ pub(crate) struct Progress {
 /// Everything about an instance that a new daemon needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
-    pub(crate) fixed: Arc<Fixed>,
-    pub(crate) progress: Progress,
+    #[serde(rename = "fixed")]
+    pub(crate) spec: Arc<InstanceSpec>,
+    #[serde(rename = "progress")]
+    pub(crate) status: InstanceStatus,
 }
 
 impl Record {
@@ -203,7 +205,7 @@ impl Record {
 
     pub(crate) fn read(dir: &Path) -> io::Result<Self> {
         let record: Record = serde_json::from_slice(&std::fs::read(dir.join(FILE))?)?;
-        let id = &record.fixed.id;
+        let id = &record.spec.id;
         if id.len() != 64 || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(io::Error::other("the id in instance.json is damaged"));
         }
@@ -264,5 +266,27 @@ mod tests {
         // An earlier version's.
         let text = text.replace(r#""ca":null,"#, "");
         assert!(Label::decode(&text).is_some_and(|label| label.ca.is_none()));
+    }
+
+    #[test]
+    fn a_record_that_an_earlier_version_wrote_is_read_and_written_alike() {
+        let text = serde_json::json!({
+            "fixed": {
+                "id": "a".repeat(64), "owner": "Operator", "name": "n", "image": "i",
+                "image_id": "sha256:0", "diff_ids": [], "lower": [], "application": null,
+                "argv": ["/a"], "env": [], "user": "", "working_dir": "/", "stop_signal": 15,
+                "labels": {}, "limits": {}, "device": null, "created_ms": 1,
+                "handed": {"process": "p", "generation": 2, "ingress": "127.0.0.1:4000"},
+            },
+            "progress": {
+                "generation": 2, "started_ms": 5, "finished_ms": null, "exit": null, "error": null,
+            },
+        });
+        let record: Record = serde_json::from_value(text).unwrap();
+        assert_eq!(record.spec.process(2), "p");
+        assert_eq!(record.status.generation, 2);
+        let written = serde_json::to_value(&record).unwrap();
+        assert_eq!(written["fixed"]["handed"]["process"], "p");
+        assert_eq!(written["progress"]["started_ms"], 5);
     }
 }

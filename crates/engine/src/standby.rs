@@ -10,7 +10,7 @@
 
 use crate::instance::{Ask, Handle, NewLife};
 use crate::lifecycle::{Answer, EndedBy, State};
-use crate::record::{Fixed, Handed};
+use crate::record::{Handover, InstanceSpec};
 use crate::{Create, Engine, EngineError, Isolation, Owner, Shared, merge};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,7 +80,7 @@ impl Pool {
 
     /// An instance has ended; it may be one of these.
     pub(crate) fn ended(&mut self, id: &str) {
-        if self.take(|ready| ready.handle.fixed.id == id).is_some() {
+        if self.take(|ready| ready.handle.spec.id == id).is_some() {
             self.tell(StandbyEvent::Ended { id: id.to_owned() });
         }
     }
@@ -125,8 +125,8 @@ impl Engine {
             let handle = self.find(&owner, &name)?;
             ready(&handle).await?;
             // It may have been asked to end meanwhile.
-            let generation = handle.view.borrow().progress.generation;
-            let process = handle.fixed.process(generation);
+            let generation = handle.view.borrow().status.generation;
+            let process = handle.spec.process(generation);
             let frozen = self.shared.spawner.freeze(&process).await;
             frozen.map_err(|error| EngineError::Internal(error.to_string()))?;
             let usage = handle.usage(&self.shared.spawner).await;
@@ -161,7 +161,7 @@ impl Engine {
         let taken = self
             .shared
             .standbys()
-            .take(|ready| ready.handle.fixed.id == id);
+            .take(|ready| ready.handle.spec.id == id);
         match taken {
             Some(Ready { handle, .. }) => {
                 remove(&handle).await;
@@ -201,9 +201,9 @@ async fn ready(handle: &Handle) -> Result<(), EngineError> {
 
 fn ended(handle: &Handle) -> EngineError {
     let view = handle.view.borrow();
-    let how = match (&view.progress.error, &view.progress.exit) {
+    let how = match (&view.status.error, &view.status.exit) {
         (Some(error), _) => error.clone(),
-        (None, Some(exit)) => crate::lifecycle::describe(exit, view.progress.ended_by),
+        (None, Some(exit)) => crate::lifecycle::describe(exit, view.status.ended_by),
         (None, None) => "removed".to_owned(),
     };
     EngineError::Conflict(format!("ended before it was ready: {how}"))
@@ -230,24 +230,24 @@ pub(crate) async fn hand_over(
     };
     let owner = Owner::Standby(script.clone());
     // What the instance would be, in the place of one that is ready.
-    let asked = |ready: &Handle| -> Result<Fixed, EngineError> {
+    let asked = |ready: &Handle| -> Result<InstanceSpec, EngineError> {
         let defaults = merge::ImageDefaults::of(&image.config);
-        let merged = merge::merge(&defaults, request, ready.fixed.hostname())?;
-        Ok(Fixed::new(
+        let merged = merge::merge(&defaults, request, ready.spec.hostname())?;
+        Ok(InstanceSpec::new(
             request.clone(),
             image,
             lower.to_vec(),
             merged,
-            ready.fixed.id.clone(),
+            ready.spec.id.clone(),
             isolation,
-            ready.fixed.device.clone(),
+            ready.spec.device.clone(),
         ))
     };
     loop {
         let taken = shared.standbys().take(|ready| {
             ready.application == application.id
-                && ready.handle.fixed.owner == owner
-                && asked(&ready.handle).is_ok_and(|asked| same_process(&asked, &ready.handle.fixed))
+                && ready.handle.spec.owner == owner
+                && asked(&ready.handle).is_ok_and(|asked| same_process(&asked, &ready.handle.spec))
                 && ready
                     .handle
                     .network()
@@ -259,17 +259,15 @@ pub(crate) async fn hand_over(
         let generation = shared
             .table()
             .last_generation(&request.owner, &request.name);
-        let mut fixed = asked(&handle)?;
-        fixed.handed = Some(Handed {
-            process: handle
-                .fixed
-                .process(handle.view.borrow().progress.generation),
+        let mut spec = asked(&handle)?;
+        spec.handover = Some(Handover {
+            process: handle.spec.process(handle.view.borrow().status.generation),
             generation: generation + 1,
             ingress: network.ingress(),
         });
-        let id = fixed.id.clone();
+        let id = spec.id.clone();
         let life = NewLife {
-            fixed: Arc::new(fixed),
+            spec: Arc::new(spec),
             generation,
             object_labels: request.start.labels.clone(),
             network: network.clone(),
@@ -290,8 +288,8 @@ pub(crate) async fn hand_over(
 
 /// Whether a process that was started for `ahead` is one that would be started for `asked`. Everything that a process can see or is held to is compared; the rest
 /// is the engine's own knowledge of it, and can change hands.
-fn same_process(asked: &Fixed, ahead: &Fixed) -> bool {
-    let Fixed {
+fn same_process(asked: &InstanceSpec, ahead: &InstanceSpec) -> bool {
+    let InstanceSpec {
         // Of the standby, as its host name is.
         id: _,
         // The owners are compared by the caller; the others are names.
@@ -324,7 +322,7 @@ fn same_process(asked: &Fixed, ahead: &Fixed) -> bool {
         surroundings,
         // How it begins; what it then is, the others say.
         preload: _,
-        handed,
+        handover,
     } = asked;
     *image_id == ahead.image_id
         && *diff_ids == ahead.diff_ids
@@ -344,6 +342,6 @@ fn same_process(asked: &Fixed, ahead: &Fixed) -> bool {
         && *isolation == ahead.isolation
         && *no_new_privileges == ahead.no_new_privileges
         && *surroundings == ahead.surroundings
-        && handed.is_none()
-        && ahead.handed.is_none()
+        && handover.is_none()
+        && ahead.handover.is_none()
 }

@@ -49,13 +49,13 @@ struct Failure {
 
 impl Table {
     pub(crate) fn insert(&mut self, handle: Arc<Handle>) -> Result<(), EngineError> {
-        let fixed = &handle.fixed;
-        self.check_name(&fixed.owner, &fixed.name)?;
+        let spec = &handle.spec;
+        self.check_name(&spec.owner, &spec.name)?;
         self.names
-            .entry(fixed.owner.clone())
+            .entry(spec.owner.clone())
             .or_default()
-            .insert(fixed.name.clone(), fixed.id.clone());
-        self.by_id.insert(fixed.id.clone(), handle);
+            .insert(spec.name.clone(), spec.id.clone());
+        self.by_id.insert(spec.id.clone(), handle);
         Ok(())
     }
 
@@ -71,19 +71,19 @@ impl Table {
 
     /// Gives an instance another name and owner. What it was called before is free, and nothing is remembered of it.
     pub(crate) fn rename(&mut self, handle: Arc<Handle>) -> Result<(), EngineError> {
-        let fixed = &handle.fixed;
-        self.check_name(&fixed.owner, &fixed.name)?;
-        let Some(before) = self.by_id.get(&fixed.id).cloned() else {
-            return Err(crate::missing(&fixed.name));
+        let spec = &handle.spec;
+        self.check_name(&spec.owner, &spec.name)?;
+        let Some(before) = self.by_id.get(&spec.id).cloned() else {
+            return Err(crate::missing(&spec.name));
         };
-        self.set_idle(&fixed.id, false);
-        if let Some(names) = self.names.get_mut(&before.fixed.owner) {
-            names.remove(&before.fixed.name);
+        self.set_idle(&spec.id, false);
+        if let Some(names) = self.names.get_mut(&before.spec.owner) {
+            names.remove(&before.spec.name);
             if names.is_empty() {
-                self.names.remove(&before.fixed.owner);
+                self.names.remove(&before.spec.owner);
             }
         }
-        let id = fixed.id.clone();
+        let id = spec.id.clone();
         self.insert(handle)?;
         self.set_idle(&id, true);
         Ok(())
@@ -95,20 +95,20 @@ impl Table {
         let Some(handle) = self.by_id.remove(id) else {
             return;
         };
-        let fixed = &handle.fixed;
-        self.stopped(fixed.application.as_ref(), id);
-        if let Some(names) = self.names.get_mut(&fixed.owner) {
-            names.remove(&fixed.name);
+        let spec = &handle.spec;
+        self.stopped(spec.application.as_ref(), id);
+        if let Some(names) = self.names.get_mut(&spec.owner) {
+            names.remove(&spec.name);
             if names.is_empty() {
-                self.names.remove(&fixed.owner);
+                self.names.remove(&spec.owner);
             }
         }
-        if let Owner::Standby(_) = fixed.owner {
+        if let Owner::Standby(_) = spec.owner {
             // Its name never comes again.
             return;
         }
-        let generation = handle.view.borrow().progress.generation;
-        self.remember(&fixed.owner, &fixed.name, generation);
+        let generation = handle.view.borrow().status.generation;
+        self.remember(&spec.owner, &spec.name, generation);
     }
 
     fn remember(&mut self, owner: &Owner, name: &str, generation: u64) {
@@ -140,14 +140,14 @@ impl Table {
             return Ok(handle.clone());
         }
         let visible =
-            |handle: &&Arc<Handle>| *owner == Owner::Operator || handle.fixed.owner == *owner;
+            |handle: &&Arc<Handle>| *owner == Owner::Operator || handle.spec.owner == *owner;
         if let Some(handle) = self.by_id.get(name).filter(visible) {
             return Ok(handle.clone());
         }
         let is_prefix =
             !name.is_empty() && name.len() < 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
         let mut matches = self.by_id.values().filter(visible).filter(|handle| {
-            handle.fixed.name == name || is_prefix && handle.fixed.id.starts_with(name)
+            handle.spec.name == name || is_prefix && handle.spec.id.starts_with(name)
         });
         match (matches.next(), matches.next()) {
             (Some(handle), None) => Ok(handle.clone()),
@@ -167,12 +167,11 @@ impl Table {
         let mut handles: Vec<_> = self
             .by_id
             .values()
-            .filter(|handle| owner.is_none_or(|owner| handle.fixed.owner == *owner))
+            .filter(|handle| owner.is_none_or(|owner| handle.spec.owner == *owner))
             .cloned()
             .collect();
-        handles.sort_by(|a, b| {
-            (a.fixed.created_ms, &a.fixed.id).cmp(&(b.fixed.created_ms, &b.fixed.id))
-        });
+        handles
+            .sort_by(|a, b| (a.spec.created_ms, &a.spec.id).cmp(&(b.spec.created_ms, &b.spec.id)));
         handles
     }
 
@@ -261,8 +260,8 @@ impl Table {
             if !handle.view.borrow().state.is_live() {
                 continue;
             }
-            let fixed = &handle.fixed;
-            let name = match (&fixed.application, &fixed.owner) {
+            let spec = &handle.spec;
+            let name = match (&spec.application, &spec.owner) {
                 (Some(application), _) => format!("application \"{}\"", application.name),
                 (None, Owner::Script(script) | Owner::Standby(script)) => {
                     format!("script \"{script}\"")
@@ -297,7 +296,7 @@ impl Table {
 
     /// Notes that an instance has a process, or has none.
     pub(crate) fn set_idle(&mut self, id: &str, idle: bool) {
-        let Some(owner) = self.by_id.get(id).map(|handle| handle.fixed.owner.clone()) else {
+        let Some(owner) = self.by_id.get(id).map(|handle| handle.spec.owner.clone()) else {
             return;
         };
         let of_owner = self.idle.entry(owner.clone()).or_default();
@@ -324,8 +323,8 @@ impl Table {
         idle.values()
             .filter_map(|id| self.by_id.get(id))
             .filter(|handle| {
-                let ended = handle.view.borrow().progress.exit.is_some();
-                ended || now_ms - handle.fixed.created_ms > YOUNG_MS
+                let ended = handle.view.borrow().status.exit.is_some();
+                ended || now_ms - handle.spec.created_ms > YOUNG_MS
             })
             .take(idle.len() - MAX_IDLE)
             .cloned()

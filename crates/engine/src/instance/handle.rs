@@ -1,11 +1,11 @@
 //! The way to an instance's task, and what everybody may see of it. Must not: change anything; that is the task's.
 
 use crate::directories::DISK;
-use crate::disks::Lent;
+use crate::disks::DiskLease;
 use crate::lifecycle::{Answer, EndedBy, State, Until};
 use crate::log::Grown;
 use crate::own_network::Published;
-use crate::record::{Fixed, Progress};
+use crate::record::{InstanceSpec, InstanceStatus};
 use crate::{EngineError, Usage};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use wharf_sandbox::{Disk, DiskMount, DiskUsage, Spawner};
 pub(crate) struct View {
     pub(crate) state: State,
     pub(crate) pid: Option<i32>,
-    pub(crate) progress: Progress,
+    pub(crate) status: InstanceStatus,
     /// Its ports that the host shows now.
     pub(crate) published: Vec<Published>,
 }
@@ -34,12 +34,12 @@ impl View {
 /// The way to an instance's task.
 #[derive(Debug)]
 pub(crate) struct Handle {
-    pub(crate) fixed: Arc<Fixed>,
+    pub(crate) spec: Arc<InstanceSpec>,
     pub(crate) dir: PathBuf,
     pub(crate) view: watch::Receiver<View>,
     pub(crate) network: Mutex<Option<wharf_net::Network>>,
     /// What it writes is here; without, in its directory.
-    pub(super) disk: Option<Arc<Lent>>,
+    pub(super) disk: Option<Arc<DiskLease>>,
     /// Whoever needs the files to himself: a start, a writer from outside, a copy.
     pub(crate) files: Arc<tokio::sync::Mutex<()>>,
     /// Counts what its owner asks for, and its being orphaned: who sees the same figure twice knows that nobody has asked in between.
@@ -74,7 +74,7 @@ pub(crate) enum Ask {
 /// What an instance that was started ahead becomes.
 #[derive(Debug, Clone)]
 pub(crate) struct NewLife {
-    pub(crate) fixed: Arc<Fixed>,
+    pub(crate) spec: Arc<InstanceSpec>,
     /// The last generation of the name.
     pub(crate) generation: u64,
     pub(crate) object_labels: BTreeMap<String, String>,
@@ -89,7 +89,7 @@ pub(super) struct Request {
 
 impl Handle {
     pub(crate) async fn ask(&self, ask: Ask) -> Result<Answer, EngineError> {
-        let gone = || EngineError::NotFound(format!("No such container: {}", self.fixed.name));
+        let gone = || EngineError::NotFound(format!("No such container: {}", self.spec.name));
         let (reply, answer) = oneshot::channel();
         let request = Request { ask, reply };
         self.requests.send(request).await.map_err(|_| gone())?;
@@ -134,9 +134,9 @@ impl Handle {
     pub(crate) async fn usage(&self, spawner: &Spawner) -> Option<Usage> {
         let view = self.view.borrow().clone();
         if !view.state.is_live() {
-            return view.progress.usage;
+            return view.status.usage;
         }
-        let id = self.fixed.process(view.progress.generation);
+        let id = self.spec.process(view.status.generation);
         // Not started yet, or gone by now.
         let process = spawner.usage(&id).await.ok()?;
         Some(Usage::new(process, self.disk_usage()))
@@ -145,7 +145,7 @@ impl Handle {
     pub(super) fn disk_usage(&self) -> Option<DiskUsage> {
         let usage = self.disk()?.usage();
         usage
-            .inspect_err(|error| tracing::warn!(instance = self.fixed.id, %error, "disk's usage"))
+            .inspect_err(|error| tracing::warn!(instance = self.spec.id, %error, "disk's usage"))
             .ok()
     }
 

@@ -24,8 +24,8 @@ pub(super) async fn start_process(
 ) -> Result<Started, SpawnError> {
     let failed =
         |what: &str, error: &dyn std::fmt::Display| SpawnError::Spawner(format!("{what}: {error}"));
-    let fixed = &handle.fixed;
-    let isolation = isolation::spec(fixed.isolation, &shared.config.microvm)
+    let spec = &handle.spec;
+    let isolation = isolation::spec(spec.isolation, &shared.config.microvm)
         .await
         .map_err(|error| SpawnError::Refused {
             message: error.to_string(),
@@ -35,30 +35,30 @@ pub(super) async fn start_process(
     let (network, published) = match network {
         Some(network) => (network, Vec::new()),
         None => {
-            let made = fixed.own_network.make(&shared.networks).await;
+            let made = spec.own_network.make(&shared.networks).await;
             made.map_err(|e| failed("network", &e))?
         }
     };
-    network.limit_bandwidth(shared.config.bandwidth(&fixed.limits));
+    network.limit_bandwidth(shared.config.bandwidth(&spec.limits));
     if !first {
-        files::renew_work(fixed, &handle.writable()).map_err(|e| failed("work directory", &e))?;
+        files::renew_work(spec, &handle.writable()).map_err(|e| failed("work directory", &e))?;
     }
     let label = Label {
-        id: fixed.id.clone(),
+        id: spec.id.clone(),
         generation,
         ingress: network.ingress(),
         ca: Some(network.ca().key()),
         started_ms: now_ms(),
     };
-    let hostname = fixed.hostname().to_owned();
+    let hostname = spec.hostname().to_owned();
     let file = |target: &str, content: String| Mount::File {
         target: target.into(),
         content,
     };
     let disk = handle.disk_mount();
     let at = disk.as_ref().map_or(handle.dir.as_path(), |disk| &disk.at);
-    let mut mounts = files::volume_mounts(fixed, at);
-    let surroundings = &fixed.surroundings;
+    let mut mounts = files::volume_mounts(spec, at);
+    let surroundings = &spec.surroundings;
     mounts.extend(surroundings.tmpfs.iter().cloned().map(Mount::Tmpfs));
     // A mount inside another one comes after it.
     mounts.sort_by_key(|mount| match mount {
@@ -74,32 +74,32 @@ pub(super) async fn start_process(
         file("/etc/hosts", surroundings.hosts(&hostname)),
         file("/etc/hostname", format!("{hostname}\n")),
     ]);
-    let spec = ProcessSpec {
-        id: fixed.process(generation),
+    let request = ProcessSpec {
+        id: spec.process(generation),
         label: label.encode().map_err(|e| failed("label", &e))?,
-        argv: fixed.argv.clone(),
-        env: fixed.env.clone(),
-        cwd: fixed.working_dir.clone(),
-        user: fixed.user.clone(),
+        argv: spec.argv.clone(),
+        env: spec.env.clone(),
+        cwd: spec.working_dir.clone(),
+        user: spec.user.clone(),
         root: Root::Overlay {
-            lower: fixed.lower.clone(),
+            lower: spec.lower.clone(),
             upper: at.join("upper"),
             work: at.join("work"),
         },
         mounts,
         hostname: Some(hostname),
-        limits: fixed.limits.clone(),
+        limits: spec.limits.clone(),
         stdin_pipe: false,
         disk,
         capabilities: wharf_sandbox::Capabilities::default(),
-        no_new_privileges: fixed.no_new_privileges,
-        read_only: fixed.surroundings.read_only,
+        no_new_privileges: spec.no_new_privileges,
+        read_only: spec.surroundings.read_only,
         isolation,
     };
     let netns = network.namespace().map_err(|e| failed("network", &e))?;
     let mut sys = network
         .system_files()
-        .filter(|_| spec.isolation.class().is_on_host_kernel());
+        .filter(|_| request.isolation.class().is_on_host_kernel());
     let mut fds = |image| -> Result<SpawnFds, SpawnError> {
         let mount = handle.disk().map(|d| d.mount().try_clone_to_owned());
         Ok(SpawnFds {
@@ -111,20 +111,20 @@ pub(super) async fn start_process(
         })
     };
     // What an earlier start has written may have changed what was imported.
-    let image = shared.preloads.take(fixed).filter(|_| first);
+    let image = shared.preloads.take(spec).filter(|_| first);
     let restored = image.is_some();
-    let process = match shared.spawner.spawn(&spec, fds(image)?).await {
+    let process = match shared.spawner.spawn(&request, fds(image)?).await {
         Err(SpawnError::Refused { message, .. }) if restored => {
-            shared.preloads.broken(fixed, &message);
-            files::renew_work(fixed, &handle.writable())
+            shared.preloads.broken(spec, &message);
+            files::renew_work(spec, &handle.writable())
                 .map_err(|e| failed("work directory", &e))?;
-            shared.spawner.spawn(&spec, fds(None)?).await?
+            shared.spawner.spawn(&request, fds(None)?).await?
         }
         other => other?,
     };
     if restored {
         let outcome = process.not_restored.as_deref().map_or(Ok(()), Err);
-        shared.preloads.started(fixed, outcome);
+        shared.preloads.started(spec, outcome);
     }
     Ok(Started {
         process,

@@ -2,7 +2,7 @@
 
 use super::Wanted;
 use crate::directories::{DISK, GONE_PREFIX};
-use crate::disks::Lent;
+use crate::disks::DiskLease;
 use crate::{OwnNetwork, Shared, blocking};
 use std::fs::Permissions;
 use std::os::fd::OwnedFd;
@@ -68,13 +68,13 @@ async fn run(
     wanted: &Wanted,
     id: &str,
     dir: &Path,
-    lent: Option<Lent>,
+    lease: Option<DiskLease>,
 ) -> Result<ProcessImage, String> {
     let (network, _) = OwnNetwork::default()
         .make(&shared.networks)
         .await
         .map_err(|e| format!("a network: {e}"))?;
-    let disk = lent.as_ref().and_then(Lent::disk);
+    let disk = lease.as_ref().and_then(DiskLease::disk);
     let mount = disk.map(|disk| DiskMount {
         device: disk.device().to_owned(),
         at: dir.join(DISK),
@@ -152,8 +152,8 @@ async fn run(
         shared.spawner.wait(id).await?;
         shared.spawner.forget(id).await
     };
-    match (ended.await, &lent) {
-        (Ok(()), Some(lent)) => lent.free(),
+    match (ended.await, &lease) {
+        (Ok(()), Some(lease)) => lease.free(),
         (Ok(()), None) => {}
         (Err(error), _) => tracing::warn!(%error, "an interpreter was not ended"),
     }

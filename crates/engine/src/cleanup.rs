@@ -12,15 +12,15 @@ const DELAY: Duration = Duration::from_millis(20);
 type Work = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
-pub(crate) struct Later(Mutex<Vec<Work>>);
+pub(crate) struct Cleanup(Mutex<Vec<Work>>);
 
-impl fmt::Debug for Later {
+impl fmt::Debug for Cleanup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Later").field(&self.waiting().len()).finish()
     }
 }
 
-impl Later {
+impl Cleanup {
     /// Does this, which may block, later. At the end of the daemon's runtime it is dropped instead.
     pub(crate) fn add(self: &Arc<Self>, work: impl FnOnce() + Send + 'static) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
@@ -29,10 +29,10 @@ impl Later {
         let mut waiting = self.waiting();
         waiting.push(Box::new(work));
         if waiting.len() == 1 {
-            let later = self.clone();
+            let cleanup = self.clone();
             runtime.spawn(async move {
                 tokio::time::sleep(DELAY).await;
-                tokio::task::spawn_blocking(move || later.finish());
+                tokio::task::spawn_blocking(move || cleanup.finish());
             });
         }
     }
@@ -55,10 +55,10 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_done_later_in_order_and_at_once_when_that_is_asked_for() {
-        let (later, (said, heard)) = (Arc::new(Later::default()), mpsc::channel());
+        let (cleanup, (said, heard)) = (Arc::new(Cleanup::default()), mpsc::channel());
         let say = |what: u32| {
             let said = said.clone();
-            later.add(move || said.send(what).expect("somebody listens"));
+            cleanup.add(move || said.send(what).expect("somebody listens"));
         };
         say(1);
         say(2);
@@ -66,7 +66,7 @@ mod tests {
         tokio::time::sleep(DELAY * 10).await;
         assert_eq!(heard.try_iter().collect::<Vec<_>>(), [1, 2]);
         say(3);
-        later.finish();
+        cleanup.finish();
         assert_eq!(heard.try_iter().collect::<Vec<_>>(), [3]);
         say(4);
         tokio::time::sleep(DELAY * 10).await;

@@ -7,9 +7,9 @@
 //!
 //! Must not: decide who gets it ([`crate::standby`]).
 
-use super::{Answer, Event, Handle, Happening, Instance, NewLife};
+use super::{Answer, Event, Handle, Instance, InternalEvent, NewLife};
 use crate::lifecycle::{HardTimeout, Machine, State};
-use crate::record::{Progress, Record};
+use crate::record::{InstanceStatus, Record};
 use crate::{EngineError, isolation, now_ms};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -24,13 +24,13 @@ pub(super) struct Ahead {
     before: u64,
     /// and since.
     now: u64,
-    state: Waits,
+    state: AheadState,
     /// Its end, seen before the answer to the thaw.
-    early: Option<Happening>,
+    early: Option<InternalEvent>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Waits {
+enum AheadState {
     /// Frozen, for its start.
     Frozen,
     /// It has ended before that.
@@ -43,15 +43,15 @@ enum Waits {
 
 impl Instance {
     /// An end that is seen before the start is answered comes after it.
-    pub(super) fn in_order(&mut self, happening: Happening) -> Option<Happening> {
-        match (&happening, &mut self.ahead) {
-            (Happening::Exited { generation, .. }, Some(ahead))
-                if ahead.before == *generation && ahead.state == Waits::Thawing =>
+    pub(super) fn in_order(&mut self, internal_event: InternalEvent) -> Option<InternalEvent> {
+        match (&internal_event, &mut self.ahead) {
+            (InternalEvent::Exited { generation, .. }, Some(ahead))
+                if ahead.before == *generation && ahead.state == AheadState::Thawing =>
             {
-                ahead.early = Some(happening);
+                ahead.early = Some(internal_event);
                 None
             }
-            _ => Some(happening),
+            _ => Some(internal_event),
         }
     }
 
@@ -61,9 +61,9 @@ impl Instance {
             return Some(generation);
         };
         match ahead.state {
-            Waits::Thawing | Waits::Started => Some(ahead.now),
-            Waits::Frozen | Waits::Ended => {
-                ahead.state = Waits::Ended;
+            AheadState::Thawing | AheadState::Started => Some(ahead.now),
+            AheadState::Frozen | AheadState::Ended => {
+                ahead.state = AheadState::Ended;
                 self.pid = None;
                 self.publish();
                 None
@@ -84,17 +84,17 @@ impl Instance {
         };
         let before = self.machine.generation();
         let NewLife {
-            fixed,
+            spec,
             generation,
             object_labels,
             network: asked,
         } = life;
         let record = Record {
-            fixed: fixed.clone(),
-            progress: Progress {
+            spec: spec.clone(),
+            status: InstanceStatus {
                 generation,
                 object_labels,
-                ..Progress::default()
+                ..InstanceStatus::default()
             },
         };
         // From here on, a daemon that finds it knows that it was meant to be handed over.
@@ -102,7 +102,7 @@ impl Instance {
             EngineError::Internal(format!("{}: {error}", self.handle.dir.display()))
         })?;
         let handle = Arc::new(Handle {
-            fixed: fixed.clone(),
+            spec: spec.clone(),
             dir: self.handle.dir.clone(),
             view: self.handle.view.clone(),
             network: Mutex::new(Some(asked.clone())),
@@ -116,13 +116,13 @@ impl Instance {
         self.handle = handle;
         // Whoever waits for the earlier life's end waits for nothing.
         self.waiting.clear();
-        let hard_timeout = fixed.hard_timeout_ms.map(|ms| HardTimeout {
+        let hard_timeout = spec.hard_timeout_ms.map(|ms| HardTimeout {
             ms,
             grace_ms: self.shared.config.stop_grace_ms,
         });
-        self.machine = Machine::new(State::Created, generation, fixed.stop_signal)
+        self.machine = Machine::new(State::Created, generation, spec.stop_signal)
             .with_hard_timeout(hard_timeout);
-        self.progress = record.progress;
+        self.status = record.status;
         self.own_network = false;
         self.published.clear();
         self.was_live = false;
@@ -130,7 +130,7 @@ impl Instance {
         self.ahead = Some(Ahead {
             before,
             now: generation + 1,
-            state: Waits::Frozen,
+            state: AheadState::Frozen,
             early: None,
         });
         self.publish();
@@ -146,37 +146,38 @@ impl Instance {
         let Some(ahead) = self.ahead.as_mut().filter(|it| it.now == generation) else {
             return false;
         };
-        self.progress.error = None;
-        let state = std::mem::replace(&mut ahead.state, Waits::Thawing);
-        let (spawner, happens) = (self.shared.spawner.clone(), self.happens.clone());
-        let (id, handle) = (self.fixed().process(generation), self.handle.clone());
-        let wakes_within = isolation::wakes_within(self.fixed().isolation);
+        self.status.error = None;
+        let state = std::mem::replace(&mut ahead.state, AheadState::Thawing);
+        let (spawner, internal_sender) =
+            (self.shared.spawner.clone(), self.internal_sender.clone());
+        let (id, handle) = (self.spec().process(generation), self.handle.clone());
+        let wakes_within = isolation::wakes_within(self.spec().isolation);
         tokio::spawn(async move {
             // Whoever copies its files has them to himself.
             let _turn = handle.files.lock().await;
             let result = match state {
-                Waits::Frozen => {
+                AheadState::Frozen => {
                     let thawed = spawner.thaw(&id).await;
                     if !wakes_within.is_zero() {
                         tokio::time::sleep(wakes_within).await;
                     }
                     thawed
                 }
-                Waits::Ended | Waits::Thawing | Waits::Started => Err(SpawnError::Spawner(
+                AheadState::Ended | AheadState::Thawing | AheadState::Started => Err(SpawnError::Spawner(
                     "the instance that was started ahead has ended before it was needed: start again"
                         .to_owned(),
                 )),
             };
-            let _ = happens.send(Happening::Thawed { generation, result });
+            let _ = internal_sender.send(InternalEvent::Thawed { generation, result });
         });
         true
     }
 
     pub(super) fn thawed(&mut self, generation: u64, result: Result<(), SpawnError>) -> Event {
         if let Some(ahead) = &mut self.ahead {
-            ahead.state = Waits::Started;
+            ahead.state = AheadState::Started;
             if let Some(early) = ahead.early.take() {
-                let _ = self.happens.send(early);
+                let _ = self.internal_sender.send(early);
             }
         }
         match result {
@@ -184,14 +185,11 @@ impl Instance {
                 if let Some(network) = self.handle.network() {
                     network.set_target(Target::Running(Instant::now()));
                 }
-                self.progress.started_ms = Some(now_ms());
+                self.status.started_ms = Some(now_ms());
                 Event::Spawned { generation }
             }
             Err(error) => {
-                let (spawner, id) = (
-                    self.shared.spawner.clone(),
-                    self.fixed().process(generation),
-                );
+                let (spawner, id) = (self.shared.spawner.clone(), self.spec().process(generation));
                 tokio::spawn(async move { end(&spawner, &id).await });
                 self.spawned(generation, Err(error))
             }
@@ -201,10 +199,10 @@ impl Instance {
     /// Ends the process that waits for a start which does not come.
     pub(super) async fn end_what_is_ahead(&mut self) {
         let Some(ahead) = &self.ahead else { return };
-        if matches!(ahead.state, Waits::Thawing | Waits::Started) {
+        if matches!(ahead.state, AheadState::Thawing | AheadState::Started) {
             return;
         }
-        let id = self.fixed().process(ahead.now);
+        let id = self.spec().process(ahead.now);
         end(&self.shared.spawner, &id).await;
     }
 }

@@ -1,4 +1,5 @@
-//! What a new daemon does with what an earlier one left: processes (from the spawner) and directories.
+//! What a new daemon does with what an earlier one left: processes (from the spawner) and
+//! directories.
 //!
 //! | process | record | what happens |
 //! |---|---|---|
@@ -7,7 +8,7 @@
 //! | any | missing or damaged | killed, forgotten, directory removed |
 //! | any | started ahead, and not handed over, or not started since | the same |
 //! | none | a script's | directory removed |
-//! | none | the operator's | kept; one that ran when the spawner died has exit code 255, as with Docker |
+//! | none | the operator's | kept; exit code 255, as with Docker, if it ran when the spawner died |
 
 use crate::directories::GONE_PREFIX;
 use crate::disks::DiskLease;
@@ -227,8 +228,8 @@ async fn end(shared: &Shared, process_id: &str) {
     }
 }
 
-/// Removes an instance of a Durable Object for which nobody asks from now on within the bound: what its object has said
-/// (`setInactivityTimeout()`), or else the engine's.
+/// Removes an instance of a Durable Object for which nobody asks from now on within the bound: what
+/// its object has said (`setInactivityTimeout()`), or else the engine's.
 pub(crate) fn reap_if_forgotten(handle: Arc<Handle>, idle_ms: u64) {
     let seen = handle.touch();
     let idle_ms = handle.view.borrow().status.inactivity_ms.unwrap_or(idle_ms);

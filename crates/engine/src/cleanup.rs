@@ -1,6 +1,7 @@
 //! Work that is left when an instance is gone, and that nobody waits for.
 //!
-//! Owns: when it is done: together, after a while, so that of starts that follow one upon the other few meet it. Must not: know what it is.
+//! Owns: when it is done: together, after a while, so that of starts that follow one upon the other
+//! few meet it. Must not: know what it is.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,5 @@
-//! From a request to an instance that can be started: image, disk, directories, record. Must not: start anything.
+//! Turns a request into an instance that can be started: image, disk, directories, record. Must
+//! not: start anything.
 
 use crate::instance::Instance;
 use crate::lifecycle::State;

@@ -1,16 +1,20 @@
-//! The directories of instances: made whole or not at all, taken out of the way at once, and used again.
+//! The directories of instances: made whole or not at all, taken out of the way at once, and used
+//! again.
 //!
-//! Owns: which of them wait for another instance. Must not: know what an instance is; the record's text is its caller's matter.
+//! Owns: which of them wait for another instance. Must not: know what an instance is; the record's
+//! text is its caller's matter.
 //!
 //! ```text
 //!   (none) ------make----> <id> --discard--> .gone-<id> --> removed
 //!   .gone-spare-<n> --^                        |
 //!          ^------------------ spare <---------'
 //! ```
-//! What begins with `.gone-` is nobody's: a daemon that dies leaves some, and the next one removes them.
+//! What begins with `.gone-` is nobody's: a daemon that dies leaves some, and the next one removes
+//! them.
 //!
-//! Directories of instances with a disk hold next to nothing, and are used again: on a file system without a journal (as ext4 can be) every new file
-//! looks through all that were removed in the last seconds, which at some hundred starts a second is most of what a start costs.
+//! Directories of instances with a disk hold next to nothing, and are used again: on a file system
+//! without a journal (as ext4 can be) every new file looks through all that were removed in the
+//! last seconds, which at some hundred starts a second is most of what a start costs.
 
 use crate::cleanup::Cleanup;
 use crate::log;
@@ -25,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(crate) const GONE_PREFIX: &str = ".gone-";
 /// Directory in an instance's own where its disk is mounted, for its process alone.
 pub(crate) const DISK: &str = "disk";
-/// Most that are kept.
+/// The most directories that are kept.
 const SPARE: usize = 64;
 
 #[derive(Debug)]
@@ -47,7 +51,8 @@ impl Directories {
         }
     }
 
-    /// A directory for an instance, with its record in it; with a place for its disk, or else with what `fill` puts there.
+    /// A directory for an instance, with its record in it; with a place for its disk, or else with
+    /// what `fill` puts there.
     ///
     /// # Errors
     /// The directory could not be made; nothing is left of it then.

@@ -1,13 +1,16 @@
 //! Disks kept ready, so that no start waits for one to be made.
 //!
-//! Owns: for each size that was ever asked for, a template and some disks; and who has which. Must not: know of instances.
+//! Owns: for each size that was ever asked for, a template and some disks; and who has which. Must
+//! not: know of instances.
 //!
 //! ```text
-//!   (none) --make--> ready --take--> lent --free, and nobody looks at it any more--> emptied --> ready, or gone
+//!   (none) --make--> ready --take--> leased --free, and nobody looks at it any more--> emptied
+//!   emptied --> ready, or gone
 //! ```
 //!
-//! Making a disk takes some 10 ms, handing one out nothing. What was handed out is made anew in the background, but not at once: a start has just
-//! taken it, and is more urgent. A disk whose instance is gone is emptied and handed out again, which costs a tenth of a new one.
+//! Making a disk takes some 10 ms, handing one out nothing. What was handed out is replaced in the
+//! background, but not at once: a start has just taken it, and is more urgent. A disk whose
+//! instance is gone is emptied and handed out again, which costs a tenth of a new one.
 
 use crate::cleanup::Cleanup;
 use std::collections::HashMap;
@@ -21,11 +24,11 @@ use wharf_sandbox::disk::Template;
 
 /// Ready ones of each size.
 const READY: usize = 32;
-/// Most of each size that are kept when they come back.
+/// The most disks of each size that are kept when they come back.
 const KEPT: usize = 64;
 /// How long a start is left alone with the machine.
 const REFILL_DELAY: Duration = Duration::from_millis(30);
-/// Of the disk that is made to see whether it can be done.
+/// Size of the disk that is made to see whether this machine can make any.
 const PROBE_BYTES: u64 = 16 << 20;
 
 #[derive(Debug)]
@@ -37,7 +40,7 @@ pub(crate) struct Disks {
     cleanup: Arc<Cleanup>,
 }
 
-/// Of one size.
+/// Disks of one size.
 #[derive(Debug)]
 struct Shelf {
     template: Template,
@@ -65,8 +68,8 @@ impl DiskLease {
         self.disk.as_ref()
     }
 
-    /// No container uses it any more: the last one who looks at it gives it back. Without this it stays as it is, for a container that outlives the
-    /// daemon.
+    /// No container uses it any more: the last one who looks at it gives it back. Without this it
+    /// stays as it is, for a container that outlives the daemon.
     pub(crate) fn free(&self) {
         self.is_free.store(true, Ordering::Release);
     }
@@ -176,7 +179,7 @@ impl Disks {
     }
 }
 
-/// In the background; one at a time for each size.
+/// Makes disks in the background, one at a time for each size.
 fn refill(shelf: &Arc<Shelf>) {
     if std::mem::replace(&mut lock(&shelf.state).is_filling, true) {
         return;

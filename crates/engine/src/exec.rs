@@ -1,7 +1,8 @@
 //! Processes beside the main one in a running instance.
 //!
-//! Owns: what such a process gets from its container, and that it gets into the start that was meant.
-//! Must not: keep them. They belong to whoever holds the handle, run on without one, and end with the container.
+//! Owns: what such a process gets from its container, and that it gets into the start that was
+//! meant. Must not: keep them. They belong to whoever holds the handle, run on without one, and end
+//! with the container.
 
 use crate::lifecycle::State;
 use crate::merge::set_env;
@@ -41,7 +42,8 @@ pub enum ExecError {
 }
 
 impl Engine {
-    /// Starts a process in an instance that runs in its `generation` ([`crate::Inspect::generation`]); returns when the program has begun.
+    /// Starts a process in an instance that runs in its `generation`
+    /// ([`crate::Inspect::generation`]); returns when the program has begun.
     ///
     /// A caller who goes away in the middle loses only the handle.
     pub async fn exec(
@@ -87,7 +89,8 @@ impl Engine {
     }
 }
 
-/// Docker's rules: the container's environment, user and directory unless others are given; TERM for a terminal.
+/// Docker's rules: the container's environment, user and directory unless others are given; TERM
+/// for a terminal.
 fn specify(spec: &InstanceSpec, generation: u64, exec: Exec) -> Result<ExecSpec, EngineError> {
     let mut env = Vec::new();
     let term = matches!(exec.streams, ExecStreams::Terminal(_)).then(|| "TERM=xterm".to_owned());

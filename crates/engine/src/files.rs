@@ -1,7 +1,8 @@
 //! An instance's files from outside: held still to be copied, and written into.
 //!
-//! Reading goes to the layers on disk, which the caller puts together; nothing is mounted for it. Writing goes through the overlay: the
-//! process's own while one runs, else one that is mounted for the purpose, because an upper directory that is mounted changes only by its mount.
+//! Reading goes to the layers on disk, which the caller puts together; nothing is mounted for it.
+//! Writing goes through the overlay: the process's own while one runs, else one that is mounted for
+//! the purpose, because an upper directory that is mounted changes only by its mount.
 
 use crate::instance::Handle;
 use crate::lifecycle::State;
@@ -17,7 +18,8 @@ use tokio::sync::OwnedMutexGuard;
 use wharf_image::{Extraction, ImageError};
 use wharf_sandbox::{Mount, stopped};
 
-/// Where the sandbox mounts something in every container; made in the upper directory where the image has nothing there.
+/// Where the sandbox mounts something in every container; made in the upper directory where the
+/// image has nothing there.
 const MOUNT_POINTS: [&str; 6] = [
     "/proc",
     "/sys",
@@ -27,7 +29,8 @@ const MOUNT_POINTS: [&str; 6] = [
     "/etc/hostname",
 ];
 
-/// A writable directory to mount into an instance. What is written there is kept with the instance, and goes with it.
+/// A writable directory to mount into an instance. What is written there is kept with the instance,
+/// and goes with it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct VolumeMount {
     /// Absolute path in the instance; made if missing.
@@ -52,13 +55,15 @@ pub struct FromSnapshot {
 pub struct Files {
     /// What it wrote outside its volumes: changes while it runs.
     pub upper: PathBuf,
-    /// The snapshot that it was started from. Like the image's layers and what volumes began with, it never changes.
+    /// The snapshot that it was started from. Like the image's layers and what volumes began with,
+    /// it never changes.
     pub snapshot: Option<PathBuf>,
     /// The image's layers, topmost first.
     pub image: Vec<PathBuf>,
     /// Its volumes, in the order of their mounting.
     pub volumes: Vec<Volume>,
-    /// Where something is mounted: places in `upper` that may hold an empty file or directory for that reason alone.
+    /// Where something is mounted: places in `upper` that may hold an empty file or directory for
+    /// that reason alone.
     pub mount_points: Vec<PathBuf>,
 }
 
@@ -73,7 +78,8 @@ pub struct Volume {
     pub lower: Vec<PathBuf>,
 }
 
-/// An instance whose files stand still: its processes are frozen, and it cannot be started. [`Held::release`] it.
+/// An instance whose files stand still: its processes are frozen, and it cannot be started.
+/// [`Held::release`] it.
 #[derive(Debug)]
 pub struct Held {
     files: Files,
@@ -135,7 +141,8 @@ impl Engine {
                 _turn: turn,
             };
             let view = handle.view.borrow().clone();
-            // One that was started ahead and waits for its start stands still already, and its start waits for this turn.
+            // One that was started ahead and waits for its start stands still already, and its
+            // start waits for this turn.
             if view.pid.is_none() || view.state == State::Created {
                 return Ok(held);
             }
@@ -156,8 +163,9 @@ impl Engine {
         Ok(files(&handle.spec, &handle.writable()))
     }
 
-    /// Extracts a tar archive into the directory `into` of an instance, which is made if it is missing. No name in it and no link in the
-    /// instance leads out. At most `max_bytes`, uncompressed.
+    /// Extracts a tar archive into the directory `into` of an instance, which is made if it is
+    /// missing. No name in it and no link in the instance leads out. At most `max_bytes`,
+    /// uncompressed.
     pub async fn extract(
         &self,
         owner: &Owner,
@@ -287,7 +295,8 @@ fn volume_dir(dir: &Path, number: usize) -> PathBuf {
     dir.join("volumes").join(number.to_string())
 }
 
-/// Makes the directories of an instance's volumes. Their roots belong to whom the roots of what they begin with belong.
+/// Makes the directories of an instance's volumes. Their roots belong to whom the roots of what
+/// they begin with belong.
 pub(crate) fn make_volumes(volumes: &[VolumeMount], dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
     for (n, volume) in volumes.iter().enumerate() {

@@ -1,7 +1,8 @@
-//! Reads an instance's output as it is written, from its log: a slow reader holds nobody up, and one that is slower than the log is long loses
-//! the oldest of it.
+//! Reads an instance's output as it is written, from its log: a slow reader holds nobody up, and
+//! one that is slower than the log is long loses the oldest of it.
 //!
-//! The log is two segments ([`crate::log`]). Segments are counted; a follower reads one to its end before it takes the next.
+//! The log is two segments ([`crate::log`]). Segments are counted; a follower reads one to its end
+//! before it takes the next.
 
 use crate::instance::View;
 use crate::log::{self, Entry, Grown};
@@ -10,7 +11,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use tokio::sync::watch;
 
-/// Most bytes read at a time.
+/// The most bytes that are read at a time.
 const CHUNK: u64 = 256 * 1024;
 
 /// The output of one instance, from some moment on.
@@ -28,7 +29,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// From the oldest output that is kept, or from now on.
+    /// Begins with the oldest output that is kept, or with what is written from now on.
     pub(crate) fn new(
         dir: PathBuf,
         grown: watch::Receiver<Grown>,
@@ -47,7 +48,8 @@ impl Follower {
         follower.segment = now.segment;
         if from_now {
             if let Some(mut file) = follower.open(log::CURRENT)? {
-                // Also the first segment's length is known once something was written by this daemon.
+                // Also the first segment's length is known once something was written by this
+                // daemon.
                 let end = match now.length {
                     0 => file.metadata()?.len(),
                     length => length,
@@ -56,7 +58,8 @@ impl Follower {
                 follower.file = Some(file);
             }
         } else if let Some(file) = follower.open(log::BEFORE)? {
-            // It counts as the one before, though an earlier daemon may have written it: then `segment` is 0, and the next one is the current.
+            // It counts as the one before, though an earlier daemon may have written it: then
+            // `segment` is 0, and the next one is the current.
             follower.file = Some(file);
             follower.segment = now.segment.wrapping_sub(1);
         }
@@ -69,7 +72,8 @@ impl Follower {
     /// The disk's.
     pub async fn next(&mut self) -> io::Result<Option<Vec<Entry>>> {
         loop {
-            // Looked at before reading: what was written before the end is read before the end is told.
+            // Looked at before reading: what was written before the end is read before the end is
+            // told.
             let ended = self.view.borrow_and_update().has_ended();
             let entries = self.read()?;
             if !entries.is_empty() {
@@ -90,7 +94,7 @@ impl Follower {
         }
     }
 
-    /// What is there now.
+    /// Returns the output that is there now.
     ///
     /// # Errors
     /// The disk's.
@@ -139,8 +143,8 @@ impl Follower {
             self.pending.clear();
             self.file = self.open(name)?;
             if self.grown.borrow().segment != now.segment {
-                // The names have moved on meanwhile: by one, so what was opened as the current may be a later one. It is read as what it is
-                // only if the count says so.
+                // The names have moved on meanwhile: by one, so what was opened as the current may
+                // be a later one. It is read as what it is only if the count says so.
                 self.segment = self.grown.borrow().segment;
                 self.file = self.open(log::CURRENT)?;
             }

@@ -1,4 +1,5 @@
-//! The task that owns one instance: it feeds the lifecycle machine with requests and with what happens, and carries out its effects.
+//! The task that owns one instance: it feeds the lifecycle machine with requests and with what
+//! happens, and carries out its effects.
 
 use crate::disks::DiskLease;
 use crate::lifecycle::{
@@ -26,7 +27,8 @@ use handle::Request;
 pub(crate) use handle::{Ask, Handle, NewLife, View};
 use handover::Ahead;
 
-/// How long an exit waits for the rest of the output. Its processes are dead, so the pipes end as soon as they are read empty.
+/// How long an exit waits for the rest of the output. Its processes are dead, so the pipes end as
+/// soon as they are read empty.
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long the removal of an instance that ended waits for readers of its output.
 const LAST_READ: Duration = Duration::from_secs(5);
@@ -243,7 +245,7 @@ impl Instance {
         })
     }
 
-    /// One that was started ahead has all that it takes.
+    /// Checks that the machine has what a start takes; a process that was started ahead has it.
     fn admit(&self, spec: &InstanceSpec) -> Result<(), EngineError> {
         match self.ahead {
             Some(_) => Ok(()),
@@ -251,7 +253,8 @@ impl Instance {
         }
     }
 
-    /// Records what its object says of it while it lives; what is acknowledged a new daemon knows too.
+    /// Records what its object says of it while it lives; what is acknowledged a new daemon knows
+    /// too.
     fn note(
         &mut self,
         reply: oneshot::Sender<Result<Answer, EngineError>>,
@@ -444,7 +447,8 @@ impl Instance {
         let internal_sender = self.internal_sender.clone();
         tokio::spawn(async move {
             let result = spawner.wait(&id).await;
-            // A program that handed its output to something outside its cgroup must not hold up its own end.
+            // A program that handed its output to something outside its cgroup must not hold up its
+            // own end.
             let _ = tokio::time::timeout(DRAIN, output).await;
             let usage = spawner.usage(&id).await;
             let usage = usage

@@ -3,7 +3,7 @@
 //! | said by | weight |
 //! |---|---|
 //! | the application's setting, or the operator's `--runtime` | decides |
-//! | the image's label `wharf.isolation` | only if nothing decides, and never weaker than the node's |
+//! | the image's label `wharf.isolation` | if nothing decides, and never weaker than the node's |
 //! | the node's `containers.isolation` | if nothing else is said |
 //!
 //! Owns: these rules, and the dispatch over the classes: what one has of its own is in its module.
@@ -54,11 +54,12 @@ pub(crate) fn class(
 pub struct MicrovmConfig {
     /// The executable that runs the machines, and runs in them ([`wharf_microvm::run`]).
     pub agent: PathBuf,
-    /// Root directory below which the guest's kernel is ([`wharf_microvm::initrd::GuestKernel::find`]).
+    /// Root directory below which the guest's kernel is
+    /// ([`wharf_microvm::initrd::GuestKernel::find`]).
     pub kernel_root: PathBuf,
     /// Where the guest's initial RAM disk is kept.
     pub directory: PathBuf,
-    /// By /dev/kvm; else emulated.
+    /// Whether /dev/kvm runs the machines; else QEMU emulates them.
     pub kvm: bool,
 }
 

@@ -400,7 +400,7 @@ impl Engine {
             .await
     }
 
-    /// Those of an application that are meant.
+    /// Stops the application's instances that match.
     async fn stop_all(
         &self,
         application: &str,

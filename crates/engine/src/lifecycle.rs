@@ -1,4 +1,5 @@
-//! The life of an instance as a pure state machine: event in, effects out. No clock, no I/O, no randomness.
+//! The life of an instance as a pure state machine: event in, effects out. No clock, no I/O, no
+//! randomness.
 //!
 //! ```text
 //!            Start            Spawned           Stop
@@ -11,10 +12,12 @@
 //!     └─── Remove ──────┴──> (CleanUp) ── Cleaned ──> Removed
 //! ```
 //!
-//! * A start with a hard timeout is stopped when that is over; it counts from `Spawned`, also for who adopts the process (`Adopted`).
-//! * `Stop` while Starting is kept until `Spawned`; `Remove{force}` of anything that lives first kills it, then cleans up.
-//! * Each `Spawn` has a new generation. Events of processes (`Spawned`, `Exited`, `GraceElapsed`, ...) carry theirs; those of an
-//!   earlier one change nothing.
+//! * A start with a hard timeout is stopped when that is over; it counts from `Spawned`, also for
+//!   who adopts the process (`Adopted`).
+//! * `Stop` while Starting is kept until `Spawned`; `Remove{force}` of anything that lives first
+//!   kills it, then cleans up.
+//! * Each `Spawn` has a new generation. Events of processes (`Spawned`, `Exited`, `GraceElapsed`,
+//!   ...) carry theirs; those of an earlier one change nothing.
 //! * Every token that comes in is answered exactly once, at the latest by the removal.
 
 use wharf_sandbox::Exit;
@@ -28,7 +31,7 @@ pub use ended::{EndedBy, describe};
 /// State of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// Made, never started.
+    /// The instance was made and never started.
     Created,
     /// The spawner was asked.
     Starting,
@@ -36,7 +39,7 @@ pub enum State {
     Running,
     /// Was asked to stop; SIGKILL follows after the grace.
     Stopping,
-    /// Has ended.
+    /// The process has ended.
     Exited(wharf_sandbox::Exit),
     /// Gone.
     Removed,
@@ -73,7 +76,7 @@ pub enum Event {
         /// Which start.
         generation: u64,
     },
-    /// It has not.
+    /// The spawner could not start the process.
     SpawnFailed {
         /// Which start.
         generation: u64,
@@ -91,14 +94,14 @@ pub enum Event {
     },
     /// The time that the process may run is over.
     HardTimeout {
-        /// Of which start.
+        /// The start that this is about.
         generation: u64,
     },
     /// A signal shall be sent.
     Signal {
         /// Its number.
         signal: i32,
-        /// Who asks.
+        /// The caller that waits for the answer.
         token: Token,
     },
     /// A stop is asked for: stop signal, then SIGKILL.
@@ -107,35 +110,35 @@ pub enum Event {
         grace_ms: u64,
         /// Why.
         by: EndedBy,
-        /// Who asks.
+        /// The caller that waits for the answer.
         token: Token,
     },
     /// The time between the two is over.
     GraceElapsed {
-        /// Of which start.
+        /// The start that this is about.
         generation: u64,
     },
     /// The process has ended.
     Exited {
-        /// Of which start.
+        /// The start that this is about.
         generation: u64,
         /// How.
         exit: Exit,
     },
     /// The removal is asked for.
     Remove {
-        /// Also if it runs.
+        /// Whether to remove it even if it runs.
         force: bool,
         /// Why.
         by: EndedBy,
-        /// Who asks.
+        /// The caller that waits for the answer.
         token: Token,
     },
     /// Somebody waits.
     Wait {
         /// For what.
         until: Until,
-        /// Who.
+        /// The caller that waits.
         token: Token,
     },
     /// These do not wait any more (their connection is gone).
@@ -144,7 +147,7 @@ pub enum Event {
     Cleaned,
 }
 
-/// What is to be done, in order.
+/// Effects to perform, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Ask the spawner for the process.
@@ -203,7 +206,7 @@ pub enum Effect {
     },
 }
 
-/// Whose fault it is that a start has failed.
+/// What is at fault when a start fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The request's (Docker answers 400).
@@ -219,7 +222,7 @@ pub enum Fault {
 pub enum Answer {
     /// Done.
     Done,
-    /// It ended like this.
+    /// The process ended, like this.
     Exit(Exit),
     /// Already so.
     NotModified,
@@ -232,20 +235,20 @@ pub enum Answer {
     },
     /// There is no process.
     NotRunning,
-    /// It runs and `force` was not given.
+    /// The instance runs, and `force` was not given.
     StillRunning,
-    /// It is being removed.
+    /// The instance is being removed.
     BeingRemoved,
-    /// It is removed.
+    /// The instance has been removed.
     Gone,
 }
 
 /// How long a process may run, and how it is ended then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HardTimeout {
-    /// From its start, milliseconds.
+    /// Time from its start, milliseconds.
     pub ms: u64,
-    /// From the stop signal to SIGKILL, milliseconds.
+    /// Time from the stop signal to SIGKILL, milliseconds.
     pub grace_ms: u64,
 }
 
@@ -270,7 +273,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A new or adopted instance; `generation` is that of its last start (or of its name's last start).
+    /// A new or adopted instance; `generation` is that of its last start (or of its name's last
+    /// start).
     pub fn new(state: State, generation: u64, stop_signal: i32) -> Self {
         Machine {
             state,
@@ -288,7 +292,7 @@ impl Machine {
         }
     }
 
-    /// With a bound on how long each of its processes may run.
+    /// Bounds how long each of its processes may run.
     pub fn with_hard_timeout(mut self, hard_timeout: Option<HardTimeout>) -> Self {
         self.hard_timeout = hard_timeout;
         self

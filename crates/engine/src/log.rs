@@ -1,10 +1,13 @@
-//! The kept output of one instance: two segment files, `log.0` (being written) and `log.1` (the one before), each at most half of the bound.
-//! Whoever reads it while it is written ([`crate::follow`]) is told how far it has grown.
+//! The kept output of one instance: two segment files, `log.0` (being written) and `log.1` (the one
+//! before), each at most half of the bound. Whoever reads it while it is written
+//! ([`crate::follow`]) is told how far it has grown.
 //!
-//! An entry is one byte for the stream (1 out, 2 err), eight for the time (unix ms, little endian), four for the length, and the bytes. A torn last
-//! entry (the machine stopped in the midst of a write) is cut off when the file is opened again.
+//! An entry is one byte for the stream (1 out, 2 err), eight for the time (unix ms, little endian),
+//! four for the length, and the bytes. A torn last entry (the machine stopped in the midst of a
+//! write) is cut off when the file is opened again.
 //!
-//! Whoever has a segment open holds a shared lock on it (flock(2)): one that nobody has open may become another instance's ([`recycle`]).
+//! Whoever has a segment open holds a shared lock on it (flock(2)): one that nobody has open may
+//! become another instance's ([`recycle`]).
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -21,10 +24,10 @@ pub(crate) const BEFORE: &str = "log.1";
 const HEADER: usize = 13;
 /// After so long without output its file is closed: an idle container is to hold few descriptors.
 const SILENT: std::time::Duration = std::time::Duration::from_secs(2);
-/// Most bytes read at a time from a pipe.
+/// The most bytes that are read from a pipe at a time.
 const CHUNK: usize = 16 * 1024;
 
-/// One piece of output: whether it is from standard error, when it came (unix ms), and its bytes.
+/// A piece of output: whether it is from standard error, when it came (unix ms), and its bytes.
 pub type Entry = (bool, i64, Vec<u8>);
 
 /// How far an instance's log has grown since this daemon has the instance.
@@ -146,8 +149,8 @@ pub(crate) fn read(dir: &Path) -> io::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Makes the log in `dir` an empty one, for another instance; `dir` has left the path where it is looked for. A segment that somebody still has open is
-/// removed instead, and ends with them.
+/// Makes the log in `dir` an empty one, for another instance; `dir` has left the path where it is
+/// looked for. A segment that somebody still has open is removed instead, and ends with them.
 pub(crate) fn recycle(dir: &Path) -> io::Result<()> {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -187,8 +190,8 @@ pub(crate) fn parse(mut bytes: &[u8]) -> (Vec<Entry>, u64) {
     (entries, good)
 }
 
-/// Carries both pipes into the log until both are at their end. Whatever goes wrong with the disk, the pipes are still emptied: a full log must not
-/// stop the program that writes it.
+/// Carries both pipes into the log until both are at their end. Whatever goes wrong with the disk,
+/// the pipes are still emptied: a full log must not stop the program that writes it.
 pub(crate) async fn pump(mut writer: Writer, stdout: OwnedFd, stderr: OwnedFd) {
     let mut pipes = [receiver(stdout), receiver(stderr)];
     let mut complained = false;
@@ -203,7 +206,8 @@ pub(crate) async fn pump(mut writer: Writer, stdout: OwnedFd, stderr: OwnedFd) {
             }
             else => return,
         };
-        // Allocated only while there is something to read: most instances are silent most of the time.
+        // Allocated only while there is something to read: most instances are silent most of the
+        // time.
         let mut bytes = vec![0; CHUNK];
         let slot = &mut pipes[usize::from(is_stderr)];
         let Some(pipe) = slot else { continue };

@@ -73,7 +73,8 @@ pub(crate) fn merge(
             }
             Vec::new()
         }
-        // `--entrypoint ""` sends one empty string: no entrypoint, and the image's command is dropped as for any other.
+        // `--entrypoint ""` sends one empty string: no entrypoint, and the image's command is
+        // dropped as for any other.
         Some(given) if given.len() == 1 && given[0].is_empty() => Vec::new(),
         Some(given) => given.clone(),
     };
@@ -152,7 +153,8 @@ pub(crate) fn set_env(env: &mut Vec<String>, entry: &str) -> Result<(), EngineEr
     Ok(())
 }
 
-/// A signal by number or name, with or without `SIG` (`15`, `TERM`, `SIGTERM`, `SIGRTMIN+3`), on Linux.
+/// A signal by number or name, with or without `SIG` (`15`, `TERM`, `SIGTERM`, `SIGRTMIN+3`), on
+/// Linux.
 pub fn parse_signal(text: &str) -> Option<i32> {
     const NAMES: [&str; 31] = [
         "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",

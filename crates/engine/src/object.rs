@@ -1,6 +1,8 @@
-//! What a Durable Object says of its container beyond Docker's words, and what becomes of a container whose object is not heard of.
+//! What a Durable Object says of its container beyond Docker's words, and what becomes of a
+//! container whose object is not heard of.
 //!
-//! Owns: start options, labels, inactivity, the reasons of failed starts. Must not: know where these come from.
+//! Owns: start options, labels, inactivity, the reasons of failed starts. Must not: know where
+//! these come from.
 
 use crate::instance::Ask;
 use crate::{Application, Engine, EngineError, Owner, adopt, missing};
@@ -18,7 +20,8 @@ pub struct StartOptions {
 }
 
 impl Engine {
-    /// Replaces the labels that a running instance's object has given it. With a token, only of the start that has this token.
+    /// Replaces the labels that a running instance's object has given it. With a token, only of the
+    /// start that has this token.
     pub async fn set_labels(
         &self,
         owner: &Owner,
@@ -30,7 +33,8 @@ impl Engine {
         self.act(owner, reference, Ask::SetLabels(labels)).await
     }
 
-    /// How long a running instance is kept while nobody asks for it once its owner's process has gone, milliseconds. Token as above.
+    /// How long a running instance is kept while nobody asks for it once its owner's process has
+    /// gone, milliseconds. Token as above.
     pub async fn set_inactivity(
         &self,
         owner: &Owner,
@@ -42,8 +46,8 @@ impl Engine {
         self.act(owner, reference, Ask::SetInactivity(ms)).await
     }
 
-    /// The process that asks for an owner's instances has gone. They run on; those that nobody asks for within the bound are removed.
-    /// To be called within a tokio runtime.
+    /// The process that asks for an owner's instances has gone. They run on; those that nobody asks
+    /// for within the bound are removed. To be called within a tokio runtime.
     pub fn orphan(&self, owner: &Owner) {
         for handle in self.shared.table().all(Some(owner)) {
             // One that was handed over and never started has a process, too.
@@ -64,7 +68,8 @@ impl Engine {
         }
     }
 
-    /// Remembers why a start (a create, or the start of what was created) failed, for [`Engine::failure`]: workerd does not tell the Worker.
+    /// Remembers why a start (a create, or the start of what was created) failed, for
+    /// [`Engine::failure`]: workerd does not tell the Worker.
     pub fn note_failure(&self, owner: &Owner, name: &str, token: Option<String>, reason: String) {
         let mut table = self.shared.table();
         let token = token.or_else(|| {

@@ -1,4 +1,5 @@
-//! The network that an instance gets for itself alone, anew with each start: what it may reach, and which of its ports the host shows.
+//! The network that an instance gets for itself alone, anew with each start: what it may reach, and
+//! which of its ports the host shows.
 
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;

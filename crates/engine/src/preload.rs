@@ -1,14 +1,17 @@
-//! Interpreters with their imports done, as process images: made ahead, given to starts, and forgotten.
+//! Interpreters with their imports done, as process images: made ahead, given to starts, and
+//! forgotten.
 //!
 //! Owns: which image has one, when one is made, and how much memory all of them have.
 //! Must not: hold up a start. One that finds nothing ready is an ordinary one.
 //!
 //! ```text
-//! (none) --a create, or an image made ready--> making --made--> ready --its application has another image, too many--> (none)
-//!                                                \--failed--> waiting --the next create after a while--> making
+//! (none) --a create, or an image made ready--> making --made--> ready
+//!   ready --its application has another image, too many--> (none)
+//!   making --failed--> waiting --the next create after a while--> making
 //! ```
-//! The process in which an image is made has walls of its own like any container: the instance's limits, no way out by network. It has ended
-//! before the image is used, and what was written in it is gone.
+//! The process in which an image is made has walls of its own like any container: the instance's
+//! limits, no way out by network. It has ended before the image is used, and what was written in it
+//! is gone.
 
 mod make;
 
@@ -26,18 +29,18 @@ use wharf_sandbox::{Limits, ProcessImage};
 pub(crate) const LABEL: &str = "wharf.preload";
 /// After a failure: from the first to the second, doubled each time.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
-/// Known at a time, whatever their state.
+/// The most images that are known at a time, whatever their state.
 const MAX_ENTRIES: usize = 256;
 /// Modules in one label.
 const MAX_MODULES: usize = 64;
 
-/// All that is needed to make one.
+/// What it takes to make an image.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
     pub(crate) key: PreloadKey,
     /// The image's name, for people.
     pub(crate) reference: String,
-    /// Whose instances it is for; of one application there is one once it has been rolled out.
+    /// The application whose instances it is for. Each has one image once it has been rolled out.
     pub(crate) application: Option<String>,
     pub(crate) modules: Vec<String>,
     pub(crate) lower: Vec<PathBuf>,
@@ -46,7 +49,7 @@ pub(crate) struct Wanted {
     pub(crate) limits: Limits,
 }
 
-/// One for `wharf status`.
+/// An image, for `wharf status`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Preload {
     /// Image reference.
@@ -90,10 +93,10 @@ struct Entry {
 /// All of a node.
 #[derive(Debug)]
 pub(crate) struct Preloads {
-    /// Most that are kept; 0: none is made.
+    /// The most images that are kept; 0: none is made.
     most: usize,
     entries: Mutex<BTreeMap<PreloadKey, Entry>>,
-    /// One is made at a time.
+    /// Lets one image be made at a time.
     maker: tokio::sync::Semaphore,
 }
 
@@ -110,7 +113,7 @@ impl Preloads {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has it made in the background, unless it is there, on its way, or failed a moment ago.
+    /// Has an image made in the background, unless it is there, on its way, or failed a moment ago.
     pub(crate) fn want(shared: &Arc<Shared>, wanted: Wanted) {
         let preloads = &shared.preloads;
         if preloads.most == 0 || !preloads.begin(&wanted, Instant::now()) {
@@ -246,7 +249,7 @@ impl Preloads {
         }
     }
 
-    /// One whose image did harm is not given again; the next create has another made, after a while.
+    /// An image that did harm is not given again; the next create has another made, after a while.
     pub(crate) fn broken(&self, spec: &InstanceSpec, reason: &str) {
         let Some(Ok(key)) = &spec.preload else {
             return;
@@ -339,7 +342,8 @@ pub(crate) fn modules(text: &str) -> Result<Vec<String>, String> {
     }
 }
 
-/// What a create means for preloading: nothing, or what its starts may begin from (or why they may not), and what is to be made.
+/// What a create means for preloading: nothing, or what its starts may begin from (or why they may
+/// not), and what is to be made.
 pub(crate) fn plan(
     image: &merge::ImageDefaults,
     image_id: &str,
@@ -419,7 +423,8 @@ fn environment(image: &merge::ImageDefaults) -> Vec<String> {
     env
 }
 
-/// Variables that an interpreter, its C library or its loader reads once, when it begins, must be the image's.
+/// Variables that an interpreter, its C library or its loader reads once, when it begins, must be
+/// the image's.
 fn same_interpreter(image: &[String], instance: &[String]) -> Result<(), String> {
     const READ_ONCE: [&str; 7] = [
         "PYTHON", "LD_", "MALLOC_", "GLIBC_", "LC_", "LANG", "OPENSSL_",

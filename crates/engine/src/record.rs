@@ -1,4 +1,5 @@
-//! What outlives the daemon: `instance.json` in the instance's directory, and the label that the spawner keeps with the process.
+//! What outlives the daemon: `instance.json` in the instance's directory, and the label that the
+//! spawner keeps with the process.
 
 use crate::Owner;
 use crate::lifecycle::EndedBy;
@@ -50,14 +51,15 @@ pub(crate) struct InstanceSpec {
     pub(crate) stop_signal: i32,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) limits: Limits,
-    /// Of its disk, if it has one.
+    /// The disk's device, if it has a disk.
     pub(crate) device: Option<PathBuf>,
     /// What the start was called, to tell it from others of the name.
     #[serde(default)]
     pub(crate) start_token: Option<String>,
     #[serde(default)]
     pub(crate) hard_timeout_ms: Option<u64>,
-    /// Which imports done ahead its first start may begin from, or why none; `None`: its image asks for none.
+    /// Which imports done ahead its first start may begin from, or why none; `None`: its image asks
+    /// for none.
     #[serde(default)]
     pub(crate) preload: Option<Result<PreloadKey, String>>,
     #[serde(default)]
@@ -151,13 +153,13 @@ impl InstanceSpec {
 /// What each start and end changes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct InstanceStatus {
-    /// Of the last start of this name; 0 before the first.
+    /// Number of the last start of this name; 0 before the first.
     pub(crate) generation: u64,
     pub(crate) started_ms: Option<i64>,
     pub(crate) finished_ms: Option<i64>,
     /// How the last process ended; `None` while one runs or before the first.
     pub(crate) exit: Option<Exit>,
-    /// Of the last process.
+    /// What the last process used.
     #[serde(default)]
     pub(crate) usage: Option<crate::Usage>,
     /// Who or what ended the last process, or is about to end the one that runs.
@@ -183,8 +185,9 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Writes the record whole or not at all (for a killed daemon; after a power cut no process is left that would need it). The two files change places,
-    /// so that no new one is needed each time.
+    /// Writes the record whole or not at all (for a killed daemon; after a power cut no process is
+    /// left that would need it). The two files change places, so that no new one is needed each
+    /// time.
     pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
         let (written, place) = (dir.join(WRITTEN), dir.join(FILE));
         let text = serde_json::to_vec(self)?;
@@ -213,7 +216,8 @@ impl Record {
     }
 }
 
-/// What the spawner is told of a process: enough to find its record, and what is newer than the record.
+/// What the spawner is told of a process: enough to find its record, and what is newer than the
+/// record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Label {
     pub(crate) id: String,
@@ -240,7 +244,8 @@ pub fn owns(label: &str) -> bool {
     label.starts_with(LABEL_KIND)
 }
 
-/// The spawner's name for one start of an instance: distinct per generation, so that nothing meant for one start reaches another.
+/// The spawner's name for one start of an instance: distinct per generation, so that nothing meant
+/// for one start reaches another.
 pub(crate) fn process_id(id: &str, generation: u64) -> String {
     format!("{}-{generation}", &id[..32])
 }

@@ -83,7 +83,7 @@ pub struct Figure {
 }
 
 impl Figure {
-    /// With a reserve of one part in `parts` of the limit, or `most` if that is less.
+    /// Keeps back one part in `parts` of the limit, or `most` if that is less.
     pub(crate) fn new(resource: Resource, used: u64, limit: u64, parts: u64, most: u64) -> Figure {
         Figure {
             resource,
@@ -94,7 +94,7 @@ impl Figure {
         }
     }
 
-    /// The same, where a start takes so much.
+    /// Says how much a start takes.
     pub(crate) fn start_takes(self, start: u64) -> Figure {
         Figure { start, ..self }
     }
@@ -106,7 +106,7 @@ impl Figure {
     }
 }
 
-/// Who uses most.
+/// The biggest user of a resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct User {
     /// `application "name"`, `script "name"`, or the operator.

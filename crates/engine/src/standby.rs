@@ -1,12 +1,15 @@
-//! Instances that are started ahead: prepared, kept frozen, and handed to whoever creates exactly the same.
+//! Instances that are started ahead: prepared, kept frozen, and handed to whoever creates exactly
+//! the same.
 //!
 //! ```text
-//!  prepare ──> starting ──> (a port listens, or time is over) ──> frozen, in the pool ── hand_over ──> the object's own instance
+//!  prepare ──> starting ──> (a port listens, or time is over) ──> frozen, in the pool
 //!                  │ ends by itself: an error                          │ ends, discard: gone
+//!                                                           hand_over ─┘──> the object's instance
 //! ```
 //!
-//! Owns: the pool, what "exactly the same" means ([`same_process`]), and that nothing is handed twice: who takes one out of the pool is the only one who has it.
-//! Must not: decide how many there are, nor of what.
+//! Owns: the pool, what "exactly the same" means ([`same_process`]), and that nothing is handed
+//! twice: who takes one out of the pool is the only one who has it. Must not: decide how many there
+//! are, nor of what.
 
 use crate::instance::{Ask, Handle, NewLife};
 use crate::lifecycle::{Answer, EndedBy, State};
@@ -17,40 +20,42 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// How long after its start one that listens on no port is taken to be ready. Not everything that is waited for listens.
+/// How long after its start one that listens on no port is taken to be ready. Not everything that
+/// is waited for listens.
 const READY_WITHIN: Duration = Duration::from_secs(10);
-/// From the first port that listens: there may be more, and what a program does just after.
+/// How long to wait after the first port listens: there may be more, and a program may do something
+/// just after.
 const SETTLES: Duration = Duration::from_millis(200);
-/// Between two looks at the ports.
+/// Time between two looks at the ports.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// One that is ready.
+/// An instance that was started ahead and is ready.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Standby {
     /// The instance's id, also when it is an object's.
     pub id: String,
     /// What it holds, bytes; 0 where the machine does not count.
     pub memory_bytes: u64,
-    /// From its start until it was ready, milliseconds.
+    /// Time from its start until it was ready, milliseconds.
     pub ready_ms: u64,
 }
 
 /// What became of one that was ready, without its being discarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StandbyEvent {
-    /// It is an object's now.
+    /// An object has it now.
     Handed {
         /// Which.
         id: String,
     },
-    /// It has ended.
+    /// The instance has ended.
     Ended {
         /// Which.
         id: String,
     },
 }
 
-/// Those that are ready.
+/// The instances that are ready.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
     ready: Vec<Ready>,
@@ -60,7 +65,7 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 struct Ready {
     handle: Arc<Handle>,
-    /// Whose it would be.
+    /// The application that it is for.
     application: String,
 }
 
@@ -87,12 +92,13 @@ impl Pool {
 }
 
 impl Engine {
-    /// Starts an instance ahead, of what [`Create`] says. Its name, network, labels, token and hard timeout do not count: those are of whoever gets it. Returns when it is
-    /// ready and stands still.
+    /// Starts an instance ahead, of what [`Create`] says. Its name, network, labels, token and hard
+    /// timeout do not count: those are of whoever gets it. Returns when it is ready and stands
+    /// still.
     ///
     /// # Errors
-    /// The request is not a script's, names no application, or asks for what cannot be started ahead (volumes, a snapshot); it does not start;
-    /// or it ends by itself before it is ready.
+    /// The request is not a script's, names no application, or asks for what cannot be started
+    /// ahead (volumes, a snapshot); it does not start; or it ends by itself before it is ready.
     pub async fn prepare_standby(&self, request: Create) -> Result<Standby, EngineError> {
         let (Owner::Script(script), Some(application), true, None) = (
             &request.owner,
@@ -171,7 +177,8 @@ impl Engine {
         }
     }
 
-    /// Tells from now on what becomes of those that are ready. There is one who is told: the last who asked.
+    /// Tells from now on what becomes of those that are ready. There is one who is told: the last
+    /// who asked.
     pub fn watch_standbys(&self) -> mpsc::UnboundedReceiver<StandbyEvent> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.shared.standbys().watcher = Some(sender);
@@ -179,7 +186,7 @@ impl Engine {
     }
 }
 
-/// Until it is ready to be asked.
+/// Waits until it is ready to be asked.
 async fn ready(handle: &Handle) -> Result<(), EngineError> {
     let mut view = handle.view.clone();
     let settled = async {
@@ -215,7 +222,8 @@ async fn remove(handle: &Handle) {
     let _ = handle.ask(Ask::Remove { force: true, by }).await;
 }
 
-/// Gives the request one that was started ahead, if there is one that is exactly what it asks for. Returns its id.
+/// Gives the request one that was started ahead, if there is one that is exactly what it asks for.
+/// Returns its id.
 pub(crate) async fn hand_over(
     shared: &Arc<Shared>,
     request: &Create,
@@ -286,8 +294,9 @@ pub(crate) async fn hand_over(
     }
 }
 
-/// Whether a process that was started for `ahead` is one that would be started for `asked`. Everything that a process can see or is held to is compared; the rest
-/// is the engine's own knowledge of it, and can change hands.
+/// Whether a process that was started for `ahead` is one that would be started for `asked`.
+/// Everything that a process can see or is held to is compared; the rest is the engine's own
+/// knowledge of it, and can change hands.
 fn same_process(asked: &InstanceSpec, ahead: &InstanceSpec) -> bool {
     let InstanceSpec {
         // Of the standby, as its host name is.

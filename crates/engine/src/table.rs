@@ -1,4 +1,5 @@
-//! The table of all instances: by id, by owner and name; who is idle; how many of an application run. Behind one short lock, never held over an await.
+//! The table of all instances: by id, by owner and name; who is idle; how many of an application
+//! run. Behind one short lock, never held over an await.
 
 use crate::instance::Handle;
 use crate::resources::User;
@@ -6,9 +7,10 @@ use crate::{Application, EngineError, Owner, Refusal};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-/// Most instances without a process that are kept per script; the oldest go first.
+/// The most instances without a process that are kept per script; the oldest go first.
 const MAX_IDLE: usize = 100;
-/// An instance that was made but not started is left alone for this long, milliseconds: its start is on the way.
+/// An instance that was made but not started is left alone for this long, milliseconds: its start
+/// is on the way.
 const YOUNG_MS: i64 = 60_000;
 /// Names whose last generation is remembered after their removal.
 const MAX_REMEMBERED: usize = 65_536;
@@ -69,7 +71,8 @@ impl Table {
         }
     }
 
-    /// Gives an instance another name and owner. What it was called before is free, and nothing is remembered of it.
+    /// Gives an instance another name and owner. What it was called before is free, and nothing is
+    /// remembered of it.
     pub(crate) fn rename(&mut self, handle: Arc<Handle>) -> Result<(), EngineError> {
         let spec = &handle.spec;
         self.check_name(&spec.owner, &spec.name)?;
@@ -113,7 +116,8 @@ impl Table {
 
     fn remember(&mut self, owner: &Owner, name: &str, generation: u64) {
         if self.remembered >= MAX_REMEMBERED {
-            // Names begin above everything forgotten, so that no generation of a name ever comes twice.
+            // Names begin above everything forgotten, so that no generation of a name ever comes
+            // twice.
             let highest = self.generations.values().flat_map(HashMap::values).max();
             self.generation_floor = self.generation_floor.max(highest.copied().unwrap_or(0));
             self.generations.clear();
@@ -131,7 +135,8 @@ impl Table {
         remembered.copied().unwrap_or(self.generation_floor)
     }
 
-    /// By name (a leading slash is Docker's), id, or unique id prefix. The operator finds everyone's; its own names come first.
+    /// Finds an instance by its name (a leading slash is Docker's), id, or unique id prefix. The
+    /// operator finds everyone's; its own names come first.
     pub(crate) fn find(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
         let name = reference.strip_prefix('/').unwrap_or(reference);
         if let Some(id) = self.names.get(owner).and_then(|names| names.get(name))
@@ -175,7 +180,8 @@ impl Table {
         handles
     }
 
-    /// Whether one more of the application may run. A refusal is remembered: workerd does not tell the Worker why a start failed.
+    /// Whether one more of the application may run. A refusal is remembered: workerd does not tell
+    /// the Worker why a start failed.
     pub(crate) fn check_limit(&mut self, application: &Application) -> Result<(), EngineError> {
         let running = self.running.get(&application.id).map_or(0, HashSet::len);
         if running < application.max_instances as usize {
@@ -196,7 +202,8 @@ impl Table {
         Err(EngineError::Limit(reason))
     }
 
-    /// Remembers why an application did not get an instance. Returns whether the same was so a moment ago.
+    /// Remembers why an application did not get an instance. Returns whether the same was so a
+    /// moment ago.
     pub(crate) fn refused(&mut self, application: &Application, reason: &str) -> bool {
         let refusal = Refusal {
             application: application.id.clone(),
@@ -253,7 +260,7 @@ impl Table {
         self.refusals.iter().cloned().collect()
     }
 
-    /// Who has most instances with a process. Looks at all.
+    /// The owner with the most instances that have a process. Looks at all of them.
     pub(crate) fn biggest_user(&self) -> Option<User> {
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
         for handle in self.by_id.values() {
@@ -312,7 +319,8 @@ impl Table {
         }
     }
 
-    /// Instances of a script that are too many without a process. The operator's own stay, as with Docker.
+    /// Instances of a script that are too many without a process. The operator's own stay, as with
+    /// Docker.
     pub(crate) fn excess(&self, owner: &Owner, now_ms: i64) -> Vec<Arc<Handle>> {
         let Some(idle) = self.idle.get(owner) else {
             return Vec::new();

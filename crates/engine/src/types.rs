@@ -1,5 +1,5 @@
-//! What callers of the engine say and are told: whose an instance is, what it is created from, how it stands, and what can go wrong. Plain data.
-//! Must not: do anything.
+//! What callers of the engine say and are told: whose an instance is, what it is created from, how
+//! it stands, and what can go wrong. Plain data. Must not: do anything.
 
 use crate::isolation::MicrovmConfig;
 use crate::lifecycle::{self, EndedBy};
@@ -9,14 +9,16 @@ use crate::{
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// Whom an instance belongs to. A script's lookups are within its own, so that none can see another's; the operator sees everyone's.
+/// Whom an instance belongs to. A script's lookups are within its own, so that none can see
+/// another's; the operator sees everyone's.
 #[derive(
     Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 pub enum Owner {
     /// A script, by name.
     Script(String),
-    /// What is started ahead for a script, by its name: the script's only when it is handed over.
+    /// An instance that is started ahead for the script of this name. It is the script's only when
+    /// it is handed over.
     Standby(String),
     /// The operator's own containers.
     Operator,
@@ -40,11 +42,12 @@ pub struct Application {
     pub id: String,
     /// Its name, for error texts.
     pub name: String,
-    /// Most instances of it that may run at a time.
+    /// The most instances of it that may run at a time.
     pub max_instances: u32,
 }
 
-/// An instance that an application was not given: its limit was reached, or the process did not start.
+/// An instance that an application was not given: its limit was reached, or the process did not
+/// start.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Refusal {
     /// The application's id.
@@ -60,7 +63,7 @@ pub struct Refusal {
 /// A request to create an instance. Image config is merged in here by the engine as Docker does.
 #[derive(Debug, Clone)]
 pub struct Create {
-    /// Whose.
+    /// The owner.
     pub owner: Owner,
     /// Unique within the owner.
     pub name: String,
@@ -94,7 +97,8 @@ pub struct Create {
     pub snapshot: Option<FromSnapshot>,
     /// What a Durable Object said with its start.
     pub start: StartOptions,
-    /// What separates it from the machine; `None` leaves it to the image's label ([`isolation::LABEL`]) and the node.
+    /// What separates it from the machine; `None` leaves it to the image's label
+    /// ([`crate::isolation::LABEL`]) and the node.
     pub isolation: Option<Isolation>,
     /// Whether no program gains privileges when it is executed (as
     /// [`wharf_sandbox::ProcessSpec::no_new_privileges`]).
@@ -112,7 +116,7 @@ pub struct Inspect {
     pub generation: u64,
     /// Name.
     pub name: String,
-    /// Whose.
+    /// The owner.
     pub owner: Owner,
     /// Image reference as asked for.
     pub image: String,
@@ -146,7 +150,7 @@ pub struct Inspect {
     pub env: Vec<String>,
     /// Labels of the image and of the create, and the object's over them.
     pub labels: BTreeMap<String, String>,
-    /// Of these, those that the Durable Object has given.
+    /// The labels among them that the Durable Object has given.
     pub object_labels: BTreeMap<String, String>,
     /// Who or what ended its last process, or is about to end the one that runs.
     pub ended_by: Option<EndedBy>,
@@ -184,21 +188,24 @@ pub enum EngineError {
 pub struct EngineConfig {
     /// `<data>/instances`.
     pub dir: PathBuf,
-    /// Most bytes of output kept per instance (oldest dropped).
+    /// The most bytes of output that are kept per instance (the oldest go first).
     pub log_bytes: u64,
     /// SIGTERM to SIGKILL, milliseconds.
     pub stop_grace_ms: u64,
-    /// How long a script's instance runs on while its owner does not ask for it, after the daemon or the owner's process has gone,
-    /// milliseconds. Then it is removed: the Durable Object that it belongs to has not woken.
+    /// How long a script's instance runs on while its owner does not ask for it, after the daemon
+    /// or the owner's process has gone, milliseconds. Then it is removed: the Durable Object that
+    /// it belongs to has not woken.
     pub adopt_idle_ms: u64,
-    /// What an instance with one CPU may send, and as much receive, bytes a second; with more or less of a CPU, in proportion. `None`: no limit. Without a
-    /// CPU limit there is none either.
+    /// What an instance with one CPU may send, and as much receive, bytes a second; with more or
+    /// less of a CPU, in proportion. `None`: no limit. Without a CPU limit there is none either.
     pub bandwidth_per_cpu: Option<u64>,
-    /// The class of instances for which none is said, and the weakest that an image's label can choose.
+    /// The class of instances for which none is said, and the weakest that an image's label can
+    /// choose.
     pub isolation: Isolation,
-    /// How many interpreters with their imports done ahead (label `wharf.preload`) are kept; 0: none.
+    /// How many interpreters with their imports done ahead (label `wharf.preload`) are kept; 0:
+    /// none.
     pub preloads: usize,
-    /// Of class microvm.
+    /// What instances of class microvm need.
     pub microvm: MicrovmConfig,
 }
 

@@ -27,7 +27,7 @@ impl Usage {
         }
     }
 
-    /// What is to be said of an end that a limit had a part in, with the figure.
+    /// Explains an end that a limit had a part in, with the figure.
     pub(crate) fn explain(&self, exit: Exit, limits: &Limits) -> Option<String> {
         if exit.oom_killed {
             let limit = limits.memory_bytes.map_or("the machine's".to_owned(), |b| {

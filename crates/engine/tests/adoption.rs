@@ -1,4 +1,5 @@
-//! A daemon dies, another takes over. The first one's death is the end of its runtime: all its tasks and descriptors go at once, as with SIGKILL.
+//! A daemon dies, another takes over. The first one's death is the end of its runtime: all its
+//! tasks and descriptors go at once, as with SIGKILL.
 
 #![allow(clippy::unwrap_used)] // helpers of tests
 
@@ -51,7 +52,8 @@ fn running_containers_are_adopted_with_their_output() {
         let engine = &daemon.engine;
         let inspect = engine.inspect(&owner, "a").await.unwrap();
         assert_eq!((inspect.state, inspect.generation), (State::Running, 1));
-        // The workerd that dials the operator's containers lives on; a Worker's is a new one, which will claim its.
+        // The workerd that dials the operator's containers lives on; a Worker's is a new one, which
+        // will claim its.
         let network = engine.network(&Owner::Operator, "dev").await;
         assert_eq!(network.ok().map(|n| n.ingress()), ingress);
         engine.stop(&Owner::Operator, "dev", Some(0)).await.unwrap();

@@ -1,5 +1,6 @@
-//! Instances on another kernel than the machine's (gVisor's, or a virtual machine's, which is emulated here), by way of the engine: where their class comes
-//! from, and that the rest of the contract is the same.
+//! Instances on another kernel than the machine's (gVisor's, or a virtual machine's, which is
+//! emulated here), by way of the engine: where their class comes from, and that the rest of the
+//! contract is the same.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::path::Path;

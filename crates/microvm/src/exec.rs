@@ -1,6 +1,7 @@
 //! The agent that stands for one process inside a container's machine.
 //!
-//! Owns: the connection with the container's main agent, and the raw mode of its terminal. Must not: hold any power: it only relays.
+//! Owns: the connection with the container's main agent, and the raw mode of its terminal. Must
+//! not: hold any power: it only relays.
 
 use crate::outside::{End, Outside, refuse, terminal_size};
 use crate::wire::{ToGuest, send};

@@ -1,10 +1,12 @@
 //! The guest's first process: it makes the machine ready, and serves the agent outside.
 //!
-//! Owns: what a kernel without an operating system needs (modules, file systems, cgroups), the container's network namespace inside, and the
-//! spawner. Must not: outlive the container: when it ends, so does the machine.
+//! Owns: what a kernel without an operating system needs (modules, file systems, cgroups), the
+//! container's network namespace inside, and the spawner. Must not: outlive the container: when it
+//! ends, so does the machine.
 //!
 //! ```text
-//! /proc, /sys, /dev -> modules -> a root that can be left -> cgroups -> network -> the link -> serving
+//! /proc, /sys, /dev -> modules -> a root that can be left -> cgroups -> network -> the link
+//!   -> serving
 //! ```
 
 mod network;
@@ -27,7 +29,7 @@ use wharf_sandbox::{Spawner, SpawnerConfig};
 
 /// Where the container's root file system is mounted.
 const ROOT: &str = "/container";
-/// Of the initial RAM disk, what stays in use.
+/// The parts of the initial RAM disk that stay in use.
 const LIBRARIES: [&str; 3] = ["/lib", "/lib64", "/usr"];
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// finit_module(2): MODULE_INIT_COMPRESSED_FILE.
@@ -43,7 +45,8 @@ pub(crate) fn run() -> ExitCode {
         // The console: the agent outside shows its last lines.
         eprintln!("wharf: in the virtual machine: {error:#}");
     }
-    // The machine ends with it. A kernel that cannot do that panics at the end of its first process, which ends it, too.
+    // The machine ends with it. A kernel that cannot do that panics at the end of its first
+    // process, which ends it, too.
     let _ = reboot(RebootCommand::Restart);
     ExitCode::FAILURE
 }
@@ -53,7 +56,8 @@ fn stage(what: &str) {
     eprintln!("wharf: {what}");
 }
 
-/// Until everything is there. Returns the container's network namespace, which this process is in from then on, so that all its sockets are.
+/// Prepares everything. Returns the container's network namespace, which this process is in from
+/// then on, so that all its sockets are.
 fn prepare() -> Result<network::Sockets> {
     let none = None::<&CStr>;
     for (kind, at) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
@@ -95,7 +99,8 @@ fn load_modules() -> Result<()> {
     Ok(())
 }
 
-/// A ramdisk's root cannot be left by pivot_root(2), which is how containers leave it: another takes its place.
+/// A ramdisk's root cannot be left by pivot_root(2), which is how containers leave it: another
+/// takes its place.
 fn leave_ramdisk() -> Result<()> {
     let new = Path::new("/new");
     fs::create_dir(new)?;

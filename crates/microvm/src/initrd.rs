@@ -37,7 +37,8 @@ pub struct GuestKernel {
 }
 
 impl GuestKernel {
-    /// The newest of Debian's cloud kernels below a root directory, as its package has it ([`crate::package`]).
+    /// The newest of Debian's cloud kernels below a root directory, as its package has it
+    /// ([`crate::package`]).
     pub fn find(root: &Path) -> Option<GuestKernel> {
         let entries = fs::read_dir(root.join("boot")).ok()?;
         let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
@@ -68,7 +69,8 @@ fn numbers(version: &str) -> Vec<u64> {
         .collect()
 }
 
-/// The archive for a kernel, in a directory where it is kept: made if what it is made of has changed. The agent is this executable.
+/// The archive for a kernel, in a directory where it is kept: made if what it is made of has
+/// changed. The agent is this executable.
 ///
 /// # Errors
 /// What cannot be read or written, in words.
@@ -129,7 +131,8 @@ fn at(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// The modules that are wanted, and those that they need, in the order of loading (modules.dep, depmod(8)).
+/// The modules that are wanted, and those that they need, in the order of loading (modules.dep,
+/// depmod(8)).
 fn modules(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let read = |name: &str| {
         let path = directory.join(name);
@@ -189,7 +192,8 @@ fn libraries() -> io::Result<BTreeSet<PathBuf>> {
     Ok(libraries)
 }
 
-/// An ELF file without what nobody loads (debugging information is most of it): up to the end of its last segment, without section headers.
+/// An ELF file without what nobody loads (debugging information is most of it): up to the end of
+/// its last segment, without section headers.
 fn loaded_part(mut file: Vec<u8>) -> Vec<u8> {
     let word = |at: usize, length: usize| {
         let bytes = file.get(at..at + length)?;
@@ -219,7 +223,8 @@ fn loaded_part(mut file: Vec<u8>) -> Vec<u8> {
     file
 }
 
-/// The kernel's format of initial RAM disks (Documentation/driver-api/early-userspace/buffer-format.rst).
+/// The kernel's format of initial RAM disks
+/// (Documentation/driver-api/early-userspace/buffer-format.rst).
 struct Cpio<W> {
     to: W,
     inode: u32,
@@ -275,7 +280,7 @@ impl<W: Write> Cpio<W> {
         }
     }
 
-    /// With the directories that it is in.
+    /// Adds a file, with the directories that it is in.
     fn file(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
         for (at, _) in path.match_indices('/').filter(|(at, _)| *at > 0) {
             self.directory(&path[..at])?;

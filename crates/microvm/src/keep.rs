@@ -1,10 +1,13 @@
-//! The agent that is a container's first process outside: it runs the machine, and ends as the program in it does.
+//! The agent that is a container's first process outside: it runs the machine, and ends as the
+//! program in it does.
 //!
-//! Owns: the machine's programs, which are its children and end with it. Must not: believe the guest anything that matters outside: it connects for it
-//! within the container's own network namespace, listens there, and writes what the container says.
+//! Owns: the machine's programs, which are its children and end with it. Must not: believe the
+//! guest anything that matters outside: it connects for it within the container's own network
+//! namespace, listens there, and writes what the container says.
 //!
 //! ```text
-//! server of files -> capabilities dropped -> QEMU -> the guest speaks -> the program runs -> its end is this one's
+//! server of files -> capabilities dropped -> QEMU -> the guest speaks -> the program runs
+//!   -> its end is this one's
 //! ```
 
 mod machine;
@@ -25,7 +28,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use wharf_sandbox::microvm::{LastWords, REQUEST, Request, inherited};
 
-/// For the guest's kernel and agent to come up. Emulated, on a machine that is busy, that is many seconds.
+/// How long the guest's kernel and agent may take to come up. Emulated, on a busy machine, that is
+/// many seconds.
 const BOOT: Duration = Duration::from_secs(120);
 /// Exit code when the machine has ended before its program: as if killed.
 const LOST: u8 = 137;

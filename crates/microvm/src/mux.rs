@@ -43,8 +43,8 @@ pub(crate) enum Side {
     Inside,
 }
 
-/// Drives the connection in a task of its own, until it is gone or nobody takes streams any more. Returns what opens streams, and what the other side
-/// opens.
+/// Drives the connection in a task of its own, until it is gone or nobody takes streams any more.
+/// Returns what opens streams, and what the other side opens.
 pub(crate) fn connect(
     connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     side: Side,
@@ -66,7 +66,8 @@ pub(crate) fn connect(
                 // Always asked: this is what moves all streams.
                 match connection.poll_next_inbound(cx) {
                     Poll::Ready(Some(Ok(stream))) => {
-                        // Nobody takes them as fast as they come: the stream is refused by being dropped.
+                        // Nobody takes them as fast as they come: the stream is refused by being
+                        // dropped.
                         let _ = arrive.try_send(stream.compat());
                         continue;
                     }

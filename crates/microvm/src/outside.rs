@@ -1,6 +1,8 @@
-//! A process of the guest, as it is outside: its standard streams, its signals and its end are this process's.
+//! A process of the guest, as it is outside: its standard streams, its signals and its end are this
+//! process's.
 //!
-//! Owns: the way between descriptors 0 to 2 and a stream of frames. Must not: know what the process is.
+//! Owns: the way between descriptors 0 to 2 and a stream of frames. Must not: know what the process
+//! is.
 //!
 //! ```text
 //! waiting --Started--> running --Ended--> this process ends alike
@@ -24,11 +26,11 @@ const UNDER_WAY: usize = 4;
 pub(crate) enum End {
     /// As the process inside has.
     Ended(LastWords),
-    /// Not at all, which is reported: like a shell's exit code.
+    /// The process did not start, which is reported: like a shell's exit code.
     Refused(u8),
 }
 
-/// What is the process's outside.
+/// What the process has outside of the machine.
 pub(crate) struct Outside<'a> {
     /// Where to tell that it runs, or why not; taken when that is done.
     pub(crate) report: &'a mut Option<OwnedFd>,
@@ -39,7 +41,7 @@ pub(crate) struct Outside<'a> {
 }
 
 impl Outside<'_> {
-    /// Until the process inside has ended, and all that it wrote is written.
+    /// Carries both ways until the process inside has ended, and all that it wrote is written.
     ///
     /// # Errors
     /// The stream broke before: what it broke of.
@@ -87,7 +89,8 @@ impl Outside<'_> {
     }
 }
 
-/// Tells why the program does not run: one byte of exit code, and a message (the sandbox's protocol).
+/// Tells why the program does not run: one byte of exit code, and a message (the sandbox's
+/// protocol).
 pub(crate) fn refuse(report: &OwnedFd, code: u8, message: &str) {
     let mut text = vec![code];
     text.extend_from_slice(message.as_bytes());
@@ -111,7 +114,8 @@ fn writer(number: u8) -> Writer {
             stderr.as_fd()
         };
         while let Some(bytes) = bytes.blocking_recv() {
-            // Nobody reads it any more: as for every process whose reader is gone, but this one must not end of it.
+            // Nobody reads it any more: as for every process whose reader is gone, but this one
+            // must not end of it.
             let _ = write_all(fd, &bytes);
         }
     });
@@ -174,7 +178,8 @@ fn read_input(frames: mpsc::Sender<Frame>) {
     });
 }
 
-/// Every signal that a process can be sent, but those that cannot be caught and those that this one gets by its own doing.
+/// Every signal that a process can be sent, but those that cannot be caught and those that this one
+/// gets by its own doing.
 fn forward_signals(frames: &mpsc::Sender<Frame>, terminal: bool) -> io::Result<()> {
     const OWN: [i32; 10] = [
         4,  // ILL
@@ -206,7 +211,7 @@ fn forward_signals(frames: &mpsc::Sender<Frame>, terminal: bool) -> io::Result<(
     Ok(())
 }
 
-/// Of standard input.
+/// Size of the terminal that standard input is.
 pub(crate) fn terminal_size() -> Option<TerminalSize> {
     let size = rustix::termios::tcgetwinsize(io::stdin()).ok()?;
     Some(TerminalSize {

@@ -1,6 +1,8 @@
-//! Debian's kernel for virtual machines: its package, unpacked but not installed, as that would change what this machine boots.
+//! Debian's kernel for virtual machines: its package, unpacked but not installed, as that would
+//! change what this machine boots.
 //!
-//! Owns: a directory of unpacked packages, and which one is in use. Must not: need more than apt, dpkg-deb and depmod.
+//! Owns: a directory of unpacked packages, and which one is in use. Must not: need more than apt,
+//! dpkg-deb and depmod.
 //!
 //! ```text
 //! <directory>/<package>/   boot/, lib/modules/
@@ -20,7 +22,7 @@ const META: &str = "linux-image-cloud-amd64";
 /// The link's name.
 pub const LINK: &str = "kernel";
 
-/// What is in use.
+/// A package in use.
 #[derive(Debug, Clone)]
 pub struct Package {
     /// `linux-image-6.1.0-48-cloud-amd64`.
@@ -31,7 +33,8 @@ pub struct Package {
     pub root: PathBuf,
 }
 
-/// Gets the package that Debian's meta package names now, if it is not there, and takes it into use.
+/// Gets the package that Debian's meta package names now, if it is not there, and takes it into
+/// use.
 ///
 /// # Errors
 /// What apt, dpkg-deb or depmod said, or that they are not there.

@@ -1,9 +1,11 @@
 //! What outside and inside say to each other.
 //!
-//! Owns: the first message of each stream, and the frames in streams of processes. Must not: do anything.
+//! Owns: the first message of each stream, and the frames in streams of processes. Must not: do
+//! anything.
 //!
 //! ```text
-//! stream:   message [ frames: process | bytes: a connection | messages: the ports | one datagram each way: a name's resolution ]
+//! stream:   message, then what the stream is for: a process: frames; a connection: bytes;
+//!           the ports: messages; a name's resolution: one datagram each way
 //! message:  length (4 bytes, little-endian), JSON
 //! frame:    kind (1 byte), length (4 bytes, little-endian), content
 //! ```
@@ -19,9 +21,9 @@ use wharf_sandbox::microvm::{ExecRequest, LastWords, Request};
 /// Both sides are of the same version, or do not speak.
 pub(crate) const VERSION: u32 = 1;
 
-/// Of messages: arguments and environment are megabytes at most (execve(2)).
+/// The longest message, bytes: arguments and environment are megabytes at most (execve(2)).
 const LONGEST: usize = 16 << 20;
-/// Of frames.
+/// The longest frame, bytes.
 pub(crate) const CHUNK: usize = 32 << 10;
 
 /// The first message of a stream that the outside opens.
@@ -48,11 +50,12 @@ pub(crate) enum FromGuest {
     Connect(SocketAddr),
     /// A question about a name, as a message after this one; the answer is one, too.
     Resolve,
-    /// The ports on which the container listens, as messages: all of them, whenever they have changed.
+    /// The ports on which the container listens, as messages: all of them, whenever they have
+    /// changed.
     Ports,
 }
 
-/// Of a process. What is written to it, and what it writes, is in frames of their own.
+/// A message about a process. What is written to it, and what it writes, is in frames of their own.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Word {
     /// To it: the end of its standard input.
@@ -61,11 +64,11 @@ pub(crate) enum Word {
     Signal(i32),
     /// To it: its terminal has another size.
     Resize(TerminalSize),
-    /// From it: it runs.
+    /// From the guest: the process runs.
     Started,
-    /// From it: it does not.
+    /// From the guest: the process does not run.
     Refused { exit_code: i32, message: String },
-    /// From it, last.
+    /// From the guest, last: how the process ended.
     Ended(LastWords),
 }
 

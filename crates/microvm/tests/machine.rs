@@ -184,7 +184,8 @@ async fn its_programs_are_nobody_outside_and_leave_nothing() {
                 "{line}: {status}"
             );
         }
-        // The host's files are not there but those that it needs. (virtiofsd's root is the container's.)
+        // The host's files are not there but those that it needs. (virtiofsd's root is the
+        // container's.)
         let etc = format!("/proc/{pid}/root/etc");
         assert!(program == "/virtiofsd" || !std::path::Path::new(&etc).exists());
         programs.push(program);

@@ -1,5 +1,7 @@
-//! How long a start takes, from the request to the first byte of output: without and with a user namespace, with a disk as well, on gVisor's kernel (if runsc is there), and the
-//! floor (fork and exec without any wall), in turn, one every 150 ms. On a busy machine the tenth percentile says most. `cargo run --release -p wharf-sandbox --example start -- [n]`
+//! How long a start takes, from the request to the first byte of output: without and with a user
+//! namespace, with a disk as well, on gVisor's kernel (if runsc is there), and the floor (fork and
+//! exec without any wall), in turn, one every 150 ms. On a busy machine the tenth percentile says
+//! most. `cargo run --release -p wharf-sandbox --example start -- [n]`
 #![allow(clippy::unwrap_used, reason = "a bench may stop at once")]
 
 use std::io::Read;

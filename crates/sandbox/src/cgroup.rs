@@ -2,7 +2,7 @@
 //! face.
 //!
 //! Owns: the cgroup of one process: what it has used, how it is frozen, killed as a whole, and
-//! removed. Where cgroups are made: [`manager`]. What this machine can enforce: [`support`].
+//! removed. Where cgroups are made: `manager`. What this machine can enforce: `support`.
 //! Must not: move a process by writing another's number (waits for an RCU grace period); a process
 //! enters by CLONE_INTO_CGROUP (v2) or by writing "0" to `tasks` itself (v1).
 //!
@@ -82,7 +82,8 @@ impl Cgroup {
             .try_for_each(|dir| files::limit_cpu(dir, millis))
     }
 
-    /// Kills every process in it. Repeat until [`Cgroup::is_empty`]: without v2, one that forks meanwhile may escape a round.
+    /// Kills every process in it. Repeat until [`Cgroup::is_empty`]: without v2, one that forks
+    /// meanwhile may escape a round.
     pub(crate) fn kill(&self) -> io::Result<()> {
         match &self.v2 {
             Some(joined) => files::kill_tree(&joined.dir),
@@ -104,7 +105,8 @@ impl Cgroup {
         }
     }
 
-    /// Lets no process in it run any more. Returns whether all stand still already; ask again until they do.
+    /// Lets no process in it run any more. Returns whether all stand still already; ask again until
+    /// they do.
     pub(crate) fn freeze(&self) -> io::Result<bool> {
         match self.freezer()? {
             Freezer::V2(dir) => {
@@ -143,7 +145,8 @@ impl Cgroup {
         })
     }
 
-    /// Whether no process is left in it. Whatever is in one of v1 is in that of v2, where there is one: it was born there.
+    /// Whether no process is left in it. Whatever is in one of v1 is in that of v2, where there is
+    /// one: it was born there.
     pub(crate) fn is_empty(&self) -> io::Result<bool> {
         if let Some(joined) = &self.v2 {
             return files::is_empty(&joined.dir);

@@ -1,21 +1,27 @@
 //! The way from clone to exec: what a new process does to itself before it becomes the program.
 //!
-//! Owns: the order of the steps. Each one that fails ends the process with a message over the report pipe.
-//! Must not: return, or touch anything that the parent goes on using.
+//! Owns: the order of the steps. Each one that fails ends the process with a message over the
+//! report pipe. Must not: return, or touch anything that the parent goes on using.
 //!
 //! ```text
-//! signals -> v1 cgroups -> session -> place -> user lookup -> working directory -> descriptors, terminal -> limits -> user namespace
-//!   -> keyring -> bounding set -> Landlock, seccomp -> ids and capabilities -> exec
+//! signals -> v1 cgroups -> session -> place -> what the isolation class does ([`class`])
 //!
-//! with no_new_privs:  ... -> bounding set -> ids and capabilities -> no_new_privs -> Landlock, seccomp -> exec
-//! (Without it, only CAP_SYS_ADMIN in the user namespace may restrict itself. So that comes before the capability is dropped.)
+//! class namespace:
+//!   user lookup -> working directory -> descriptors, terminal -> limits -> user namespace
+//!     -> keyring -> bounding set -> Landlock, seccomp -> ids and capabilities -> exec
+//!   with no_new_privs:
+//!     ... -> bounding set -> ids and capabilities -> no_new_privs -> Landlock, seccomp -> exec
+//!   (Without it, only a process with CAP_SYS_ADMIN in the user namespace may restrict itself. So
+//!   that comes before the capability is dropped.)
 //!
 //! place, new:     netns -> cgroup namespace -> owner of new files -> mounts, pivot -> hostname
 //! place, joined:  not dumpable -> every namespace of the container but the user namespace
-//! ahead:          signals -> v1 cgroups -> session -> cgroup namespace -> owner of new files -> the mounts that all have -> (waits) -> as new
+//! ahead:          signals -> v1 cgroups -> session -> cgroup namespace -> owner of new files
+//!                   -> the mounts that all have -> (waits) -> as new
 //! ```
-//! Up to the user namespace the process is the host's root, and ids are the host's; from there on they are the container's, and it has no
-//! power over any namespace that it is in: the others belong to the host's root, so they are entered before it.
+//! Up to the user namespace the process is the host's root, and ids are the host's; from there on
+//! they are the container's, and it has no power over any namespace that it is in: the others
+//! belong to the host's root, so they are entered before it.
 
 pub(crate) mod ahead;
 mod bare;
@@ -52,7 +58,7 @@ use std::path::Path;
 /// Docker's default for images that set no PATH; only for the look-up of the program.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// One atomic write to a pipe.
+/// The most bytes that one atomic write to a pipe takes.
 pub(crate) const MAX_REPORT: usize = libc::PIPE_BUF;
 
 /// Signals that the spawner ignores or handles; the program starts with the defaults.
@@ -64,7 +70,8 @@ pub(crate) const CHANGED_SIGNALS: [i32; 5] = [
     libc::SIGCHLD,
 ];
 
-/// The namespaces that a joined process enters itself, before the user namespace. Where the container has the host's, nothing changes.
+/// The namespaces that a joined process enters itself, before the user namespace. Where the
+/// container has the host's, nothing changes.
 const JOINED: ThreadNameSpaceType = ThreadNameSpaceType::MOUNT
     .union(ThreadNameSpaceType::CONTROL_GROUP)
     .union(ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME)
@@ -125,10 +132,12 @@ pub(crate) struct Plan<'a> {
     pub(crate) terminal: bool,
     pub(crate) inherit: &'a [(i32, OwnedFd)],
     pub(crate) image: Option<Image<'a>>,
-    /// Write end of the pipe for a [`Failure`]: one byte of exit code, then the message. Closed by exec.
+    /// Write end of the pipe for a [`Failure`]: one byte of exit code, then the message. Closed by
+    /// exec.
     pub(crate) report: BorrowedFd<'a>,
     pub(crate) filter: &'a [BpfInstruction],
-    /// Where the kernel has them. Not for a joined process, which would be in a domain beside the container's: neither could reach the other.
+    /// Where the kernel has them. Not for a joined process, which would be in a domain beside the
+    /// container's: neither could reach the other.
     pub(crate) landlock: Option<BorrowedFd<'a>>,
     /// The isolation class of the process, or of the container that it joins.
     pub(crate) class: IsolationClass,
@@ -293,11 +302,13 @@ fn enter_network(netns: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
         .step(|| "entering the network namespace".to_owned())
 }
 
-/// The cgroup becomes the root of all that is seen; what is made from now on belongs to root inside, if `users` are given.
+/// The cgroup becomes the root of all that is seen; what is made from now on belongs to root
+/// inside, if `users` are given.
 fn leave_cgroups(users: Option<&UserNamespace>) -> Result<(), Failure> {
     sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
     if let Some(users) = users {
-        // The host's root has no id in the container's file system: nothing there could belong to it.
+        // The host's root has no id in the container's file system: nothing there could belong to
+        // it.
         sys::make_files_as(users.root).step(|| "becoming the owner of new files".to_owned())?;
     }
     Ok(())
@@ -344,8 +355,8 @@ fn absolute(cwd: &str) -> Result<&Path, Failure> {
     })
 }
 
-/// The working directory is made if missing, and entered. Symbolic links count from the root, which is the process's own by now.
-/// `owner` is the host's ids.
+/// The working directory is made if missing, and entered. Symbolic links count from the root, which
+/// is the process's own by now. `owner` is the host's ids.
 fn enter_directory(cwd: &str, owner: (u32, u32)) -> Result<(), Failure> {
     let path = absolute(cwd)?;
     if weak::is_down(Wall::MagicLinks) {
@@ -362,8 +373,8 @@ fn enter_directory(cwd: &str, owner: (u32, u32)) -> Result<(), Failure> {
     rustix::process::fchdir(&directory).step(|| format!("working directory {cwd:?}"))
 }
 
-/// The working directory of a joined process is entered if it is there. Never through /proc/self/fd: the spawner's descriptors are
-/// still open, and lead out of the container.
+/// The working directory of a joined process is entered if it is there. Never through
+/// /proc/self/fd: the spawner's descriptors are still open, and lead out of the container.
 fn enter_existing_directory(cwd: &str) -> Result<(), Failure> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = match weak::is_down(Wall::MagicLinks) {
@@ -426,14 +437,16 @@ fn programs(program: &Program<'_>) -> Result<Vec<CString>, Failure> {
     strings(&found, "program")
 }
 
-/// What is needed between the placing of descriptors and exec: moved, as their numbers may be wanted by the program.
+/// Descriptors that are needed between their placing and exec. They were moved, as the program may
+/// want their numbers.
 struct Kept {
     report: BorrowedFd<'static>,
     users: Option<BorrowedFd<'static>>,
     landlock: Option<BorrowedFd<'static>>,
 }
 
-/// Puts every descriptor at its number, `more` among them; all others close at exec. `uid` is the host's id of the user.
+/// Puts every descriptor at its number, `more` among them; all others close at exec. `uid` is the
+/// host's id of the user.
 fn place_descriptors(
     plan: &Plan<'_>,
     uid: u32,
@@ -475,8 +488,8 @@ fn place_descriptors(
         weak::leak_descriptors(report); // The end of that pipe tells of the exec.
     }
     for (number, copy) in copies {
-        // SAFETY: `copy` was opened above; owners of what `number` was belong to the parent's memory image and are never dropped here,
-        // as this process only ends by exec or _exit.
+        // SAFETY: `copy` was opened above; owners of what `number` was belong to the parent's
+        // memory image and are never dropped here, as this process only ends by exec or _exit.
         unsafe { sys::dup_onto(sys::borrow(copy), number) }
             .step(|| format!("descriptor {number}"))?;
     }

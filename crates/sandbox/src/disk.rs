@@ -1,12 +1,15 @@
-//! Disks: file systems of a fixed size, for what a container writes. A write past the end gets ENOSPC, and the host's disk stays as it is.
+//! Disks: file systems of a fixed size, for what a container writes. A write past the end gets
+//! ENOSPC, and the host's disk stays as it is.
 //!
-//! Owns: making one (a sparse file without a name, a loop device, ext4 without a journal, a mount that is attached nowhere), and what is
-//! known of its use. Must not: keep any ready; that is for who knows which sizes are wanted.
+//! Owns: making one (a sparse file without a name, a loop device, ext4 without a journal, a mount
+//! that is attached nowhere), and what is known of its use. Must not: keep any ready; that is for
+//! who knows which sizes are wanted.
 //!
-//! Nothing of a disk has a name, so whatever dies, the kernel removes it with its last user: the handles of the daemon and of the spawner,
-//! and the container whose root lies on it. The file grows with what is written, and shrinks when it is trimmed ([`Disk::trim`]): with each removal
-//! (the mount option `discard`), removing many small files took four times as long. Its content is of no use after a crash of the machine: no journal,
-//! no barriers.
+//! Nothing of a disk has a name, so whatever dies, the kernel removes it with its last user: the
+//! handles of the daemon and of the spawner, and the container whose root lies on it. The file
+//! grows with what is written, and shrinks when it is trimmed ([`Disk::trim`]): with each removal
+//! (the mount option `discard`), removing many small files took four times as long. Its content is
+//! of no use after a crash of the machine: no journal, no barriers.
 
 use crate::exhaustion::UsedUp;
 use crate::sys;
@@ -28,19 +31,21 @@ use std::sync::{Mutex, PoisonError};
 
 /// Smaller disks are made this big.
 const SMALLEST: u64 = 16 << 20;
-/// A write is refused in one piece with all that the kernel caches together, so this much, bytes, may stay free.
+/// A write is refused in one piece with all that the kernel caches together, so this much, bytes,
+/// may stay free.
 const NEARLY: u64 = 2 << 20;
 /// Up to this many files are removed one by one when a disk is to be used again.
 const FEW_FILES: u64 = 20_000;
 /// What an emptied disk may hold more than a new one, bytes: the kernel rounds.
 const EMPTY_ENOUGH: u64 = 64 << 10;
-/// How much may be written to a disk, bytes, before its file is worth looking at for what was removed again: when it is emptied, and meanwhile.
+/// How much may be written to a disk, bytes, before its file is worth looking at for what was
+/// removed again: when it is emptied, and meanwhile.
 const TRIM_EMPTIED: u64 = 1 << 20;
 const TRIM_USED: u64 = 64 << 20;
 /// Directories of a new disk. Nobody but the owner of the disk makes others beside them.
 const DIRECTORIES: [&str; 2] = [UPPER, "work"];
 const UPPER: &str = "upper";
-/// With its end.
+/// The attribute of `upper` that overlayfs sets, with its NUL.
 const OVERLAY_UUID: &[u8] = b"trusted.overlay.uuid\0";
 /// ext4's own.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
@@ -50,7 +55,8 @@ const ATTEMPTS: u32 = 1000;
 /// Held by whoever looks for a free one.
 static ATTACHING: Mutex<()> = Mutex::new(());
 
-/// An empty file system of one size, of which disks are copies: making one anew takes ten times as long.
+/// An empty file system of one size, of which disks are copies: making one anew takes ten times as
+/// long.
 #[derive(Debug)]
 pub struct Template {
     /// Where the disks' files are.
@@ -69,7 +75,7 @@ pub struct Disk {
     trimmed: AtomicU64,
 }
 
-/// What is to be known of a new disk to tell one that was emptied from it.
+/// What a new disk looked like, to tell one that was emptied from it.
 #[derive(Debug, Clone, Copy)]
 struct New {
     /// Bytes.
@@ -84,7 +90,7 @@ struct Look {
     owner: (u32, u32),
     /// Bytes: it does not shrink.
     size: i64,
-    /// Of chattr(1).
+    /// Flags that chattr(1) sets.
     flags: IFlags,
     has_attributes: bool,
 }
@@ -96,19 +102,21 @@ pub struct DiskUsage {
     pub used: u64,
     /// Bytes that it holds.
     pub limit: u64,
-    /// Whether next to nothing is left (2 MiB or a hundredth), or not one more file has a place: so it looks after a write that got ENOSPC.
+    /// Whether next to nothing is left (2 MiB or a hundredth), or not one more file has a place: so
+    /// it looks after a write that got ENOSPC.
     pub is_full: bool,
 }
 
 impl Template {
-    /// Runs `mkfs.ext4` (e2fsprogs). The disks hold `bytes` of data; their files will be in `dir`, without names.
+    /// Runs `mkfs.ext4` (e2fsprogs). The disks hold `bytes` of data; their files will be in `dir`,
+    /// without names.
     ///
     /// # Errors
     /// For a person: no such program, or what it says.
     pub fn make(dir: &Path, bytes: u64) -> io::Result<Template> {
         let file = nameless(dir)?;
-        // On top of what was asked for: tables for files (one per 16 KiB, 256 bytes each), and what ext4 keeps back for itself (2 %, at
-        // most 4096 blocks).
+        // On top of what was asked for: tables for files (one per 16 KiB, 256 bytes each), and what
+        // ext4 keeps back for itself (2 %, at most 4096 blocks).
         let bytes = bytes.max(SMALLEST);
         let own = bytes / 56 + (bytes / 48).min(16 << 20) + (1 << 20);
         file.set_len((bytes + own).next_multiple_of(4096))?;
@@ -170,7 +178,8 @@ impl Template {
 }
 
 impl Disk {
-    /// One that is mounted already: [`crate::Survivor::disk`] with the device in the request that started the process.
+    /// A disk that is mounted already: [`crate::Survivor::disk`] with the device in the request
+    /// that started the process.
     pub fn from_mount(mount: OwnedFd, device: PathBuf) -> Disk {
         Disk {
             mount,
@@ -190,7 +199,8 @@ impl Disk {
         self.mount.as_fd()
     }
 
-    /// Its root directory, for this process only, and while this value lives. Below are `upper` and `work`.
+    /// Its root directory, for this process only, and while this value lives. Below are `upper` and
+    /// `work`.
     pub fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.mount.as_raw_fd()).into()
     }
@@ -211,10 +221,12 @@ impl Disk {
         })
     }
 
-    /// Empties it, for the next container; for when none uses it any more. `false`: it had better not be used again.
+    /// Empties it, for the next container; for when none uses it any more. `false`: it had better
+    /// not be used again.
     ///
-    /// What was not written out yet and is removed is never written. A disk with very many files is ended where it stands instead, which takes
-    /// no longer than for one with few, but leaves an alarming line in the kernel's log ("shut down requested").
+    /// What was not written out yet and is removed is never written. A disk with very many files is
+    /// ended where it stands instead, which takes no longer than for one with few, but leaves an
+    /// alarming line in the kernel's log ("shut down requested").
     ///
     /// # Errors
     /// The kernel refused; the disk goes with its last user all the same.
@@ -250,7 +262,8 @@ impl Disk {
         Ok(self.new.is_some_and(|new| used <= new.used + EMPTY_ENOUGH))
     }
 
-    /// Gives back to the host what was written and removed again (fstrim(8)), if that may be much. To be called now and then while it is in use.
+    /// Gives back to the host what was written and removed again (fstrim(8)), if that may be much.
+    /// To be called now and then while it is in use.
     ///
     /// # Errors
     /// The kernel refused; the host gets it back with the end of the disk.
@@ -283,7 +296,8 @@ impl Disk {
         Ok(sectors.ok_or(io::ErrorKind::InvalidData)? * 512)
     }
 
-    /// Removes what is in one of [`DIRECTORIES`]; whether it is as in a new disk then. It mostly is, and making it anew costs much more.
+    /// Removes what is in one of [`DIRECTORIES`]; whether it is as in a new disk then. It mostly
+    /// is, and making it anew costs much more.
     fn clear(&self, name: &str) -> io::Result<bool> {
         let (Some(new), Ok(directory)) = (self.new, self.open(name)) else {
             return Ok(false);
@@ -315,7 +329,7 @@ impl Disk {
         Ok(true)
     }
 
-    /// One of [`DIRECTORIES`].
+    /// Opens one of [`DIRECTORIES`].
     fn open(&self, name: &str) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.mount, name, flags, Mode::empty())?)
@@ -326,7 +340,8 @@ fn look(directory: BorrowedFd<'_>) -> io::Result<Look> {
     let stat = rustix::fs::fstat(directory)?;
     let mut names = [0; 256];
     let has_attributes = match rustix::fs::flistxattr(directory, &mut names[..]) {
-        // overlayfs may have named the file system that it made of it: of no meaning to another one.
+        // overlayfs may have named the file system that it made of it: of no meaning to another
+        // one.
         Ok(size) => names[..size]
             .split_inclusive(|byte| *byte == 0)
             .any(|name| name != OVERLAY_UUID),
@@ -345,7 +360,8 @@ fn look(directory: BorrowedFd<'_>) -> io::Result<Look> {
 fn make_directory(root: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let mode = Mode::from_raw_mode(0o755);
     rustix::fs::mkdirat(root, name, mode)?;
-    // Whatever the daemon's umask is: `upper` is the container's `/`, also for its unprivileged users.
+    // Whatever the daemon's umask is: `upper` is the container's `/`, also for its unprivileged
+    // users.
     Ok(rustix::fs::chmodat(
         root,
         name,
@@ -354,7 +370,8 @@ fn make_directory(root: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     )?)
 }
 
-/// Another mount of what is mounted, attached nowhere. Mounting the device again would do the same, but looks through all disks of the machine.
+/// Another mount of what is mounted, attached nowhere. Mounting the device again would do the same,
+/// but looks through all disks of the machine.
 pub(crate) fn another_mount(mount: BorrowedFd<'_>, device: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -366,7 +383,8 @@ pub(crate) fn another_mount(mount: BorrowedFd<'_>, device: &Path) -> io::Result<
     }
 }
 
-/// The mount of a device's file system, attached nowhere. All mounts of one device are of one file system.
+/// The mount of a device's file system, attached nowhere. All mounts of one device are of one file
+/// system.
 pub(crate) fn mount_device(device: &Path) -> io::Result<OwnedFd> {
     let fs = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(fs.as_fd(), "source", device)?;
@@ -504,7 +522,8 @@ mod tests {
         assert!(!disk.empty().unwrap());
     }
 
-    /// Writes so many MiB, has them written out, removes them, does something, and tells how many of them the disk's file still has.
+    /// Writes so many MiB, has them written out, removes them, does something, and tells how many
+    /// of them the disk's file still has.
     fn left_of(mebibytes: usize, then: impl FnOnce(&Disk)) -> usize {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let template = Template::make(dir.path(), 160 << 20).unwrap();

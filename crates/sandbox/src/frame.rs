@@ -107,7 +107,8 @@ impl Outbox {
     }
 }
 
-/// Most bytes received at a time. Few pages: they are on the stack, and after each fork the spawner copies each page that it writes to.
+/// The most bytes that are received at a time. Few pages: they are on the stack, and after each
+/// fork the spawner copies each page that it writes to.
 const CHUNK: usize = 4096;
 
 /// Bytes and descriptors on their way in.
@@ -201,7 +202,8 @@ impl Inbox {
         let payload = self.bytes[HEADER..HEADER + length].to_vec();
         self.bytes.drain(..HEADER + length);
         if self.bytes.is_empty() {
-            self.bytes.shrink_to(64 * 1024); // One big request must not stay in the spawner's memory.
+            // One big request must not stay in the spawner's memory.
+            self.bytes.shrink_to(64 * 1024);
         }
         Ok(Some(Arrived {
             payload,

@@ -1,12 +1,15 @@
-//! Processes behind walls: namespaces, cgroups, seccomp, overlay roots, and the sockets opened inside.
+//! Processes behind walls: namespaces, cgroups, seccomp, overlay roots, and the sockets opened
+//! inside.
 //!
-//! Owns: every system call that needs `unsafe`, the spawner process and its protocol.
-//! Must not: know of images, scripts, HTTP or policy. Callers say exactly what to run and within which limits.
+//! Owns: every system call that needs `unsafe`, the spawner process and its protocol. Must not:
+//! know of images, scripts, HTTP or policy. Callers say exactly what to run and within which
+//! limits.
 //!
-//! Who runs what: the daemon starts one small single-threaded *spawner* (this executable again, with a hidden first argument)
-//! and asks it for processes over a Unix socket. The spawner is the parent of every container and of every workerd; it holds
-//! their exit codes and the read ends of their output while the daemon is away, and ends them all when no daemon has come
-//! back within its grace period. So `kill -9` of the daemon loses nothing and leaks nothing.
+//! Who runs what: the daemon starts one small single-threaded *spawner* (this executable again,
+//! with a hidden first argument) and asks it for processes over a Unix socket. The spawner is the
+//! parent of every container and of every workerd; it holds their exit codes and the read ends of
+//! their output while the daemon is away, and ends them all when no daemon has come back within its
+//! grace period. So `kill -9` of the daemon loses nothing and leaks nothing.
 
 pub mod cgroup;
 pub mod disk;

@@ -1,14 +1,17 @@
-//! Between the spawner and the agent that runs a container's virtual machine.
+//! What the spawner and the agent that runs a container's virtual machine agree upon.
 //!
-//! Owns: what the agent finds when it is executed, and what it says at the end. Must not: know how it does its work (crate wharf-microvm).
+//! Owns: what the agent finds when it is executed, and what it says at the end. Must not: know how
+//! it does its work (crate wharf-microvm).
 //!
-//! The spawner puts the agent behind a container's walls, with the container's root file system at [`ROOTFS`] and the programs of a
-//! virtual machine beside it:
+//! The spawner puts the agent behind a container's walls, with the container's root file system at
+//! [`ROOTFS`] and the programs of a virtual machine beside it:
 //! ```text
-//! main:  agent VERB keep   stdin, stdout, stderr: the container's   3: report   4: last words   REQUEST: the container
-//! exec:  agent VERB exec   stdin, stdout, stderr: the process's     3: report   4: an ExecRequest, in memory
+//! main:  agent VERB keep   3: report   4: last words                REQUEST: the container
+//! exec:  agent VERB exec   3: report   4: an ExecRequest, in memory
 //! ```
-//! The report is that of any process: closed when the program runs; else one byte of exit code and a message.
+//! Standard streams are the container's, or the process's.
+//! The report is that of any process: closed when the program runs; else one byte of exit code and
+//! a message.
 
 use crate::cgroup::Usage;
 use crate::exit::Exit;
@@ -42,12 +45,13 @@ pub const INITRD: &str = "/initrd";
 
 /// Where to report that the program runs, or why not.
 pub const REPORT_FD: i32 = 3;
-/// Of the main agent: where a [`LastWords`] goes. Of the others: an [`ExecRequest`].
+/// The main agent writes its [`LastWords`] here; the others read an [`ExecRequest`] from it.
 pub const MORE_FD: i32 = 4;
 
-/// Of the machine's memory, for the guest's kernel and agent, bytes: a container's limit is for itself.
+/// Memory of the machine for the guest's kernel and agent, bytes: a container's limit is for
+/// itself.
 pub const GUEST_MEMORY: u64 = 96 << 20;
-/// For the programs of the machine and what the server of files has in hand, bytes.
+/// Memory for the programs of the machine and what the server of files has in hand, bytes.
 const PROGRAMS: u64 = 160 << 20;
 /// Translated code of an emulated machine, bytes.
 pub const TRANSLATION: u64 = 64 << 20;
@@ -97,10 +101,11 @@ pub struct ExecRequest {
     pub nofile: Option<u64>,
 }
 
-/// How the container ended, as JSON in one write of at most 4096 bytes: the machine's processes are not this kernel's.
+/// How the container ended, as JSON in one write of at most 4096 bytes: the machine's processes are
+/// not this kernel's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LastWords {
-    /// Of the main process.
+    /// How the main process ended.
     pub exit: Exit,
     /// As the guest's kernel counted.
     pub usage: Usage,
@@ -138,7 +143,8 @@ pub fn inherited() -> std::io::Result<(OwnedFd, OwnedFd)> {
     unsafe { Ok((crate::sys::take(REPORT_FD)?, crate::sys::take(MORE_FD)?)) }
 }
 
-/// How fast this processor's time stamp counter runs, kHz; `None` where processors have none. Takes some milliseconds.
+/// How fast this processor's time stamp counter runs, kHz; `None` where processors have none. Takes
+/// some milliseconds.
 pub fn tsc_khz() -> Option<u64> {
     let (first, start) = (crate::sys::tsc()?, Instant::now());
     std::thread::sleep(Duration::from_millis(5));

@@ -1,10 +1,12 @@
-//! Overlay mounts that are attached nowhere: a descriptor to a merged tree, gone when it is closed. For the builder's COPY and for
-//! reading files of a container that does not run. Nothing can leak, whatever dies.
+//! Overlay mounts that are attached nowhere: a descriptor to a merged tree, gone when it is closed.
+//! For the builder's COPY and for reading files of a container that does not run. Nothing can leak,
+//! whatever dies.
 //!
-//! Owns: the overlay options of this project, for detached mounts and (crate-internal) for containers' roots.
-//! Must not: attach anything in the host's mount namespace.
+//! Owns: the overlay options of this project, for detached mounts and (crate-internal) for
+//! containers' roots. Must not: attach anything in the host's mount namespace.
 //!
-//! Layers are handed to the kernel as `/proc/self/fd/N`: no limit on path length, no escaping of `:` and `,`.
+//! Layers are handed to the kernel as `/proc/self/fd/N`: no limit on path length, no escaping of
+//! `:` and `,`.
 
 use crate::sys;
 use crate::weak::{self, Wall};
@@ -28,15 +30,17 @@ fn attributes() -> MountAttrFlags {
     }
 }
 
-/// What makes an upper directory a plain diff (no redirects, no metadata-only copies) that can be mounted again elsewhere (no index).
+/// What makes an upper directory a plain diff (no redirects, no metadata-only copies) that can be
+/// mounted again elsewhere (no index).
 const OPTIONS: [(&str, &str); 3] = [
     ("redirect_dir", "off"),
     ("metacopy", "off"),
     ("index", "off"),
 ];
 
-/// Mounts an overlay and returns a descriptor of its root directory (usable with openat2 and RESOLVE_IN_ROOT).
-/// `upper` is `(upper, work)`; without it the tree is read-only. `lower` is topmost first.
+/// Mounts an overlay and returns a descriptor of its root directory (usable with openat2 and
+/// RESOLVE_IN_ROOT). `upper` is `(upper, work)`; without it the tree is read-only. `lower` is
+/// topmost first.
 pub fn detached(lower: &[&Path], upper: Option<(&Path, &Path)>) -> io::Result<OwnedFd> {
     match mount_detached(lower, upper) {
         Err(error) if is_unsupported(&error) => detached_by_thread(lower, upper),
@@ -114,7 +118,8 @@ fn without_overlay(lower: &[&Path], upper: Option<(&Path, &Path)>) -> io::Result
     Ok(Some(tree))
 }
 
-/// By the mount API with descriptors. Fails with EOPNOTSUPP (see [`is_unsupported`]) on kernels that lack it for overlayfs.
+/// Mounts by the mount API with descriptors. Fails with EOPNOTSUPP (see [`is_unsupported`]) on
+/// kernels that lack it for overlayfs.
 pub(crate) fn mount_detached(
     lower: &[&Path],
     upper: Option<(&Path, &Path)>,
@@ -147,7 +152,8 @@ pub(crate) fn mount_detached(
         fsconfig_set_string(fs.as_fd(), option, value)?;
     }
     fsconfig_create(fs.as_fd()).map_err(|error| match explanation(&fs) {
-        // Before Linux 6.5 overlayfs took every option here as text for mount(2), and refuses `lowerdir+` only now, without a word.
+        // Before Linux 6.5 overlayfs took every option here as text for mount(2), and refuses
+        // `lowerdir+` only now, without a word.
         None if error == rustix::io::Errno::INVAL => unsupported(),
         None => error.into(),
         Some(text) => {
@@ -170,8 +176,9 @@ fn explanation(fs: &OwnedFd) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// By mount(2), attached at `target` in the current mount namespace, which must be private to the caller. Its one page of options holds
-/// few paths, so the working directory becomes `/proc/self/fd` and layers are named by their bare numbers.
+/// By mount(2), attached at `target` in the current mount namespace, which must be private to the
+/// caller. Its one page of options holds few paths, so the working directory becomes
+/// `/proc/self/fd` and layers are named by their bare numbers.
 pub(crate) fn mount_at(
     lower: &[&Path],
     upper: Option<(&Path, &Path)>,
@@ -212,8 +219,8 @@ pub(crate) fn mount_at(
     Ok(())
 }
 
-/// For kernels where overlayfs cannot be mounted detached: a thread mounts it in a mount namespace of its own and takes a detached
-/// clone, which outlives the namespace.
+/// For kernels where overlayfs cannot be mounted detached: a thread mounts it in a mount namespace
+/// of its own and takes a detached clone, which outlives the namespace.
 fn detached_by_thread(lower: &[&Path], upper: Option<(&Path, &Path)>) -> io::Result<OwnedFd> {
     if let Some(tree) = without_overlay(lower, upper)? {
         return Ok(tree);

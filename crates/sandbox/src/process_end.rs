@@ -4,7 +4,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
 use tokio::io::unix::AsyncFd;
 
-/// Waits for the end of a process; returns at once if it has ended. The caller vouches that the number is not another process's by now.
+/// Waits for the end of a process; returns at once if it has ended. The caller vouches that the
+/// number is not another process's by now.
 ///
 /// # Errors
 /// No such number is possible, or no descriptors are left.
@@ -15,7 +16,8 @@ pub async fn process_end(pid: i32) -> io::Result<()> {
         Err(rustix::io::Errno::SRCH) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    // SAFETY: the AsyncFd owns the descriptor, which nothing else closes, so it stays open and the same while registered.
+    // SAFETY: the AsyncFd owns the descriptor, which nothing else closes, so it stays open and the
+    // same while registered.
     let process = unsafe { AsyncFd::register(process)? };
     process.readable().await.map(drop)
 }

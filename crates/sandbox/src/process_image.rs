@@ -1,19 +1,24 @@
-//! A process's memory, from which other processes begin: what an interpreter has loaded is there without being loaded again.
+//! A process's memory, from which other processes begin: what an interpreter has loaded is there
+//! without being loaded again.
 //!
-//! Owns: taking the image of a waiting process ([`ProcessImage::capture`]), and giving it to a program that has just been executed
-//! ([`restore`]).
-//! Must not: know what is loaded or why; trust anything in an image.
+//! Owns: taking the image of a waiting process ([`ProcessImage::capture`]), and giving it to a
+//! program that has just been executed ([`restore`]). Must not: know what is loaded or why; trust
+//! anything in an image.
 //!
 //! ```text
-//! a process waits in read(0) --capture--> image (sealed memory file) --restore, any number of times--> another process returns from read(0)
+//! a process waits in read(0) --capture--> image (sealed memory file)
+//!   --restore, any number of times--> another process returns from read(0)
 //! ```
-//! An image is bytes and registers, nothing that a process may do. It goes into a process that is behind all walls of its own already and
-//! that has executed the same program: namespaces, cgroups, ids, capabilities and filters are those of any start, and nothing of the process
-//! that was captured lives on. So it need not be trusted: whatever it holds, the new process could have done itself.
+//! An image is bytes and registers, nothing that a process may do. It goes into a process that is
+//! behind all walls of its own already and that has executed the same program: namespaces, cgroups,
+//! ids, capabilities and filters are those of any start, and nothing of the process that was
+//! captured lives on. So it need not be trusted: whatever it holds, the new process could have done
+//! itself.
 //!
-//! What a captured process may consist of: one thread, no descriptors but the standard ones, no writable memory that others share. All else is
-//! a reason not to capture. Pages that a fork would not hand on (MADV_WIPEONFORK) are not handed on here either, so that random number
-//! generators which mark themselves that way begin anew.
+//! What a captured process may consist of: one thread, no descriptors but the standard ones, no
+//! writable memory that others share. All else is a reason not to capture. Pages that a fork would
+//! not hand on (MADV_WIPEONFORK) are not handed on here either, so that random number generators
+//! which mark themselves that way begin anew.
 
 mod capture;
 mod maps;
@@ -30,7 +35,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-/// The descriptor at which a new process has the image until it is restored, closed in every case before the program's first instruction.
+/// The descriptor at which a new process has the image until it is restored, closed in every case
+/// before the program's first instruction.
 pub(crate) const DESCRIPTOR: i32 = 3;
 /// A layout is some 100 bytes a region; a process has at most 65530 of these (vm.max_map_count).
 const MAX_LAYOUT: u64 = 16 * 1024 * 1024;
@@ -121,7 +127,7 @@ impl Layout {
 /// Why a process cannot be captured, or cannot begin from an image; for a person.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// Of the process: its author can mend it.
+    /// The process is at fault: its author can change it.
     #[error("{0}")]
     Unfit(String),
     /// The kernel said no.

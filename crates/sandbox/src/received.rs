@@ -7,7 +7,8 @@ use std::time::Duration;
 
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
-/// Waits until the peer of a Unix stream socket has received all that was sent, or can never do so; but not longer than `limit`.
+/// Waits until the peer of a Unix stream socket has received all that was sent, or can never do so;
+/// but not longer than `limit`.
 ///
 /// # Errors
 /// It is no socket.

@@ -1,29 +1,33 @@
-//! The system call filters: of containers, what Docker's default profile allows, everything else refused; of runtimes (workerd), less
-//! than that ([`runtime`]).
+//! The system call filters: of containers, what Docker's default profile allows, everything else
+//! refused; of runtimes (workerd), less than that ([`runtime`]).
 //!
-//! Owns: the list, and its compilation to a small BPF program (a binary search over number ranges, then shared returns).
-//! Must not: depend on the request; there is one filter for all containers, and one for all runtimes.
+//! Owns: the list, and its compilation to a small BPF program (a binary search over number ranges,
+//! then shared returns). Must not: depend on the request; there is one filter for all containers,
+//! and one for all runtimes.
 //!
-//! Answers: allowed; EPERM for what is known and refused; ENOSYS for clone3 (its flags lie behind a pointer that a filter cannot
-//! read, and the C library falls back to clone only on ENOSYS), for numbers newer than this list (programs then fall back as on an
-//! older kernel), and for foreign architectures (x32, i386); EAFNOSUPPORT for socket families other than those that programs use. Stricter
-//! than Docker's in the families and the architectures.
+//! Answers: allowed; EPERM for what is known and refused; ENOSYS for clone3 (its flags lie behind a
+//! pointer that a filter cannot read, and the C library falls back to clone only on ENOSYS), for
+//! numbers newer than this list (programs then fall back as on an older kernel), and for foreign
+//! architectures (x32, i386); EAFNOSUPPORT for socket families other than those that programs use.
+//! Stricter than Docker's in the families and the architectures.
 //!
-//! Changing the limit on core dumps seems to work and does nothing: it stays at the one value at which the kernel neither writes a file
-//! nor starts the host's handler (core(5)), and gpg ends when it is refused.
+//! Changing the limit on core dumps seems to work and does nothing: it stays at the one value at
+//! which the kernel neither writes a file nor starts the host's handler (core(5)), and gpg ends
+//! when it is refused.
 
 use crate::sys::BpfInstruction;
 
 mod runtime;
 
-/// Whose filter.
+/// Which kind of process a filter is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Profile {
     /// A container's.
     Container,
     /// A program of one process that runs foreign code without foreign programs.
     Runtime,
-    /// What runs a virtual machine: a container's, and threads that have a working directory of their own (virtiofsd).
+    /// What runs a virtual machine: a container's, and threads that have a working directory of
+    /// their own (virtiofsd).
     Machine,
 }
 
@@ -121,7 +125,8 @@ const ARCHITECTURE: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCHITECTURE: u32 = 0xc000_00b7;
 
-/// Every CLONE_NEW* flag, the time namespace's bit apart (in clone(2) it is part of the exit signal).
+/// Every CLONE_NEW* flag, the time namespace's bit apart (in clone(2) it is part of the exit
+/// signal).
 const NAMESPACE_FLAGS: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
@@ -180,8 +185,8 @@ enum Test {
 
 /// PER_LINUX, PER_LINUX32, UNAME26 with each, and the query (personality(2)).
 const PERSONALITIES: &[u32] = &[0, 8, 0x0002_0000, 0x0002_0008, 0xffff_ffff];
-/// What a container's network has. All others are kernel code that hardly any program needs: the hypervisor's sockets, the crypto API,
-/// industrial and historical protocols.
+/// What a container's network has. All others are kernel code that hardly any program needs: the
+/// hypervisor's sockets, the crypto API, industrial and historical protocols.
 const FAMILIES: &[u32] = &[
     libc::AF_UNIX as u32,
     libc::AF_INET as u32,
@@ -193,7 +198,7 @@ const CORE_LIMIT: &[u32] = &[libc::RLIMIT_CORE];
 /// Typing into somebody's terminal.
 const REFUSED_IOCTLS: &[u32] = &[0x5412 /* TIOCSTI */, 0x541c /* TIOCLINUX */];
 
-/// Of [`Profile::Machine`].
+/// The verdicts of [`Profile::Machine`].
 fn machine(number: i64) -> Verdict {
     match number {
         libc::SYS_unshare => Verdict::Argument {
@@ -253,7 +258,8 @@ struct Draft {
 }
 
 impl Draft {
-    /// A binary search over `ranges` (each from its number up to the next one's). Left halves follow their test directly.
+    /// A binary search over `ranges` (each from its number up to the next one's). Left halves
+    /// follow their test directly.
     fn search(&mut self, ranges: &[(u32, Verdict)]) -> Target {
         if let [(_, only)] = ranges {
             return Target::Verdict(*only);
@@ -356,7 +362,8 @@ pub(crate) fn program(profile: Profile) -> Vec<BpfInstruction> {
                 .find(|(v, _)| *v == wanted)
                 .map_or(usize::MAX, |(_, place)| *place),
         };
-        // A conditional jump reaches 255 instructions; the test `program_fits` holds the program below that.
+        // A conditional jump reaches 255 instructions; the test `program_fits` holds the program
+        // below that.
         u8::try_from(to.wrapping_sub(from + 1)).unwrap_or(u8::MAX)
     };
     draft

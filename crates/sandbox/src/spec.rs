@@ -9,16 +9,18 @@ use std::path::PathBuf;
 pub struct ProcessSpec {
     /// Unique among live processes; also the name of its cgroup. `[a-z0-9-]`, at most 64 bytes.
     pub id: String,
-    /// Opaque to this crate; given back with [`crate::Survivor`] so that a new daemon knows what it adopts.
+    /// Opaque to this crate; given back with [`crate::Survivor`] so that a new daemon knows what it
+    /// adopts.
     pub label: String,
-    /// Program and arguments. A program without a slash is looked up in the `PATH` of `env`, inside the root.
+    /// Program and arguments. A program without a slash is looked up in the `PATH` of `env`, inside
+    /// the root.
     pub argv: Vec<String>,
     /// `KEY=value` entries; nothing is inherited.
     pub env: Vec<String>,
     /// Working directory inside the root; made (with parents, 0755, owned by the user) if missing.
     pub cwd: String,
-    /// Docker's `User` syntax: empty, `name`, `uid`, `name:group`, `uid:gid`; names are looked up inside the root. HOME is set from
-    /// the passwd entry when `env` has none.
+    /// Docker's `User` syntax: empty, `name`, `uid`, `name:group`, `uid:gid`; names are looked up
+    /// inside the root. HOME is set from the passwd entry when `env` has none.
     pub user: String,
     /// What the process sees as `/`.
     pub root: Root,
@@ -30,7 +32,8 @@ pub struct ProcessSpec {
     pub limits: Limits,
     /// Whether standard input is a pipe (else /dev/null).
     pub stdin_pipe: bool,
-    /// A file system of a fixed size ([`crate::Disk`]) to mount before the root is: `upper` and `work` lie on it. With [`SpawnFds::disk`].
+    /// A file system of a fixed size ([`crate::Disk`]) to mount before the root is: `upper` and
+    /// `work` lie on it. With [`SpawnFds::disk`].
     pub disk: Option<DiskMount>,
     /// What root in a container may do; [`Root::Bare`] has none whatever this says.
     pub capabilities: Capabilities,
@@ -94,7 +97,7 @@ pub struct Machine {
     pub initrd: PathBuf,
     /// The executable that runs the machine: called with [`crate::microvm::VERB`].
     pub agent: PathBuf,
-    /// By /dev/kvm; else emulated.
+    /// Whether /dev/kvm runs the machine; else QEMU emulates it.
     pub kvm: bool,
 }
 
@@ -107,7 +110,8 @@ pub struct DiskMount {
     pub at: PathBuf,
 }
 
-/// Capabilities (capabilities(7)) of a container's root, in its user namespace: Docker's default set, or less. There is no way to more.
+/// Capabilities (capabilities(7)) of a container's root, in its user namespace: Docker's default
+/// set, or less. There is no way to more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities(u64);
 
@@ -129,11 +133,11 @@ impl Capabilities {
         ("AUDIT_WRITE", 29),
         ("SETFCAP", 31),
     ];
-    /// None at all.
+    /// No capability.
     pub const NONE: Capabilities = Capabilities(0);
 
-    /// This set without the capability of this name, as Docker writes it (`NET_RAW`, `CAP_NET_RAW`, `ALL`). One that it does not have
-    /// anyway changes nothing.
+    /// This set without the capability of this name, as Docker writes it (`NET_RAW`, `CAP_NET_RAW`,
+    /// `ALL`). One that it does not have anyway changes nothing.
     #[must_use]
     pub fn without(self, name: &str) -> Capabilities {
         let name = name.to_ascii_uppercase();
@@ -145,7 +149,7 @@ impl Capabilities {
         Capabilities(bit.map_or(self.0, |(_, bit)| self.0 & !(1 << bit)))
     }
 
-    /// Their full names.
+    /// The full names.
     pub(crate) fn names(self) -> Vec<String> {
         let held = Self::DOCKER
             .iter()
@@ -169,10 +173,11 @@ impl Default for Capabilities {
 /// What a process sees as its file system.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Root {
-    /// Nothing but what the mounts put there (no volumes), read-only; the few devices that every program wants; and a /proc with nothing but
-    /// its own processes in it. For a runtime of one process with many threads (workerd): no other process can be started in it, and its
-    /// own system call filter is narrower than a container's. It has all of a container's walls but the user namespace, as no user of it has a
-    /// capability.
+    /// Nothing but what the mounts put there (no volumes), read-only; the few devices that every
+    /// program wants; and a /proc with nothing but its own processes in it. For a runtime of one
+    /// process with many threads (workerd): no other process can be started in it, and its own
+    /// system call filter is narrower than a container's. It has all of a container's walls but the
+    /// user namespace, as no user of it has a capability.
     Bare,
     /// An overlay mounted in the process's own mount namespace: a container. Gets PID, IPC, UTS,
     /// cgroup, mount and user namespaces, /proc, /sys (read-only), /dev, masked paths, dropped
@@ -186,7 +191,8 @@ pub enum Root {
         /// overlayfs's work directory, exists, empty, same file system as `upper`.
         work: PathBuf,
     },
-    /// A directory as it is; otherwise a container as of [`Root::Overlay`]. Inside a virtual machine, where the overlay is outside.
+    /// A directory as it is; otherwise a container as of [`Root::Overlay`]. Inside a virtual
+    /// machine, where the overlay is outside.
     Directory(PathBuf),
 }
 
@@ -197,8 +203,9 @@ impl Root {
     }
 }
 
-/// A mount inside the root. A target that is missing is made in the upper directory (as are /proc, /sys and /dev) and stays there,
-/// empty, after the process: whoever turns the upper directory into a layer must leave those out.
+/// A mount inside the root. A target that is missing is made in the upper directory (as are /proc,
+/// /sys and /dev) and stays there, empty, after the process: whoever turns the upper directory into
+/// a layer must leave those out.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Mount {
     /// A file or directory of the host.
@@ -268,13 +275,14 @@ pub struct Limits {
     pub pids: Option<u64>,
     /// RLIMIT_NOFILE.
     pub nofile: Option<u64>,
-    /// Bytes that may be written to the root; whoever makes the root holds to it, with a [`crate::Disk`].
+    /// Bytes that may be written to the root; whoever makes the root holds to it, with a
+    /// [`crate::Disk`].
     #[serde(default)]
     pub disk_bytes: Option<u64>,
 }
 
-/// A process to start inside a running container: in its namespaces and its cgroup, with the capabilities, no_new_privs and filter of its
-/// main process.
+/// A process to start inside a running container: in its namespaces and its cgroup, with the
+/// capabilities, no_new_privs and filter of its main process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExecSpec {
     /// Unique among live processes. `[a-z0-9-]`, at most 64 bytes.
@@ -323,14 +331,17 @@ pub struct TerminalSize {
 pub struct SpawnFds {
     /// The network namespace. Needed: nothing that is started here has the host's.
     pub netns: Option<OwnedFd>,
-    /// [`crate::netns::here::system_files`] of that namespace, to become /sys of a container that is not on another kernel. Without, one is mounted,
-    /// for which the kernel looks through those of all containers.
+    /// [`crate::netns::here::system_files`] of that namespace, to become /sys of a container that
+    /// is not on another kernel. Without, one is mounted, for which the kernel looks through those
+    /// of all containers.
     pub sys: Option<OwnedFd>,
-    /// [`crate::Disk::mount`], for [`ProcessSpec::disk`]: kept by the spawner until the process is forgotten.
+    /// [`crate::Disk::mount`], for [`ProcessSpec::disk`]: kept by the spawner until the process is
+    /// forgotten.
     pub disk: Option<OwnedFd>,
     /// Descriptors the process finds at these numbers (>= 3).
     pub inherit: Vec<(i32, OwnedFd)>,
-    /// A [`crate::ProcessImage`] to begin from, if the program turns out to be the one that it was taken of; for [`Root::Overlay`].
+    /// A [`crate::ProcessImage`] to begin from, if the program turns out to be the one that it was
+    /// taken of; for [`Root::Overlay`].
     pub image: Option<OwnedFd>,
 }
 

@@ -26,8 +26,9 @@ pub struct Parts<'a> {
     pub mounts: &'a [Mount],
 }
 
-/// Gives `job` the root directory of a container that does not run, with those of its mounts that are volumes ([`Mount::Overlay`]) in their
-/// places, and owners as on disk. All mounts are in the mount namespace of a thread that ends with the job. Nothing else may use `upper` meanwhile.
+/// Gives `job` the root directory of a container that does not run, with those of its mounts that
+/// are volumes ([`Mount::Overlay`]) in their places, and owners as on disk. All mounts are in the
+/// mount namespace of a thread that ends with the job. Nothing else may use `upper` meanwhile.
 pub fn inside<T: Send>(parts: &Parts<'_>, job: impl FnOnce(OwnedFd) -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| -> io::Result<T> {
@@ -43,7 +44,8 @@ pub fn inside<T: Send>(parts: &Parts<'_>, job: impl FnOnce(OwnedFd) -> T + Send)
     })
 }
 
-/// Only the files: the root with its volumes, in a mount namespace that the caller has made for it. Other mounts are left out.
+/// Only the files: the root with its volumes, in a mount namespace that the caller has made for it.
+/// Other mounts are left out.
 fn files_only(parts: &Parts<'_>) -> io::Result<OwnedFd> {
     mount_change(
         "/",

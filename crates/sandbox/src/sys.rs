@@ -1,4 +1,5 @@
-//! System calls that no safe wrapper exists for. Every `unsafe` block of this crate outside `netns` is here and below.
+//! System calls that no safe wrapper exists for. Every `unsafe` block of this crate outside `netns`
+//! is here and below.
 //!
 //! Must not: decide anything; each function is one call and its error.
 
@@ -9,7 +10,8 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// CLONE_INTO_CGROUP of clone3(2); wider than the integer type that libc gives the other CLONE_ constants.
+/// CLONE_INTO_CGROUP of clone3(2); wider than the integer type that libc gives the other CLONE_
+/// constants.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// One instruction of classic BPF (`struct sock_filter`, linux/filter.h).
@@ -39,8 +41,8 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
 /// clone3(2) like fork(2), with namespaces, a pidfd and, if asked for, straight into a v2 cgroup.
 ///
 /// # Safety
-/// The process must be single-threaded (another thread could hold the allocator's lock), and the child must not return to its
-/// caller's caller: it ends in [`exec`] or [`exit_now`].
+/// The process must be single-threaded (another thread could hold the allocator's lock), and the
+/// child must not return to its caller's caller: it ends in [`exec`] or [`exit_now`].
 pub(crate) unsafe fn fork_with(
     namespaces: u64,
     cgroup: Option<BorrowedFd<'_>>,
@@ -77,8 +79,9 @@ pub(crate) unsafe fn fork_with(
         set_tid_size: 0,
         cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
     };
-    // SAFETY: `args` is a valid clone_args of the stated size and outlives the call; without CLONE_VM the child has its own copy of
-    // memory and stack, and the caller promises a single thread.
+    // SAFETY: `args` is a valid clone_args of the stated size and outlives the call; without
+    // CLONE_VM the child has its own copy of memory and stack, and the caller promises a single
+    // thread.
     let pid =
         check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
     if pid == 0 {
@@ -92,7 +95,8 @@ pub(crate) unsafe fn fork_with(
     })
 }
 
-/// [`fork_with`], into the PID namespace of the process that `container` refers to. Only the child enters it; it stays this process's child.
+/// [`fork_with`], into the PID namespace of the process that `container` refers to. Only the child
+/// enters it; it stays this process's child.
 ///
 /// # Safety
 /// As [`fork_with`].
@@ -122,10 +126,11 @@ pub(crate) unsafe fn fork_inside(
     forked
 }
 
-/// Executes this program once more from a read-only mount of its own file, with the same arguments and environment. Returns at once if it
-/// runs from one already.
+/// Executes this program once more from a read-only mount of its own file, with the same arguments
+/// and environment. Returns at once if it runs from one already.
 ///
-/// Whoever a child of this process becomes could otherwise write to the file through `/proc/<pid>/exe` (CVE-2019-5736).
+/// Whoever a child of this process becomes could otherwise write to the file through
+/// `/proc/<pid>/exe` (CVE-2019-5736).
 pub(crate) fn run_from_read_only_mount() -> io::Result<()> {
     use rustix::mount::{OpenTreeFlags, open_tree};
     use std::os::unix::ffi::OsStringExt;
@@ -151,7 +156,8 @@ pub(crate) fn run_from_read_only_mount() -> io::Result<()> {
     });
     let env = strings(env.collect())?;
     let (argv, env) = (pointers(&argv), pointers(&env));
-    // SAFETY: the path is an empty C string; both arrays are null-terminated and point at strings that outlive the call.
+    // SAFETY: the path is an empty C string; both arrays are null-terminated and point at strings
+    // that outlive the call.
     unsafe {
         libc::syscall(
             libc::SYS_execveat,
@@ -170,7 +176,8 @@ pub(crate) fn run_from_read_only_mount() -> io::Result<()> {
 /// # Safety
 /// The process must be single-threaded.
 pub(crate) unsafe fn fork() -> io::Result<Option<i32>> {
-    // SAFETY: no other thread exists (the caller's promise), so the child's copy of every lock is in a known state.
+    // SAFETY: no other thread exists (the caller's promise), so the child's copy of every lock is
+    // in a known state.
     let pid = check(libc::c_long::from(unsafe { libc::fork() }))?;
     Ok((pid != 0).then_some(pid as i32))
 }
@@ -185,9 +192,11 @@ pub(crate) fn wait_for_end() -> ! {
     }
 }
 
-/// Files that this process makes from now on belong to `id` (user and group), on every file system. It keeps its capabilities.
+/// Files that this process makes from now on belong to `id` (user and group), on every file system.
+/// It keeps its capabilities.
 pub(crate) fn make_files_as(id: u32) -> io::Result<()> {
-    // SAFETY: both take a number; only this thread's credentials change. They return the previous id, and fail silently.
+    // SAFETY: both take a number; only this thread's credentials change. They return the previous
+    // id, and fail silently.
     let now = unsafe {
         libc::setfsgid(id);
         libc::setfsuid(id);
@@ -314,7 +323,8 @@ pub(crate) fn set_signal(signal: i32, disposition: Disposition) {
         Disposition::Default => libc::SIG_DFL,
         Disposition::Ignore => libc::SIG_IGN,
     };
-    // SAFETY: no handler function is installed, only the two constants; SIGKILL and friends fail with EINVAL and stay as they are.
+    // SAFETY: no handler function is installed, only the two constants; SIGKILL and friends fail
+    // with EINVAL and stay as they are.
     unsafe { libc::signal(signal, handler) };
 }
 
@@ -335,7 +345,8 @@ pub(crate) fn block_signals(signals: &[i32]) -> io::Result<()> {
 
 /// signalfd(2), non-blocking, for these (blocked) signals.
 pub(crate) fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
-    // SAFETY: the set is initialised before use; the returned descriptor is new and owned by nobody else.
+    // SAFETY: the set is initialised before use; the returned descriptor is new and owned by nobody
+    // else.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);
@@ -351,7 +362,8 @@ pub(crate) fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
 /// Length of `struct signalfd_siginfo`; its first four bytes are the signal's number.
 pub(crate) const SIGNAL_RECORD: usize = size_of::<libc::signalfd_siginfo>();
 
-/// Sends any signal number (rustix's type holds only named ones) through a pidfd. `Ok(false)`: no such process any more.
+/// Sends any signal number (rustix's type holds only named ones) through a pidfd. `Ok(false)`: no
+/// such process any more.
 pub(crate) fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<bool> {
     // SAFETY: a null siginfo is allowed (pidfd_send_signal(2)).
     let result = unsafe {
@@ -370,7 +382,8 @@ pub(crate) fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<b
     }
 }
 
-/// Bytes that were sent on a socket and that its peer has not received yet (SIOCOUTQ, the same number as tty_ioctl(2)'s TIOCOUTQ).
+/// Bytes that were sent on a socket and that its peer has not received yet (SIOCOUTQ, the same
+/// number as tty_ioctl(2)'s TIOCOUTQ).
 pub(crate) fn unreceived(socket: BorrowedFd<'_>) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the kernel writes one int to a live variable.
@@ -402,7 +415,8 @@ pub(crate) fn set_mount_attributes(
     )
 }
 
-/// mount_setattr(2) with MOUNT_ATTR_IDMAP: an id on disk is that id inside the user namespace. EINVAL: not on this kind of file system.
+/// mount_setattr(2) with MOUNT_ATTR_IDMAP: an id on disk is that id inside the user namespace.
+/// EINVAL: not on this kind of file system.
 pub(crate) fn map_mount_ids(
     mount: BorrowedFd<'_>,
     user_namespace: BorrowedFd<'_>,
@@ -440,7 +454,8 @@ fn set_attributes(
     Ok(())
 }
 
-/// A new, anonymous session keyring, so that none is shared with the host. Kernels without keys need none.
+/// A new, anonymous session keyring, so that none is shared with the host. Kernels without keys
+/// need none.
 pub(crate) fn new_session_keyring() -> io::Result<()> {
     // SAFETY: a null name asks for an anonymous keyring (keyctl_join_session_keyring(3)).
     let result = unsafe {
@@ -470,7 +485,8 @@ pub(crate) fn install_seccomp(program: &[BpfInstruction]) -> io::Result<()> {
         len,
         filter: program.as_ptr(),
     };
-    // SAFETY: `program` describes a live slice of instructions laid out as struct sock_filter; the kernel copies and checks it.
+    // SAFETY: `program` describes a live slice of instructions laid out as struct sock_filter; the
+    // kernel copies and checks it.
     check(unsafe {
         libc::syscall(
             libc::SYS_seccomp,
@@ -492,7 +508,8 @@ pub(crate) fn free_loop_device(control: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(number as u32)
 }
 
-/// Makes a free loop device show `file`, past the page cache where possible, until its last user is gone. EBUSY: not free any more.
+/// Makes a free loop device show `file`, past the page cache where possible, until its last user is
+/// gone. EBUSY: not free any more.
 pub(crate) fn configure_loop_device(
     device: BorrowedFd<'_>,
     file: BorrowedFd<'_>,
@@ -535,7 +552,8 @@ pub(crate) fn configure_loop_device(
     Ok(())
 }
 
-/// Ends an ext4 file system where it stands: what is not written out yet is dropped (EXT4_IOC_SHUTDOWN, linux/ext4.h).
+/// Ends an ext4 file system where it stands: what is not written out yet is dropped
+/// (EXT4_IOC_SHUTDOWN, linux/ext4.h).
 pub(crate) fn shut_down_ext4(file: BorrowedFd<'_>) -> io::Result<()> {
     const EXT4_IOC_SHUTDOWN: libc::Ioctl = 0x8004_587d;
     const EXT4_GOING_FLAGS_NOLOGFLUSH: u32 = 2;
@@ -547,7 +565,8 @@ pub(crate) fn shut_down_ext4(file: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the blocks of a file system that hold nothing back to what is below it (FITRIM, linux/fs.h; fstrim(8)). Nothing happens where that cannot be done.
+/// Gives the blocks of a file system that hold nothing back to what is below it (FITRIM,
+/// linux/fs.h; fstrim(8)). Nothing happens where that cannot be done.
 pub(crate) fn trim(file: BorrowedFd<'_>) -> io::Result<()> {
     const FITRIM: libc::Ioctl = 0xc018_5879;
     /// `struct fstrim_range`, bytes.
@@ -572,7 +591,8 @@ pub(crate) fn trim(file: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// A Landlock rule set that restricts nothing but the reach of signals and of abstract Unix sockets. `None`: not with this kernel (Linux 6.12).
+/// A Landlock rule set that restricts nothing but the reach of signals and of abstract Unix
+/// sockets. `None`: not with this kernel (Linux 6.12).
 pub(crate) fn landlock_scopes() -> io::Result<Option<OwnedFd>> {
     const CREATE_RULESET_VERSION: u32 = 1;
     const SCOPE_ABSTRACT_UNIX_SOCKET: u64 = 1;
@@ -585,7 +605,8 @@ pub(crate) fn landlock_scopes() -> io::Result<Option<OwnedFd>> {
         scoped: u64,
     }
     let create = |attributes: *const Attributes, size: usize, flags: u32| {
-        // SAFETY: `attributes` is null, with size 0 and the flag that asks for the version, or a live struct of this size.
+        // SAFETY: `attributes` is null, with size 0 and the flag that asks for the version, or a
+        // live struct of this size.
         check(unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, attributes, size, flags) })
     };
     match create(std::ptr::null(), 0, CREATE_RULESET_VERSION) {
@@ -603,7 +624,8 @@ pub(crate) fn landlock_scopes() -> io::Result<Option<OwnedFd>> {
         scoped: SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL,
     };
     let fd = create(&raw const attributes, size_of::<Attributes>(), 0)?;
-    // SAFETY: the kernel has made a new descriptor (always marked close-on-exec) that nobody else owns.
+    // SAFETY: the kernel has made a new descriptor (always marked close-on-exec) that nobody else
+    // owns.
     Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
 }
 
@@ -618,7 +640,8 @@ pub(crate) fn landlock_restrict(rules: BorrowedFd<'_>) -> io::Result<()> {
 /// Leaves the shared mount namespace and file system attributes of this thread behind.
 ///
 /// # Safety
-/// The calling thread must be the caller's own: nothing else may run on it afterwards that relies on paths or the working directory.
+/// The calling thread must be the caller's own: nothing else may run on it afterwards that relies
+/// on paths or the working directory.
 pub(crate) unsafe fn unshare_mounts() -> io::Result<()> {
     // SAFETY: the caller owns the thread.
     check(libc::c_long::from(unsafe {
@@ -629,7 +652,8 @@ pub(crate) unsafe fn unshare_mounts() -> io::Result<()> {
 
 /// A new cgroup namespace, rooted where the process is now.
 pub(crate) fn unshare_cgroup() -> io::Result<()> {
-    // SAFETY: a cgroup namespace changes only what this process sees in /proc/*/cgroup and cgroup mounts.
+    // SAFETY: a cgroup namespace changes only what this process sees in /proc/*/cgroup and cgroup
+    // mounts.
     check(libc::c_long::from(unsafe {
         libc::unshare(libc::CLONE_NEWCGROUP)
     }))?;

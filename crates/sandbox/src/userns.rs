@@ -1,10 +1,12 @@
-//! User namespaces: a range of the host's user and group ids for each container, so that root inside is nobody outside.
+//! User namespaces: a range of the host's user and group ids for each container, so that root
+//! inside is nobody outside.
 //!
 //! Owns: the ranges, the namespaces that map them, and which of them are in use.
 //! Must not: know of containers; who takes one gives it back when nothing of the container lives.
 //!
-//! A namespace is nothing but its map: the filter refuses what could leave something in it (keys). So it is used again, by the next
-//! container but some: given back last, taken last. Making one costs a clone, joining one some 20 us.
+//! A namespace is nothing but its map: the filter refuses what could leave something in it (keys).
+//! So it is used again, by the next container but some: given back last, taken last. Making one
+//! costs a clone, joining one some 20 us.
 //!
 //! ```text
 //!   (none) --make--> ready --take--> with a container --give back--> ready
@@ -24,12 +26,13 @@ pub(crate) const IDS: u32 = 65_536;
 /// Kept ready, while ranges are left.
 const READY: usize = 32;
 
-/// Of so many ranges, no two have roots that the kernel looks for in the same place: it takes the sum of an id and its 128th, modulo 128
-/// (kernel/user.c, `__uidhashfn`), which would be the same of all that lie 65536 apart.
+/// Of so many ranges, no two have roots that the kernel looks for in the same place: it takes the
+/// sum of an id and its 128th, modulo 128 (kernel/user.c, `__uidhashfn`), which would be the same
+/// of all that lie 65536 apart.
 const ALIKE: u32 = 128;
 
-/// The host's ids that containers may have, in ranges of 65536. Of more than 128 ranges, one is given up: the others lie one id apart, and a start
-/// takes no longer where many run.
+/// The host's ids that containers may have, in ranges of 65536. Of more than 128 ranges, one is
+/// given up: the others lie one id apart, and a start takes no longer where many run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdRanges {
     /// The first id of the first range.
@@ -39,8 +42,9 @@ pub struct IdRanges {
 }
 
 impl Default for IdRanges {
-    /// 1879048192 to 2147352575: what systemd's UIDS-GIDS.md lists as unused. Below lie the ranges of people and services, /etc/subuid,
-    /// LXD and systemd-nspawn; above, those of systemd's foreign files, and ids that are negative for programs with signed ones.
+    /// 1879048192 to 2147352575: what systemd's UIDS-GIDS.md lists as unused. Below lie the ranges
+    /// of people and services, /etc/subuid, LXD and systemd-nspawn; above, those of systemd's
+    /// foreign files, and ids that are negative for programs with signed ones.
     fn default() -> Self {
         IdRanges {
             first: 0x7000_0000,
@@ -113,8 +117,8 @@ pub fn root_of_process(pid: i32) -> io::Result<u32> {
     words.ok_or_else(|| io::Error::other(format!("the id map of process {pid}: {map:?}")))
 }
 
-/// Runs `job` on a thread of its own whose files belong to the host's id `owner`, as on the mounts of a container they must belong to one of
-/// its own.
+/// Runs `job` on a thread of its own whose files belong to the host's id `owner`, as on the mounts
+/// of a container they must belong to one of its own.
 ///
 /// # Errors
 /// The thread could not be started, or may not do that; or the job panicked.
@@ -229,7 +233,8 @@ impl Pool {
 /// owner for all, one container could use up everybody's share, and that of the host's services.
 fn make(root: u32) -> io::Result<OwnedFd> {
     let forked = as_user(root, || {
-        // SAFETY: the spawner has one thread; the child waits for its end without touching anything.
+        // SAFETY: the spawner has one thread; the child waits for its end without touching
+        // anything.
         let forked = unsafe { sys::fork_with(libc::CLONE_NEWUSER as u64, None) }?;
         match forked {
             // Here, not outside: it must not go back to an id that its namespace does not have.

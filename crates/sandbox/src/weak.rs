@@ -1,8 +1,10 @@
-//! Walls that can be taken down, so that the escape suite (`cargo xtask escape`) can show that each of its probes would succeed without them.
+//! Walls that can be taken down, so that the escape suite (`cargo xtask escape`) can show that each
+//! of its probes would succeed without them.
 //!
-//! Owns: which walls are down in this process, a spawner, and in what it forks. Must not: exist in a node. Without the feature `weak`,
-//! [`is_down`] is a constant and nothing can set it; with it, a build without debug assertions is refused. What a request can ask for (no limit, the
-//! host's network, no user namespace) is not here.
+//! Owns: which walls are down in this process, a spawner, and in what it forks. Must not: exist in
+//! a node. Without the feature `weak`, [`is_down`] is a constant and nothing can set it; with it, a
+//! build without debug assertions is refused. What a request can ask for (no limit, the host's
+//! network, no user namespace) is not here.
 
 /// A wall. Those of one name stand or fall together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,7 +71,8 @@ mod down {
 
     static DOWN: AtomicU32 = AtomicU32::new(0);
 
-    /// Takes walls down in this process and all that it forks, for good: before [`crate::spawner::run`].
+    /// Takes walls down in this process and all that it forks, for good: before
+    /// [`crate::spawner::run`].
     pub fn take_down(walls: &[Wall]) {
         let bits = walls.iter().fold(0, |bits, wall| bits | 1 << *wall as u32);
         DOWN.fetch_or(bits, Ordering::Relaxed);

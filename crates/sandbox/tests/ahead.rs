@@ -1,4 +1,5 @@
-//! Processes that are made before it is known which container they become: what they become sees no difference, and they leave nothing.
+//! Processes that are made before it is known which container they become: what they become sees no
+//! difference, and they leave nothing.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -108,7 +109,8 @@ async fn what_was_made_ahead_sees_what_an_ordinary_process_sees() {
         map.unwrap().to_owned()
     };
     assert_ne!(ids(&ordinary), ids(&other), "each has ids of its own");
-    // What differs between any two: the host's ids, and the number of the cgroup, as the host's mount of it shows it.
+    // What differs between any two: the host's ids, and the number of the cgroup, as the host's
+    // mount of it shows it.
     let alike = |ran: &Ran| -> Vec<String> {
         let is_id = |word: &str| word.len() == 10 && word.parse::<u32>().is_ok();
         let is_cgroup = |word: &str| {
@@ -153,7 +155,8 @@ async fn they_hold_nothing_of_others_and_end_with_the_spawner() {
     let mut waiting = children(spawner.pid());
     assert!(waiting.remove(&process.pid));
     for pid in &waiting {
-        // Standard streams, three pipes and a socket of its own, the user namespace, the Landlock rules, and what is mounted for it.
+        // Standard streams, three pipes and a socket of its own, the user namespace, the Landlock
+        // rules, and what is mounted for it.
         let open = std::fs::read_dir(format!("/proc/{pid}/fd"))
             .unwrap()
             .count();
@@ -294,7 +297,8 @@ async fn limits_are_the_containers_whatever_the_last_one_had() {
             "{n}"
         );
         all_is_made_ahead(&spawner, 0).await;
-        // All but the first, and the one without limits, were made ahead; a limit cannot be taken from what has one.
+        // All but the first, and the one without limits, were made ahead; a limit cannot be taken
+        // from what has one.
         let used = !before.is_subset(&children(spawner.pid()));
         assert_eq!(used, n != 0 && memory_bytes.is_some(), "{n}");
     }

@@ -98,7 +98,8 @@ fn descriptors(spawner: &Spawner) -> usize {
         .count()
 }
 
-/// The count when nothing is under way in container `c`: before an answer, it has done with the answer before.
+/// The count when nothing is under way in container `c`: before an answer, it has done with the
+/// answer before.
 async fn descriptors_at_rest(spawner: &Spawner) -> usize {
     support::descriptors_at_rest(spawner, 1).await;
     assert!(spawner.signal("c", 0).await.unwrap());

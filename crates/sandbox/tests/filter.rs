@@ -1,4 +1,5 @@
-//! System calls: what programs need works, what leads out is refused, and with the error that programs understand.
+//! System calls: what programs need works, what leads out is refused, and with the error that
+//! programs understand.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -27,7 +28,8 @@ fn word(result: i64) -> String {
 #[cfg(target_arch = "x86_64")]
 fn by_the_32_bit_door() -> i64 {
     let result: i64;
-    // SAFETY: getpid takes nothing and changes nothing; `int 0x80` preserves all registers but rax on x86-64 (r8 to r11 are declared).
+    // SAFETY: getpid takes nothing and changes nothing; `int 0x80` preserves all registers but rax
+    // on x86-64 (r8 to r11 are declared).
     unsafe {
         std::arch::asm!("int 0x80", inlateout("rax") 20i64 => result,
             out("r8") _, out("r9") _, out("r10") _, out("r11") _);
@@ -157,7 +159,8 @@ async fn system_calls() {
         ipv6: false,
     })
     .unwrap();
-    // Something of the host that lets the container's network namespace in: a socket of the daemon's, say.
+    // Something of the host that lets the container's network namespace in: a socket of the
+    // daemon's, say.
     let name = SocketAddr::from_abstract_name("outside").unwrap();
     let bind = || UnixListener::bind_addr(&name).unwrap();
     let _listener = netns::run_inside(std::os::fd::AsFd::as_fd(&network), bind).unwrap();

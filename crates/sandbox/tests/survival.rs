@@ -256,7 +256,8 @@ async fn interrupt_does_not_reach_the_spawner_and_it_stays_small() {
     ] {
         rustix::process::kill_process(pid, signal).unwrap();
     }
-    // Field 6 of /proc/PID/stat, not getsid(2): where the test's own session began outside the PID namespace it is 0, which rustix refuses.
+    // Field 6 of /proc/PID/stat, not getsid(2): where the test's own session began outside the PID
+    // namespace it is 0, which rustix refuses.
     let session = |pid: &str| -> i32 {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         let after_name = stat.rsplit_once(')').unwrap().1;
@@ -268,7 +269,8 @@ async fn interrupt_does_not_reach_the_spawner_and_it_stays_small() {
             .unwrap()
     };
     assert_ne!(session(&spawner.pid().to_string()), session("self"));
-    // Its own ones, processes made ahead, and the user namespaces that it keeps ready: as many as ever when it has had the time.
+    // Its own ones, processes made ahead, and the user namespaces that it keeps ready: as many as
+    // ever when it has had the time.
     let settled = async || support::descriptors_at_rest(&spawner, 0).await;
     let run = async |round: u32| {
         for n in 0..20 {

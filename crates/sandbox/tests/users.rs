@@ -236,7 +236,8 @@ async fn without_user_namespaces_only_when_asked_for() {
     place.finish(spawner).await;
 }
 
-/// Runs inside (as a program of its own): extended attributes of files that root of a user namespace sets.
+/// Runs inside (as a program of its own): extended attributes of files that root of a user
+/// namespace sets.
 fn inside() {
     // VFS_CAP_REVISION_2 with cap_net_bind_service+ep (linux/capability.h).
     let capability: [u32; 5] = [0x0200_0001, 1 << 10, 0, 0, 0];

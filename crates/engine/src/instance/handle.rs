@@ -1,4 +1,5 @@
-//! The way to an instance's task, and what everybody may see of it. Must not: change anything; that is the task's.
+//! The way to an instance's task, and what everybody may see of it. Must not: change anything; that
+//! is the task's.
 
 use crate::directories::DISK;
 use crate::disks::DiskLease;
@@ -40,9 +41,10 @@ pub(crate) struct Handle {
     pub(crate) network: Mutex<Option<wharf_net::Network>>,
     /// What it writes is here; without, in its directory.
     pub(super) disk: Option<Arc<DiskLease>>,
-    /// Whoever needs the files to himself: a start, a writer from outside, a copy.
+    /// Held by the one task that needs the files to itself: a start, a writer from outside, a copy.
     pub(crate) files: Arc<tokio::sync::Mutex<()>>,
-    /// Counts what its owner asks for, and its being orphaned: who sees the same figure twice knows that nobody has asked in between.
+    /// Counts what its owner asks for, and its being orphaned: who sees the same figure twice knows
+    /// that nobody has asked in between.
     pub(super) touches: AtomicU64,
     /// How far its output has grown. Who reads it along holds a receiver.
     pub(crate) grown: watch::Sender<Grown>,
@@ -67,7 +69,7 @@ pub(crate) enum Ask {
     SetLabels(BTreeMap<String, String>),
     /// How long it may run on while nobody asks for it, milliseconds.
     SetInactivity(u64),
-    /// It was started ahead, and becomes this one.
+    /// Makes an instance that was started ahead into this one.
     Become(Box<NewLife>),
 }
 
@@ -122,7 +124,7 @@ impl Handle {
         }
     }
 
-    /// For the mount namespace of its process, where its disk is mounted and `upper` and `work` are there.
+    /// The disk's mount for the mount namespace of the process; `upper` and `work` lie on it.
     pub(crate) fn disk_mount(&self) -> Option<DiskMount> {
         self.disk().map(|disk| DiskMount {
             device: disk.device().to_owned(),

@@ -1,8 +1,10 @@
-//! An instance that was started ahead and becomes another one: its task, process, disk and log stay, its name, owner and life begin anew.
+//! An instance that was started ahead and becomes another one: its task, process, disk and log
+//! stay, and its name, owner and life are new.
 //!
 //! ```text
-//!  standby:  Running (frozen) ── Become ──> the object's: Created (frozen) ── Start ──> Starting ── Thawed ──> Running
-//!                                                            │ Remove: killed first
+//!  standby:       Running (frozen) ── Become ──> the object's
+//!  the object's:  Created (frozen) ── Start ──> Starting ── Thawed ──> Running
+//!                        │ Remove: killed first
 //! ```
 //!
 //! Must not: decide who gets it ([`crate::standby`]).
@@ -33,7 +35,7 @@ pub(super) struct Ahead {
 enum AheadState {
     /// Frozen, for its start.
     Frozen,
-    /// It has ended before that.
+    /// The process ended before its start was asked for.
     Ended,
     /// Is being let run.
     Thawing,
@@ -55,7 +57,8 @@ impl Instance {
         }
     }
 
-    /// The start of the present life that an end is of; `None` if nobody has been told that it runs.
+    /// The start of the present life that an end is of; `None` if nobody has been told that it
+    /// runs.
     pub(super) fn generation_now(&mut self, generation: u64) -> Option<u64> {
         let Some(ahead) = self.ahead.as_mut().filter(|it| it.before == generation) else {
             return Some(generation);
@@ -71,7 +74,7 @@ impl Instance {
         }
     }
 
-    /// Only of one that runs, stands still, and is nobody's.
+    /// Takes over the life of another instance. Only a standby that runs and stands still can.
     pub(super) fn become_another(&mut self, life: NewLife) -> Result<Answer, EngineError> {
         let network = self.handle.network();
         let (State::Running, false, Some(_), Some(network)) = (

@@ -1,4 +1,5 @@
-//! The whole way from a created instance to its process: network, label, mounts, the request to the spawner.
+//! The whole way from a created instance to its process: network, label, mounts, the request to the
+//! spawner.
 
 use super::Handle;
 use crate::own_network::Published;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 use wharf_sandbox::IsolationSpec;
 
-/// What gVisor needs after it stood still, before its container is asked: of the connections made at
-/// once, 6 in 30 were dropped inside without a byte, of those after 20 ms one, after 60 ms none
+/// What gVisor needs after it stood still, before its container is asked: of the connections made
+/// at once, 6 in 30 were dropped inside without a byte, of those after 20 ms one, after 60 ms none
 /// (BusyBox's httpd, Debian 12's runsc). Requests wait meanwhile.
 pub(super) const WAKES_WITHIN: Duration = Duration::from_millis(60);
 

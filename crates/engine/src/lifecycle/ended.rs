@@ -1,11 +1,12 @@
 //! Who or what ended a process. Pure.
 //!
-//! Known from what was asked before (a stop, a removal, a signal) and from the exit itself; what neither explains, the process did by itself.
+//! Known from what was asked before (a stop, a removal, a signal) and from the exit itself; what
+//! neither explains, the process did by itself.
 
 use serde::{Deserialize, Serialize};
 use wharf_sandbox::Exit;
 
-/// Who or what ended a process, or is about to.
+/// Who or what ended a process, or is about to end it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndedBy {
@@ -51,7 +52,8 @@ impl EndedBy {
         }
     }
 
-    /// Whether whoever uses the container has brought it about, or the container itself: then the exit code says it all.
+    /// Whether whoever uses the container has brought it about, or the container itself: then the
+    /// exit code says it all.
     pub fn is_expected(self) -> bool {
         matches!(
             self,
@@ -63,7 +65,8 @@ impl EndedBy {
 /// SIGHUP, SIGINT, SIGQUIT, SIGTERM.
 const ASK_FOR_AN_END: [i32; 4] = [1, 2, 3, 15];
 
-/// `asked`: the first stop or removal of this process; `signal`: the last signal that its owner sent.
+/// `asked`: the first stop or removal of this process; `signal`: the last signal that its owner
+/// sent.
 pub(super) fn cause(exit: &Exit, asked: Option<EndedBy>, signal: Option<i32>) -> EndedBy {
     // A process that is told to end may still run out of memory on the way.
     if exit.oom_killed {

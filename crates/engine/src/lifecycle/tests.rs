@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 /// How long each process of the simulation may run.
 const TIMEOUT_MS: u64 = 9000;
 
-/// What a caller or the world does next. The world's answers apply only if something is outstanding.
+/// What a caller or the world does next. The world's answers apply only if something is
+/// outstanding.
 #[derive(Debug, Clone)]
 enum Step {
     Start,
@@ -49,7 +50,7 @@ struct World {
     live: Option<u64>,
     kill_asked: bool,
     timers: Vec<u64>,
-    /// Of which start the time is bounded.
+    /// The start whose time is bounded.
     bounded: Option<u64>,
     timed_out: Vec<u64>,
     cleaning: bool,
@@ -266,8 +267,8 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever happens: never two processes (checked in `apply`), a forced removal always comes to its end, nobody waits for ever,
-    /// and nobody hears of an exit that did not happen.
+    /// Whatever happens: never two processes (checked in `apply`), a forced removal always comes to
+    /// its end, nobody waits for ever, and nobody hears of an exit that did not happen.
     #[test]
     fn removal_ends_every_story(steps in proptest::collection::vec(step(), 0..60)) {
         let mut world = World::new();

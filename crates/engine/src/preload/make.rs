@@ -1,4 +1,4 @@
-//! One interpreter, from its start to its image.
+//! Makes the image of one interpreter, from its start on.
 
 use super::Wanted;
 use crate::directories::{DISK, GONE_PREFIX};
@@ -21,9 +21,9 @@ use wharf_sandbox::{
 const LIMIT: Duration = Duration::from_secs(120);
 /// Largest image, whatever the instance's memory.
 const MAX_BYTES: u64 = 1 << 30;
-/// Of what it wrote to standard error, for the log.
+/// The most bytes that are read of what it says.
 const MAX_TEXT: usize = 2000;
-/// Where it tells; see `PYTHON_RESUME`.
+/// The descriptor where it tells how far it is; see `PYTHON_RESUME`.
 const TELLS: i32 = 3;
 /// Processes and threads: it computes nothing.
 const MAX_PROCESSES: u64 = 256;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const FRESH: Duration = Duration::from_millis(100);
 /// Descriptors that a start may take in the daemon while it is on its way.
 const START_DESCRIPTORS: u64 = 24;
-/// The same in the spawner.
+/// Descriptors that a start may take in the spawner.
 const START_SPAWNER: u64 = 12;
 /// Memory of the kernel and of the program's first pages, bytes.
 const START_MEMORY: u64 = 8 << 20;

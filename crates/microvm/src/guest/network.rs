@@ -1,7 +1,8 @@
-//! The container's network, inside the machine: a namespace like any container's, whose ways out lead to the agent outside.
+//! The container's network, inside the machine: a namespace like any container's, whose ways out
+//! lead to the agent outside.
 //!
-//! Owns: the namespace, its listeners, and which ports the container listens on. Must not: decide what is allowed: what goes out is connected to
-//! outside, in the container's namespace there.
+//! Owns: the namespace, its listeners, and which ports the container listens on. Must not: decide
+//! what is allowed: what goes out is connected to outside, in the container's namespace there.
 
 use crate::mux::{Opener, Stream};
 use crate::wire::{FromGuest, receive, send};
@@ -15,7 +16,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use wharf_sandbox::netns::{self, Listeners, Redirect};
 
-/// As outside, so that a container finds the same ports taken.
+/// The same ports as outside, so that a container finds the same ones taken.
 const TCP_PORT: u16 = 64001;
 const DNS_PORT: u16 = 64053;
 const REDIRECT: Redirect = Redirect {
@@ -23,19 +24,21 @@ const REDIRECT: Redirect = Redirect {
     dns_port: DNS_PORT,
     ipv6: false,
 };
-/// Of a question by UDP.
+/// The most bytes of a question by UDP.
 const LONGEST: usize = 65536;
-/// Between two looks at which ports are listened on: a hundredth of the time since that changed last, within these bounds.
+/// Time between two looks at which ports are listened on: a hundredth of the time since that
+/// changed last, within these bounds.
 const LOOKS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(100)];
 
-/// Made, not served yet.
+/// The sockets, made and not served yet.
 pub(super) struct Sockets {
     namespace: OwnedFd,
     tcp: Vec<std::net::TcpListener>,
     dns_udp: Vec<std::net::UdpSocket>,
 }
 
-/// Makes the namespace and enters it, with the only thread there is: whatever it opens later is inside.
+/// Makes the namespace and enters it, with the only thread there is: whatever it opens later is
+/// inside.
 pub(super) fn enter() -> Result<Sockets> {
     let namespace = netns::create(REDIRECT)?;
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -82,7 +85,8 @@ async fn accept(listener: TcpListener, opener: Opener) {
     loop {
         match listener.accept().await {
             Ok((connection, _)) => drop(tokio::spawn(carry(connection, opener.clone()))),
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await, // No descriptors left; it passes.
+            // No descriptors left; it passes.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
@@ -157,7 +161,7 @@ impl Ports {
         Ok(Ports { stream, listeners })
     }
 
-    /// Until outside is gone.
+    /// Serves until the machine's outside is gone.
     pub(super) async fn run(mut self) {
         let (mut told, mut changed) = (Vec::new(), Instant::now());
         loop {

@@ -2,8 +2,9 @@
 //!
 //! Owns: two threads that copy between both. Must not: look at what they copy.
 //!
-//! The port is no pipe: one read returns what is in one of its buffers, and there may be more without a new event; a write that waits keeps a
-//! processor busy until the host has taken it. So it is neither waited for by epoll(7) at edges, nor by blocking calls, but with poll(2).
+//! The port is no pipe: one read returns what is in one of its buffers, and there may be more
+//! without a new event; a write that waits keeps a processor busy until the host has taken it. So
+//! it is neither waited for by epoll(7) at edges, nor by blocking calls, but with poll(2).
 
 use crate::outside::write_all;
 use anyhow::{Context, Result};
@@ -19,9 +20,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// For the device to appear.
+/// How long to wait for the device to appear.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Of one read or write: the driver takes no more at once.
+/// The most bytes of one read or write: the driver takes no more at once.
 const CHUNK: usize = 32 << 10;
 
 /// Opens it.
@@ -71,7 +72,7 @@ fn tell(direction: &str, ended: io::Result<()>) {
     }
 }
 
-/// It appears when its driver has found it.
+/// Waits for the device, which appears when its driver has found it.
 async fn find() -> io::Result<PathBuf> {
     loop {
         let entries = fs::read_dir("/dev")?.collect::<io::Result<Vec<_>>>()?;

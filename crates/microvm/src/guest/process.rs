@@ -1,6 +1,7 @@
 //! The container's processes, as the agent outside wants them.
 //!
-//! Owns: the way between a process of the spawner and a stream of frames. Must not: keep a process whose stream is gone.
+//! Owns: the way between a process of the spawner and a stream of frames. Must not: keep a process
+//! whose stream is gone.
 
 use super::network;
 use crate::mux::Stream;
@@ -198,7 +199,8 @@ async fn exec(
     }
     let usage = Usage::default();
     frames.end(LastWords { exit, usage }).await;
-    // What still comes is taken: a stream that is dropped with something in it is reset, and its last frame lost.
+    // What still comes is taken: a stream that is dropped with something in it is reset, and its
+    // last frame lost.
     controlled.await;
     Ok(())
 }
@@ -210,7 +212,7 @@ struct Control {
 }
 
 impl Control {
-    /// Until the stream ends.
+    /// Serves until the stream ends.
     async fn run<F: Future<Output = Result<(), SpawnError>>>(
         mut self,
         mut from: ReadHalf<Stream>,

@@ -1,6 +1,7 @@
 //! The programs of the machine: virtiofsd and QEMU.
 //!
-//! Owns: their arguments, starting them, and finding out why they ended. Must not: know what is said with the guest.
+//! Owns: their arguments, starting them, and finding out why they ended. Must not: know what is
+//! said with the guest.
 
 use crate::GUEST;
 use anyhow::{Context, Result, anyhow};
@@ -28,7 +29,7 @@ const MACHINE_LOG: &str = "/state/machine.log";
 const FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
 /// Name of the file system in the guest.
 pub(crate) const TAG: &str = "root";
-/// Of containers without a limit, bytes.
+/// Memory of containers without a limit, bytes.
 const UNLIMITED: u64 = 2 << 30;
 const MIB: u64 = 1 << 20;
 
@@ -64,12 +65,13 @@ impl Machine {
         }
     }
 
-    /// Until one of both has.
+    /// Waits until one of both has ended.
     pub(super) async fn ended(&mut self) {
         ended(&mut self.qemu, &mut self.files).await;
     }
 
-    /// Why it failed: by what those of its programs have said that have ended, and the guest's kernel.
+    /// Why it failed: by what those of its programs have said that have ended, and the guest's
+    /// kernel.
     pub(super) async fn reason(&mut self, error: anyhow::Error) -> anyhow::Error {
         // Whoever broke the connection may be about to end.
         let _ = tokio::time::timeout(Duration::from_millis(200), self.ended()).await;
@@ -112,7 +114,8 @@ fn start(program: &str, arguments: &[String], log: &str) -> Result<Child> {
         .with_context(|| format!("starting {program}"))
 }
 
-/// As both programs of this name take them, QEMU's own and its successor in Rust.
+/// Arguments of virtiofsd, as both programs of this name take them: QEMU's own and its successor in
+/// Rust.
 fn files_arguments(socket: RawFd) -> Vec<String> {
     let options = format!("source={ROOTFS},sandbox=chroot,cache=auto,xattr");
     vec![format!("--fd={socket}"), "-o".to_owned(), options]
@@ -130,7 +133,8 @@ fn machine_arguments(request: &Request) -> Vec<String> {
         true => ("kvm".to_owned(), "host"),
         false => (format!("tcg,tb-size={}", TRANSLATION / MIB), "max"),
     };
-    // How fast the clock runs cannot be found out by an emulated processor that does not get all the time it wants: it would not come up.
+    // How fast the clock runs cannot be found out by an emulated processor that does not get all
+    // the time it wants: it would not come up.
     let clock = match tsc_khz() {
         Some(khz) if !request.kvm => format!("tsc_early_khz={khz} tsc=reliable no_timer_check"),
         _ => String::new(),
@@ -200,7 +204,8 @@ fn said(log: &str) -> String {
     }
 }
 
-/// For good, of this thread and all that it starts: root without a bounding set is nothing.
+/// Drops them for good, for this thread and all that it starts: root without a bounding set is
+/// nothing.
 fn drop_capabilities() -> rustix::io::Result<()> {
     for bit in 0..u64::BITS {
         match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {

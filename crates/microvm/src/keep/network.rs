@@ -1,6 +1,8 @@
-//! The container's network, outside: this process is in its namespace, so that all that holds there holds.
+//! The container's network, outside: this process is in its namespace, so that all that holds there
+//! holds.
 //!
-//! Owns: connections that the guest asks for, and listeners where its container listens. Must not: decide what is allowed.
+//! Owns: connections that the guest asks for, and listeners where its container listens. Must not:
+//! decide what is allowed.
 
 use crate::mux::{Opener, Stream};
 use crate::wire::{ToGuest, receive, send};
@@ -21,13 +23,14 @@ use tokio::task::AbortHandle;
 const RESOLVER: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 53)), 53);
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
-/// Of an answer by UDP.
+/// The most bytes of an answer by UDP.
 const LONGEST: usize = 65536;
 
 /// RTMGRP_IPV6_IFADDR (linux/rtnetlink.h): addresses of IPv6 come and go.
 const ADDRESSES: u32 = 0x100;
 
-/// Tells the guest when there is a way out by IPv6, which the daemon may open at any time: the namespace then has an address. Ends with an error.
+/// Tells the guest when there is a way out by IPv6, which the daemon may open at any time: the
+/// namespace then has an address. Ends with an error.
 pub(super) async fn tell_of_ipv6(opener: &Opener) -> io::Error {
     let tell = async || -> io::Result<Infallible> {
         let socket = rustix::net::socket_with(
@@ -70,7 +73,7 @@ pub(super) async fn connect(mut stream: Stream, address: SocketAddr) -> io::Resu
     Ok(())
 }
 
-/// One question, one answer.
+/// Carries one question and its answer.
 pub(super) async fn resolve(mut stream: Stream) -> io::Result<()> {
     let question: Vec<u8> = receive(&mut stream).await?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
@@ -115,7 +118,7 @@ pub(super) async fn listen(mut stream: Stream, opener: Opener) -> io::Result<()>
     outcome
 }
 
-/// At every address of the namespace.
+/// Listens at every address of the namespace.
 async fn bind(port: u16) -> io::Result<TcpListener> {
     match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
         Ok(listener) => Ok(listener),
@@ -128,7 +131,8 @@ async fn accept(listener: TcpListener, port: u16, opener: Opener) {
     loop {
         match listener.accept().await {
             Ok((connection, _)) => drop(tokio::spawn(carry(connection, port, opener.clone()))),
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await, // No descriptors left; it passes.
+            // No descriptors left; it passes.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }

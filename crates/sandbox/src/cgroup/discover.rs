@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// One mounted hierarchy.
+/// A mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Hierarchy {
     /// Where it is mounted.
@@ -26,7 +26,7 @@ impl Hierarchy {
     }
 }
 
-/// What is mounted on this machine.
+/// The hierarchies that are mounted on this machine.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Hierarchies {
     pub(super) v2: Option<Hierarchy>,
@@ -52,7 +52,8 @@ impl Hierarchies {
 fn parse(mountinfo: &str, membership: &str) -> Hierarchies {
     let mut found = Hierarchies::default();
     for line in mountinfo.lines() {
-        // proc_pid_mountinfo(5): id parent device root mount-point options [tags...] - type source super-options
+        // proc_pid_mountinfo(5): id parent device root mount-point options [tags...] - type source
+        // super-options
         let Some((left, right)) = line.split_once(" - ") else {
             continue;
         };
@@ -106,8 +107,8 @@ fn parse(mountinfo: &str, membership: &str) -> Hierarchies {
     found
 }
 
-/// proc_pid_cgroup: `number:controllers:path`; v2 has no controllers. The path counts from the hierarchy's root, the mount may show
-/// only a part of it.
+/// proc_pid_cgroup: `number:controllers:path`; v2 has no controllers. The path counts from the
+/// hierarchy's root, the mount may show only a part of it.
 fn own_dir(
     membership: &str,
     controller: &str,

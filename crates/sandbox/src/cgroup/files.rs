@@ -67,7 +67,8 @@ pub(super) fn limit_v1(dir: &Path, controllers: &[String], limits: &Limits) -> i
         }
     }
     if let Some(millis) = limits.cpu_millis.filter(|_| bound("cpu")) {
-        // The period is that of a new one; to write it, too, would make the kernel look at all cgroups once more.
+        // The period is that of a new one; to write it, too, would make the kernel look at all
+        // cgroups once more.
         write(&dir.join("cpu.cfs_quota_us"), &quota(millis).to_string())?;
     }
     if let Some(pids) = limits.pids.filter(|_| bound("pids")) {
@@ -128,7 +129,8 @@ pub(super) fn processes(dir: &Path) -> io::Result<Vec<i32>> {
     }
 }
 
-/// Kills all processes in `dir` and below: at once with v2's cgroup.kill (Linux 5.14), else one by one.
+/// Kills all processes in `dir` and below: at once with v2's cgroup.kill (Linux 5.14), else one by
+/// one.
 pub(super) fn kill_tree(dir: &Path) -> io::Result<()> {
     match write(&dir.join("cgroup.kill"), "1") {
         Ok(()) => return Ok(()),
@@ -268,7 +270,8 @@ mod tests {
             files.map(|n| read(&dir, n)),
             ["1048576", "1048576", "150000", "7"]
         );
-        // A file that should be there and is not, is an error, not a limit that silently does not hold.
+        // A file that should be there and is not, is an error, not a limit that silently does not
+        // hold.
         assert!(limit_v2(cgroup(&[]).path(), &all, &limits).is_err());
         limit_v2(cgroup(&[]).path(), &[], &limits).unwrap();
     }

@@ -11,7 +11,7 @@ use crate::spec::Limits;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Kept ready.
+/// How many cgroups are kept ready.
 const SPARE: usize = 32;
 
 /// The directories `<cgroup_name>` of one spawner, in every hierarchy that it uses.
@@ -44,7 +44,8 @@ impl Base {
 }
 
 impl Manager {
-    /// Makes the directories. What an earlier spawner of this name left in them is killed and removed.
+    /// Makes the directories. What an earlier spawner of this name left in them is killed and
+    /// removed.
     pub(crate) fn open(name: &str) -> io::Result<Manager> {
         Manager::open_in(Hierarchies::find()?, name)
     }
@@ -123,7 +124,8 @@ impl Manager {
         }
     }
 
-    /// The cgroup of one process, limits set, nothing in it: one that was made ahead, or else a new one.
+    /// The cgroup of one process, limits set, nothing in it: one that was made ahead, or else a new
+    /// one.
     pub(crate) fn create(&mut self, limits: &Limits) -> io::Result<Cgroup> {
         let cgroup = self.take()?;
         if let Err(error) = self.limit(&cgroup, limits) {
@@ -133,7 +135,7 @@ impl Manager {
         Ok(cgroup)
     }
 
-    /// One without limits.
+    /// A cgroup without limits.
     fn take(&mut self) -> io::Result<Cgroup> {
         match self.spare.pop() {
             Some(cgroup) => Ok(cgroup),
@@ -157,7 +159,7 @@ impl Manager {
         }
     }
 
-    /// They have numbers, not the names of processes: v2 cannot rename.
+    /// Cgroups have numbers, not the names of processes: v2 cannot rename.
     fn make(&mut self) -> io::Result<Cgroup> {
         self.made += 1;
         let mut cgroup = Cgroup {
@@ -219,7 +221,8 @@ impl Manager {
                     base.dir.display()
                 )));
             }
-            // The leaf that held the daemon's own processes (see `enable_controllers`); it stays while they run.
+            // The leaf that held the daemon's own processes (see `enable_controllers`); it stays
+            // while they run.
             let leaf = base.dir.with_file_name(leaf_name(&self.name));
             if leaf.exists() {
                 files::remove_tree(&leaf)?;
@@ -236,7 +239,8 @@ fn make_base(hierarchy: &Hierarchy, name: &str) -> Option<PathBuf> {
         match std::fs::create_dir(&dir) {
             Ok(()) => return Some(dir),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Some(dir),
-            Err(_) => {} // Not ours; the next candidate. That none is left is reported by `describe` or `open`.
+            // Not ours; the next candidate. That none is left is reported by `describe` or `open`.
+            Err(_) => {}
         }
     }
     None
@@ -257,8 +261,9 @@ fn enable_controllers(dir: &Path, name: &str) -> Vec<String> {
         if let Err(error) = files::write(&above, &word)
             && error.raw_os_error() == Some(libc::EBUSY)
         {
-            // No internal processes: a cgroup other than the root either holds processes or hands down controllers. The
-            // processes (the daemon's own, in a delegated cgroup) move into a leaf.
+            // No internal processes: a cgroup other than the root either holds processes or hands
+            // down controllers. The processes (the daemon's own, in a delegated cgroup) move into a
+            // leaf.
             if files::move_all(parent, &parent.join(leaf_name(name))).is_ok() {
                 let _ = files::write(&above, &word); // Whether it worked is read below.
             }
@@ -309,7 +314,8 @@ mod tests {
         command
             .args(["-c", "f() { f & f & sleep 0.01; }; f; while :; do f; done"])
             .stderr(Stdio::null());
-        // SAFETY: the closure only writes to files; the test's other threads hold no lock that it needs.
+        // SAFETY: the closure only writes to files; the test's other threads hold no lock that it
+        // needs.
         unsafe {
             command.pre_exec(move || tasks.iter().try_for_each(|t| files::write(t, "0")));
         }

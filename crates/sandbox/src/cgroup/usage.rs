@@ -11,7 +11,8 @@ pub struct Usage {
     pub memory_bytes: Option<u64>,
     /// The most so far.
     pub memory_peak_bytes: Option<u64>,
-    /// How often memory had to be reclaimed at the limit. Only v2 counts it: `memory.failcnt` of v1 stays 0 on recent kernels (seen: 6.18).
+    /// How often memory had to be reclaimed at the limit. Only v2 counts it: `memory.failcnt` of v1
+    /// stays 0 on recent kernels (seen: 6.18).
     pub memory_limit_hits: Option<u64>,
     /// Processes that the kernel killed at the limit.
     pub oom_kills: Option<u64>,
@@ -67,7 +68,8 @@ fn number(dir: &Path, name: &str) -> io::Result<Option<u64>> {
 }
 
 impl Usage {
-    /// Adds what a v2 cgroup tells (kernel: admin-guide/cgroup-v2.rst). Without controllers that is CPU time.
+    /// Adds what a v2 cgroup tells (kernel: admin-guide/cgroup-v2.rst). Without controllers that is
+    /// CPU time.
     pub(super) fn add_v2(&mut self, dir: &Path, counts: Counts) -> io::Result<()> {
         if let Some(text) = read(dir, "cpu.stat")? {
             self.cpu_us = keyed(&text, "usage_usec");
@@ -163,7 +165,8 @@ mod tests {
         assert_eq!(first, second);
         assert_eq!(second.throttled_us, Some(5000));
         assert!(!format!("{second:?}").contains("None"), "{second:?}");
-        // A unified hierarchy without controllers beside v1: CPU time comes from there, and nothing is lost.
+        // A unified hierarchy without controllers beside v1: CPU time comes from there, and nothing
+        // is lost.
         let bare = write(&[("cpu.stat", "usage_usec 12\nuser_usec 6\n")]);
         first.add_v2(bare.path(), none).unwrap();
         assert_eq!(

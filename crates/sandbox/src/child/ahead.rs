@@ -1,9 +1,12 @@
-//! A process that is made before it is known what it shall be: behind all walls that do not depend on it, waiting for one message.
+//! A process that is made before it is known what it shall be: behind all walls that do not depend
+//! on it, waiting for one message.
 //!
-//! Owns: the message, and the way to it. Must not: look at anything of a container before, or hold anything of another one meanwhile.
+//! Owns: the message, and the way to it. Must not: look at anything of a container before, or hold
+//! anything of another one meanwhile.
 //!
 //! ```text
-//! made --message--> as every other process from there on          made --the other end is closed--> gone
+//! made --message--> as every other process from there on
+//!   \--the other end is closed--> gone
 //! ```
 
 use super::stage::Stage;
@@ -25,7 +28,8 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Longer ones would not fit into the socket at once (net.core.wmem_default, 208 KiB), and the spawner does not wait.
+/// Longer ones would not fit into the socket at once (net.core.wmem_default, 208 KiB), and the
+/// spawner does not wait.
 const MAX_MESSAGE: usize = 64 * 1024;
 
 /// What it has from the beginning.
@@ -106,7 +110,8 @@ fn set_up<'a>(ahead: &Ahead<'a>, report: &Cell<BorrowedFd<'a>>) -> Result<Infall
     kept.extend(ahead.users.map(AsFd::as_fd));
     kept.extend(ahead.landlock);
     if !weak::is_down(Wall::Descriptors) {
-        // SAFETY: whatever else the parent's memory image owns is never dropped here, as this process ends only by exec or _exit.
+        // SAFETY: whatever else the parent's memory image owns is never dropped here, as this
+        // process ends only by exec or _exit.
         unsafe { sys::close_all_but(&kept) }.step(|| "closing descriptors".to_owned())?;
     }
     leave_spawner(ahead.cgroup)?;

@@ -1,6 +1,8 @@
-//! A root with nothing in it but what the request names: for a runtime that brings no file system of its own.
+//! A root with nothing in it but what the request names: for a runtime that brings no file system
+//! of its own.
 //!
-//! A small tmpfs, read-only once it is filled. Binds keep the host's paths or get others; nobody but the host's root has written what lies above them.
+//! A small tmpfs, read-only once it is filled. Binds keep the host's paths or get others; nobody
+//! but the host's root has written what lies above them.
 
 use super::mounts::{become_root, leave_propagation, open_sources, put};
 use super::rooted::{self, Kind};
@@ -21,7 +23,8 @@ const DEVICES: [(&str, u32, u32); 4] = [
     ("urandom", 1, 9),
 ];
 
-/// Where the root is attached until it is entered: surely a directory, and covered only in this namespace.
+/// Where the root is attached until it is entered: surely a directory, and covered only in this
+/// namespace.
 const PLACE: &str = "/proc";
 
 /// Makes the root, fills it, and makes it `/`.
@@ -41,7 +44,8 @@ pub(super) fn enter_root(mounts: &[Mount]) -> Result<(), Failure> {
     };
     let dev = directory("dev")?;
     devices(dev.as_fd()).step(|| "making /dev".to_owned())?;
-    // Only processes: nothing of the kernel's own files, so that none must be masked (proc(5), since Linux 5.8).
+    // Only processes: nothing of the kernel's own files, so that none must be masked (proc(5),
+    // since Linux 5.8).
     attach_new(
         "proc",
         &[("subset", "pid")],
@@ -74,7 +78,7 @@ pub(super) fn enter_root(mounts: &[Mount]) -> Result<(), Failure> {
     become_root(root)
 }
 
-/// For the files, and the directories and mount points, which take a page at most.
+/// Size of the tmpfs: the files, and the directories and mount points, which take a page at most.
 fn size(mounts: &[Mount]) -> usize {
     let content = |mount: &Mount| match mount {
         Mount::File { content, .. } => content.len(),

@@ -51,7 +51,7 @@ pub enum IsolationClass {
 pub(crate) enum SignalTarget {
     /// The first one.
     Main,
-    /// One that joined, by its number inside.
+    /// A process that joined, by its number inside.
     Inside(i32),
 }
 
@@ -68,14 +68,14 @@ pub(crate) enum SignalRoute {
 /// What a process that joins a container reports of its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExecReport {
-    /// Nothing: exec closes the pipe.
+    /// The report says nothing: exec closes the pipe.
     Closed,
     /// Its number inside, as text.
     Number,
 }
 
 impl IsolationSpec {
-    /// Without what it is made of.
+    /// The class, without the host's files that it needs.
     pub fn class(&self) -> IsolationClass {
         match self {
             IsolationSpec::Namespace => IsolationClass::Namespace,

@@ -19,8 +19,9 @@ const DEVICES: [(&str, u32, u32); 6] = [
     ("tty", 5, 0),
 ];
 
-/// How many terminals (pty(7)) a container may have. All containers share the machine's number, some 3000 (kernel.pty.max less
-/// kernel.pty.reserve): one alone must not take them from the others.
+/// How many terminals (pty(7)) a container may have. All containers share the machine's number,
+/// some 3000 (kernel.pty.max less kernel.pty.reserve): one alone must not take them from the
+/// others.
 fn max_terminals() -> &'static str {
     match weak::is_down(Wall::Terminals) {
         true => "1000",
@@ -28,7 +29,8 @@ fn max_terminals() -> &'static str {
     }
 }
 
-/// /dev: a tmpfs where new device nodes do not work. The six that do are mounts of their own. `root` is the host's id of root inside.
+/// /dev: a tmpfs where new device nodes do not work. The six that do are mounts of their own.
+/// `root` is the host's id of root inside.
 pub(super) fn devices(target: BorrowedFd<'_>, root: u32) -> io::Result<OwnedFd> {
     let dev = attach_new(
         "tmpfs",
@@ -83,7 +85,8 @@ pub(super) fn devices(target: BorrowedFd<'_>, root: u32) -> io::Result<OwnedFd> 
         NOSUID | NODEV | NOEXEC,
         open_directory(at, Path::new("mqueue"))?.as_fd(),
     ) {
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {} // A kernel without POSIX message queues.
+        // A kernel without POSIX message queues.
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
         other => drop(other?),
     }
     Ok(dev)

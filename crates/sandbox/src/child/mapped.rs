@@ -1,7 +1,9 @@
-//! The host's directories with the ids of a container's user namespace: what belongs to 0 on disk belongs to root inside, and what root
-//! inside makes belongs to 0 on disk. So nothing is ever chowned, and a directory can be mounted for one container after another.
+//! The host's directories with the ids of a container's user namespace: what belongs to 0 on disk
+//! belongs to root inside, and what root inside makes belongs to 0 on disk. So nothing is ever
+//! chowned, and a directory can be mounted for one container after another.
 //!
-//! Owns: mounts with mapped ids (mount_setattr(2), MOUNT_ATTR_IDMAP), made in the container's own mount namespace.
+//! Owns: mounts with mapped ids (mount_setattr(2), MOUNT_ATTR_IDMAP), made in the container's own
+//! mount namespace.
 
 use crate::mount::{attach, clone_of, open_directory};
 use crate::sys;
@@ -34,7 +36,8 @@ pub(crate) fn map(
 pub(super) struct Covers(Vec<(PathBuf, OwnedFd)>);
 
 impl Covers {
-    /// For the directories in which `paths` lie: layers have one in common, so this does not grow with their number.
+    /// Covers the directories in which `paths` lie: layers have one in common, so this does not
+    /// grow with their number.
     pub(super) fn over_parents<'a>(
         paths: impl Iterator<Item = &'a Path>,
         user_namespace: BorrowedFd<'_>,
@@ -50,7 +53,8 @@ impl Covers {
         covers.map(Covers)
     }
 
-    /// From now on their paths lead to the mapped ones, in this mount namespace. All have been opened: none is inside another's cover.
+    /// Makes their paths lead to the mapped ones, in this mount namespace. All have been opened:
+    /// none is inside another's cover.
     pub(super) fn attach(self) -> io::Result<()> {
         for (path, tree) in &self.0 {
             attach(tree.as_fd(), open_directory(CWD, path)?.as_fd())?;
@@ -75,7 +79,8 @@ mod tests {
         let users = std::fs::File::open("/proc/self/ns/user").unwrap();
         let path = Path::new("/srv/node");
         let error = map(mount.as_fd(), users.as_fd(), false, path).unwrap_err();
-        // The host's own namespace is refused too, by another number, where the kernel looks at that first.
+        // The host's own namespace is refused too, by another number, where the kernel looks at
+        // that first.
         if error.raw_os_error() != Some(libc::EPERM) {
             let text = error.to_string();
             assert!(

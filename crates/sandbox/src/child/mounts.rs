@@ -1,6 +1,7 @@
 //! A container's file system: the overlay as root, and what Linux programs expect in it.
 //!
-//! All of it happens in the process's own mount namespace. The image is hostile: no path inside it is followed blindly.
+//! All of it happens in the process's own mount namespace. The image is hostile: no path inside it
+//! is followed blindly.
 
 use super::mapped::{self, Covers};
 use super::rooted::{self, Kind};
@@ -34,7 +35,8 @@ pub(super) struct Parts<'a> {
     pub(super) read_only: bool,
 }
 
-/// Makes the root, fills it, and makes it `/`. `ahead`: what was made before the request was known, which then has no [`Mount::Bind`].
+/// Makes the root, fills it, and makes it `/`. `ahead`: what was made before the request was known,
+/// which then has no [`Mount::Bind`].
 pub(super) fn enter_root(
     parts: &Parts<'_>,
     cgroup: &Cgroup,
@@ -61,7 +63,7 @@ pub(super) fn enter_root(
     }
 }
 
-/// The same, of a directory that is the root as it is.
+/// Makes a directory, as it is, the root.
 pub(super) fn enter_directory(
     path: &Path,
     extra: &[Mount],
@@ -84,7 +86,8 @@ pub(super) fn enter_directory(
     become_root(root.as_fd())
 }
 
-/// What is mounted on the host from now on is seen here, too, and what is unmounted there is not held; nothing is seen there.
+/// Follows the host: what is mounted there from now on is seen here, and what is unmounted there is
+/// not held. The host sees nothing of this namespace.
 pub(super) fn follow_propagation() -> Result<(), Failure> {
     mount_change(
         "/",
@@ -93,7 +96,8 @@ pub(super) fn follow_propagation() -> Result<(), Failure> {
     .step(|| "making mounts followers of the host's".to_owned())
 }
 
-/// Takes what covers the mount namespace's root as the own one, and leaves the host's file system, which was that until now.
+/// Takes what covers the mount namespace's root as the own one, and leaves the host's file system,
+/// which was that until now.
 fn leave_host(root: BorrowedFd<'_>) -> Result<(), Failure> {
     unmount("/", UnmountFlags::DETACH).step(|| "leaving the host's file system".to_owned())?;
     rustix::process::fchdir(root)
@@ -113,7 +117,8 @@ pub(super) fn become_root(root: BorrowedFd<'_>) -> Result<(), Failure> {
     rustix::process::chdir("/").step(|| "entering the root file system".to_owned())
 }
 
-/// The root file system, attached where only this mount namespace sees it, and what its own mounts show of the host.
+/// The root file system, attached where only this mount namespace sees it, and what its own mounts
+/// show of the host.
 pub(super) fn open_files(
     parts: &Parts<'_>,
     users: Option<&UserNamespace>,
@@ -152,7 +157,7 @@ fn open_root(
     mount_root(lower, upper, work, place).step(|| "mounting the root file system".to_owned())
 }
 
-/// What is mounted from now on is seen by nobody else.
+/// Keeps what is mounted from now on from being seen by anybody else.
 pub(super) fn leave_propagation() -> Result<(), Failure> {
     mount_change(
         "/",
@@ -193,7 +198,8 @@ pub(crate) fn mount_disk(
     attach(mount.as_fd(), open_directory(CWD, &disk.at)?.as_fd())
 }
 
-/// An overlay attached at `place`, or on top of `upper`: a directory that surely exists, and is covered only in this namespace.
+/// An overlay attached at `place`, or on top of `upper`: a directory that surely exists, and is
+/// covered only in this namespace.
 pub(crate) fn mount_root(
     lower: &[PathBuf],
     upper: &Path,
@@ -219,7 +225,8 @@ pub(crate) fn mount_root(
     Ok(root)
 }
 
-/// What the request's own mounts show of the host, by position; opened while the host's paths still lead there.
+/// What the request's own mounts show of the host, by position; opened while the host's paths still
+/// lead there.
 pub(super) fn open_sources(
     mounts: &[Mount],
     users: Option<&UserNamespace>,
@@ -343,14 +350,15 @@ fn covered_mode(root: BorrowedFd<'_>, path: &Path) -> io::Result<u32> {
     }
 }
 
-/// From now on `/` can only be read; what is mounted in it stays as it is.
+/// Makes `/` read-only; what is mounted in it stays as it is.
 pub(super) fn make_root_read_only() -> Result<(), Failure> {
     let name = || "making the root file system read-only".to_owned();
     let root = open_directory(CWD, Path::new("/")).step(name)?;
     sys::set_mount_attributes(root.as_fd(), libc::MOUNT_ATTR_RDONLY, false).step(name)
 }
 
-/// Attaches `mount` at `target` inside the root; the target is made as a file or a directory, like the source.
+/// Attaches `mount` at `target` inside the root; the target is made as a file or a directory, like
+/// the source.
 pub(crate) fn put(root: BorrowedFd<'_>, mount: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
     let stat = rustix::fs::statat(mount, "", AtFlags::EMPTY_PATH)?;
     let kind = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {

@@ -37,8 +37,8 @@ fn pieces(path: &Path) -> Vec<Piece> {
         .collect()
 }
 
-/// Opens `path` below `root` (O_PATH), making what is missing: directories 0755, a file 0644, owned by `owner`. Symbolic links are
-/// followed as if `root` were `/`, also ones that dangle.
+/// Opens `path` below `root` (O_PATH), making what is missing: directories 0755, a file 0644, owned
+/// by `owner`. Symbolic links are followed as if `root` were `/`, also ones that dangle.
 pub(super) fn ensure(
     root: BorrowedFd<'_>,
     path: &Path,

@@ -1,7 +1,9 @@
-//! What a container is shown out of memory, beside /dev: the daemon's files, empty directories over masked ones, and places for views.
+//! What a container is shown out of memory, beside /dev: the daemon's files, empty directories over
+//! masked ones, and places for views.
 //!
-//! Owns: one tmpfs for all of it, since each further one is a super block to make and to end. Must not: be reachable as a whole; only single files and
-//! read-only directories of it are attached inside.
+//! Owns: one tmpfs for all of it, since each further one is a super block to make and to end. Must
+//! not: be reachable as a whole; only single files and read-only directories of it are attached
+//! inside.
 
 use crate::mount::{NODEV, NOEXEC, NOSUID, attach_new, clone_of, open_directory};
 use crate::spec::Mount;
@@ -34,7 +36,8 @@ pub(crate) fn content(mounts: &[Mount]) -> usize {
 }
 
 impl Scratch {
-    /// Attached at `place` (a directory that surely exists), where only this mount namespace sees it, and only until the pivot.
+    /// Attached at `place` (a directory that surely exists), where only this mount namespace sees
+    /// it, and only until the pivot.
     pub(super) fn make(place: &Path, mounts: &[Mount]) -> io::Result<Scratch> {
         let size = (content(mounts).max(FILES) + ROOM).to_string();
         let place = open_directory(CWD, place)?;

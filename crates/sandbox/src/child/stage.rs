@@ -1,7 +1,9 @@
-//! What a container's file system has beside its files, made before these are known: /proc with its masks, /dev, and the views of its cgroups.
+//! What a container's file system has beside its files, made before these are known: /proc with its
+//! masks, /dev, and the views of its cgroups.
 //!
-//! Owns: these mounts, attached where only their mount namespace sees them, until they move to their places in the root.
-//! Must not: look at the image, or at anything that differs between containers but the cgroup and the range of ids.
+//! Owns: these mounts, attached where only their mount namespace sees them, until they move to
+//! their places in the root. Must not: look at the image, or at anything that differs between
+//! containers but the cgroup and the range of ids.
 
 mod covers;
 
@@ -19,7 +21,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-/// A directory of the host that surely exists, and that nobody looks into from here on. (/proc is needed for paths by descriptors.)
+/// A directory of the host that surely exists, and that nobody looks into from here on. (/proc is
+/// needed for paths by descriptors.)
 const PLACE: &str = "/sys";
 
 pub(super) struct Stage {
@@ -30,13 +33,15 @@ pub(super) struct Stage {
     empty: OwnedFd,
     /// For /sys/fs/cgroup.
     cgroups: Vec<OwnedFd>,
-    /// Of /proc: the kernel had no such files, but may have them by the time that somebody sees it.
+    /// Covers of files in /proc that the kernel did not have yet, but may have by the time that
+    /// somebody looks.
     absent: Vec<Cover>,
     is_root: bool,
 }
 
 impl Stage {
-    /// In a mount namespace whose mounts nobody else sees. `root` is the host's id of root inside; what needs memory for `files` is given it.
+    /// Makes the stage in a mount namespace whose mounts nobody else sees. `root` is the host's id
+    /// of root inside; memory for `files` is set aside.
     pub(super) fn make(cgroup: &Cgroup, root: u32, files: &[Mount]) -> Result<Stage, Failure> {
         // While the host's paths still lead there.
         let views = views(cgroup).step(|| "opening the cgroup".to_owned())?;
@@ -64,9 +69,10 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Makes `scratch` the root of the mount namespace, while this process's own stays the host's. The container's root will cover it, so that nothing
-    /// leads to it, and the host's, which hangs below it, goes. This is pivot_root's work, done early: pivot_root(2) looks at every process of the
-    /// machine, and a start shall not wait for that.
+    /// Makes `scratch` the root of the mount namespace, while this process's own stays the host's.
+    /// The container's root will cover it, so that nothing leads to it, and the host's, which hangs
+    /// below it, goes. This is pivot_root's work, done early: pivot_root(2) looks at every process
+    /// of the machine, and a start shall not wait for that.
     pub(super) fn become_root(&mut self) -> Result<(), Failure> {
         const HOST: &str = "host";
         if weak::is_down(Wall::Pivot) {
@@ -85,12 +91,14 @@ impl Stage {
         Ok(())
     }
 
-    /// The root of the mount namespace, which the container's is to cover, after [`Stage::become_root`].
+    /// The root of the mount namespace, which the container's is to cover, after
+    /// [`Stage::become_root`].
     pub(super) fn root(&self) -> Option<BorrowedFd<'_>> {
         self.is_root.then(|| self.scratch.as_fd())
     }
 
-    /// What files become that are masked: the container's /dev/null. It is inert, and so is an empty directory.
+    /// What files become that are masked: the container's /dev/null. It is inert, and so is an
+    /// empty directory.
     pub(super) fn mask(&self, is_directory: bool) -> rustix::io::Result<OwnedFd> {
         match is_directory {
             true => clone_of(self.empty.as_fd(), "", false),
@@ -98,7 +106,8 @@ impl Stage {
         }
     }
 
-    /// Moves all to their places in the root, `sys` among them, or a new /sys of the network namespace that this process is in.
+    /// Moves all to their places in the root, `sys` among them, or a new /sys of the network
+    /// namespace that this process is in.
     pub(super) fn move_to(
         &self,
         root: BorrowedFd<'_>,
@@ -138,7 +147,8 @@ fn empty(scratch: &Scratch) -> io::Result<OwnedFd> {
     Ok(empty)
 }
 
-/// Views of the cgroup in each hierarchy with their names, attached nowhere. Read-only: language runtimes read their limits there.
+/// Views of the cgroup in each hierarchy with their names, attached nowhere. Read-only: language
+/// runtimes read their limits there.
 fn views(cgroup: &Cgroup) -> io::Result<Vec<(OwnedFd, std::path::PathBuf)>> {
     let open = |(host, name): (&Path, std::path::PathBuf)| {
         let view = clone_of(CWD, host, false)?;
@@ -150,7 +160,7 @@ fn views(cgroup: &Cgroup) -> io::Result<Vec<(OwnedFd, std::path::PathBuf)>> {
     cgroup.views().into_iter().map(open).collect()
 }
 
-/// One hierarchy alone is /sys/fs/cgroup itself; several are directories in it.
+/// Shows one hierarchy as /sys/fs/cgroup itself, and several as directories in it.
 fn show(views: Vec<(OwnedFd, std::path::PathBuf)>, scratch: &Scratch) -> io::Result<Vec<OwnedFd>> {
     if views.iter().all(|(_, name)| name.as_os_str().is_empty()) {
         return Ok(views.into_iter().map(|(view, _)| view).collect());
@@ -172,8 +182,8 @@ impl Scratch {
     }
 }
 
-/// `/proc`, `/sys` or `/dev` of the image, made if missing. A symbolic link in its place would put the mount elsewhere and leave the
-/// masks behind.
+/// `/proc`, `/sys` or `/dev` of the image, made if missing. A symbolic link in its place would put
+/// the mount elsewhere and leave the masks behind.
 pub(super) fn system_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure> {
     match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => {}

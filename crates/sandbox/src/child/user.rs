@@ -6,7 +6,7 @@ use std::io::Read;
 /// Longer files are cut: they belong to somebody else's image.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 
-/// Who the process becomes.
+/// The user that the process becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct User {
     pub(crate) uid: u32,

@@ -1,4 +1,5 @@
-//! Sockets, and a view, of the network namespace of the calling thread. For functions that [`super::run_inside`] runs, to make several on one thread.
+//! Sockets, and a view, of the network namespace of the calling thread. For functions that
+//! [`super::run_inside`] runs, to make several on one thread.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -79,7 +80,8 @@ pub fn tcp_sockets(v4: usize, v6: usize) -> io::Result<UnconnectedSockets> {
     }
 }
 
-/// A mount of its sysfs (/sys of a container in it), read-only and attached nowhere. For [`crate::SpawnFds::sys`].
+/// A mount of its sysfs (/sys of a container in it), read-only and attached nowhere. For
+/// [`crate::SpawnFds::sys`].
 ///
 /// # Errors
 /// Those of fsopen(2) and fsmount(2); no CAP_SYS_ADMIN.

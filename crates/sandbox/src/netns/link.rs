@@ -26,11 +26,12 @@ const RTN_LOCAL: u8 = 2;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// Does `ip link set lo up; ip addr add V4/32 dev lo; ip route add default dev lo src V4`, and for IPv6, if it is given,
-/// `ip addr add V6/128 dev lo nodad; ip route add local default dev lo src V6`.
+/// Does `ip link set lo up; ip addr add V4/32 dev lo; ip route add default dev lo src V4`, and for
+/// IPv6, if it is given, `ip addr add V6/128 dev lo nodad; ip route add local default dev lo src
+/// V6`.
 ///
-/// Without `src`, connections would come from 127.0.0.1 and hang. The IPv6 route is of type `local`, because the kernel turns
-/// any other route over loopback into a refusal.
+/// Without `src`, connections would come from 127.0.0.1 and hang. The IPv6 route is of type
+/// `local`, because the kernel turns any other route over loopback into a refusal.
 pub(super) fn configure(v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> io::Result<()> {
     let mut messages = Messages::default();
     let mut link = [0u8; 16];
@@ -76,8 +77,9 @@ fn configure_v6(messages: &mut Messages, v6: Ipv6Addr) {
 }
 
 fn address(messages: &mut Messages, family: u8, address: &[u8]) {
-    // Of IPv6 alone: duplicate address detection would keep the address from use for a while; and the kernel, which makes the
-    // address's own route in the background, would until then refuse it by a route to its prefix over loopback.
+    // Of IPv6 alone: duplicate address detection would keep the address from use for a while; and
+    // the kernel, which makes the address's own route in the background, would until then refuse it
+    // by a route to its prefix over loopback.
     let (prefix, flags) = if family == AF_INET {
         (32, 0)
     } else {

@@ -1,6 +1,7 @@
 //! Which TCP ports are listened on inside a namespace (sock_diag(7)).
 //!
-//! One question costs the kernel some two microseconds, a quarter of a connect that is refused, and the program that listens notices nothing.
+//! One question costs the kernel some two microseconds, a quarter of a connect that is refused, and
+//! the program that listens notices nothing.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -34,11 +35,12 @@ const LOOPBACK: [IpAddr; 2] = [
 pub struct Listeners(OwnedFd);
 
 impl Listeners {
-    /// Opens it; blocks for a moment. `known` is a port that is listened on already, on 127.0.0.1: the kernel's answer for it shows
-    /// whether it answers such questions at all.
+    /// Opens it; blocks for a moment. `known` is a port that is listened on already, on 127.0.0.1:
+    /// the kernel's answer for it shows whether it answers such questions at all.
     ///
     /// # Errors
-    /// As [`super::run_inside`], those of socket(2), and Unsupported if the kernel does not know of the listener (it has no inet_diag).
+    /// As [`super::run_inside`], those of socket(2), and Unsupported if the kernel does not know of
+    /// the listener (it has no inet_diag).
     pub fn open(netns: BorrowedFd<'_>, known: u16) -> io::Result<Self> {
         super::run_inside(netns, || Self::here(known))?
     }

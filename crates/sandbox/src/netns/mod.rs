@@ -1,12 +1,15 @@
 //! Network namespaces with nothing but loopback in them, and sockets inside them.
 //!
-//! Owns: how a namespace is set up, and how sockets come to be inside one. Must not: carry traffic or know of policy.
+//! Owns: how a namespace is set up, and how sockets come to be inside one. Must not: carry traffic
+//! or know of policy.
 //!
-//! All functions run on a thread of their own that enters the namespace and ends; the caller's thread never changes namespace.
-//! A socket stays in the namespace where it was made, whoever uses it afterwards: connections inside are therefore made by
-//! keeping unconnected sockets ready ([`tcp_sockets`]) and connecting them on any thread, with no thread hop.
+//! All functions run on a thread of their own that enters the namespace and ends; the caller's
+//! thread never changes namespace. A socket stays in the namespace where it was made, whoever uses
+//! it afterwards: connections inside are therefore made by keeping unconnected sockets ready
+//! ([`tcp_sockets`]) and connecting them on any thread, with no thread hop.
 //!
-//! Every namespace is set up alike, so all have the same addresses ([`ADDRESS_V4`], [`ADDRESS_V6`]).
+//! Every namespace is set up alike, so all have the same addresses ([`ADDRESS_V4`],
+//! [`ADDRESS_V6`]).
 
 pub mod here;
 mod link;
@@ -33,7 +36,8 @@ pub const ADDRESS_V4: Ipv4Addr = Ipv4Addr::new(10, 88, 71, 2);
 /// The namespace's own IPv6 address, on loopback, where [`Redirect::ipv6`] was asked for.
 pub const ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0x6861, 0x7266, 0, 0, 0, 0, 2);
 
-/// Places in a namespace's table of TCP connections, 8 bytes each. With more connections they share places, and are found a little more slowly.
+/// Places in a namespace's table of TCP connections, 8 bytes each. With more connections they share
+/// places, and are found a little more slowly.
 const TCP_CONNECTIONS: u32 = 2048;
 
 /// Ports, inside every namespace, where redirected traffic arrives.
@@ -43,23 +47,26 @@ pub struct Redirect {
     pub tcp_port: u16,
     /// All outbound UDP to port 53. TCP to port 53 goes where other TCP goes.
     pub dns_port: u16,
-    /// Whether there is a way out by IPv6 too. Without it there is no IPv6 route, and connects fail at once with ENETUNREACH:
-    /// right on hosts that have no IPv6 themselves, since a redirected connection is accepted before it is known whether the
-    /// destination can be reached. `::1` exists either way.
+    /// Whether there is a way out by IPv6 too. Without it there is no IPv6 route, and connects fail
+    /// at once with ENETUNREACH: right on hosts that have no IPv6 themselves, since a redirected
+    /// connection is accepted before it is known whether the destination can be reached. `::1`
+    /// exists either way.
     pub ipv6: bool,
 }
 
-/// Makes a namespace: loopback up, a default route to it (with `src`), TCP and UDP/53 to non-loopback destinations redirected to
-/// 127.0.0.1 and ::1, everything else to outside refused with EPERM.
-/// `net.ipv4.ip_unprivileged_port_start` is 0 inside and pings need no capability.
+/// Makes a namespace: loopback up, a default route to it (with `src`), TCP and UDP/53 to
+/// non-loopback destinations redirected to 127.0.0.1 and ::1, everything else to outside refused
+/// with EPERM. `net.ipv4.ip_unprivileged_port_start` is 0 inside and pings need no capability.
 ///
 /// # Errors
-/// What the kernel refused, with the step that it refused: no CAP_SYS_ADMIN, or a kernel without nf_tables.
+/// What the kernel refused, with the step that it refused: no CAP_SYS_ADMIN, or a kernel without
+/// nf_tables.
 pub fn create(redirect: Redirect) -> io::Result<OwnedFd> {
     create_and(redirect, || ()).map(|(namespace, ())| namespace)
 }
 
-/// The same, and runs a function inside, on the thread that has made the namespace. What it opens stays inside.
+/// The same, and runs a function inside, on the thread that has made the namespace. What it opens
+/// stays inside.
 ///
 /// # Errors
 /// As [`create`]; or the function panicked.
@@ -89,8 +96,10 @@ pub fn create_and<T: Send>(
     })
 }
 
-/// Where namespaces are made, so that each has a table of TCP connections of its own (tcp_child_ehash_entries in the kernel's ip-sysctl): the end of a
-/// namespace looks through the whole of the table that it uses, and the host's is large and everybody's. `None`: not with this kernel (before Linux 6.1).
+/// Where namespaces are made, so that each has a table of TCP connections of its own
+/// (tcp_child_ehash_entries in the kernel's ip-sysctl): the end of a namespace looks through the
+/// whole of the table that it uses, and the host's is large and everybody's. `None`: not with this
+/// kernel (before Linux 6.1).
 fn parent() -> Option<&'static OwnedFd> {
     static PARENT: OnceLock<Option<OwnedFd>> = OnceLock::new();
     let make = || {
@@ -104,7 +113,8 @@ fn parent() -> Option<&'static OwnedFd> {
     PARENT.get_or_init(|| on_own_thread(make).ok()).as_ref()
 }
 
-/// Gives a namespace that was made without [`Redirect::ipv6`] a way out by IPv6 after all. May be repeated.
+/// Gives a namespace that was made without [`Redirect::ipv6`] a way out by IPv6 after all. May be
+/// repeated.
 ///
 /// # Errors
 /// As [`create`]; also a kernel without IPv6, or with it switched off.
@@ -133,8 +143,8 @@ pub fn renew_rules(redirect: Redirect) -> io::Result<()> {
 /// The network namespace of a running process.
 ///
 /// # Errors
-/// No such process, or no right to look at it; also if the process is in the namespace of the caller, which means that the
-/// process id now names something else than one of our containers.
+/// No such process, or no right to look at it; also if the process is in the namespace of the
+/// caller, which means that the process id now names something else than one of our containers.
 pub fn of_process(pid: i32) -> io::Result<OwnedFd> {
     let path = format!("/proc/{pid}/ns/net");
     let namespace = File::open(&path).map_err(|e| named(&format!("opening {path}"), e))?;
@@ -149,7 +159,8 @@ pub fn of_process(pid: i32) -> io::Result<OwnedFd> {
     Ok(namespace.into())
 }
 
-/// Runs a function on a fresh thread inside the namespace and waits for it. What it opens stays inside.
+/// Runs a function on a fresh thread inside the namespace and waits for it. What it opens stays
+/// inside.
 ///
 /// # Errors
 /// The thread could not be started or may not enter; or the function panicked.
@@ -179,8 +190,9 @@ pub fn bind_udp(netns: BorrowedFd<'_>, addr: SocketAddr) -> io::Result<std::net:
     run_inside(netns, || here::bind_udp(addr))?
 }
 
-/// Non-blocking TCP sockets made inside and not connected yet: `v4` of IPv4, then `v6` of IPv6 (none if the kernel has no IPv6).
-/// They keep the namespace alive. [`connect_socket`] connects one.
+/// Non-blocking TCP sockets made inside and not connected yet: `v4` of IPv4, then `v6` of IPv6
+/// (none if the kernel has no IPv6). They keep the namespace alive. [`connect_socket`] connects
+/// one.
 ///
 /// # Errors
 /// As [`run_inside`], and those of socket(2).
@@ -200,13 +212,15 @@ pub enum Connecting {
     Begun,
 }
 
-/// Connects a socket of [`tcp_sockets`], on the caller's thread, without blocking. On loopback the kernel mostly knows the outcome
-/// at once. After a refusal the same socket may be tried again (Linux resets it: connect(2) to a closed port leaves it unconnected).
+/// Connects a socket of [`tcp_sockets`], on the caller's thread, without blocking. On loopback the
+/// kernel mostly knows the outcome at once. After a refusal the same socket may be tried again
+/// (Linux resets it: connect(2) to a closed port leaves it unconnected).
 ///
 /// # Errors
 /// Those of connect(2), e.g. ECONNREFUSED.
 pub fn connect_socket(socket: BorrowedFd<'_>, addr: SocketAddr) -> io::Result<Connecting> {
-    // A non-blocking connect over loopback ends with the answer already in, but says EINPROGRESS; the second call tells.
+    // A non-blocking connect over loopback ends with the answer already in, but says EINPROGRESS;
+    // the second call tells.
     match rustix::net::connect(socket, &addr) {
         Ok(()) => return Ok(Connecting::Done),
         Err(rustix::io::Errno::INPROGRESS) => {}
@@ -282,7 +296,8 @@ fn on_own_thread<T: Send>(function: impl FnOnce() -> io::Result<T> + Send) -> io
 }
 
 fn unshare() -> io::Result<()> {
-    // SAFETY: takes no pointers; it changes the namespace of the calling thread alone, which is one of `on_own_thread`.
+    // SAFETY: takes no pointers; it changes the namespace of the calling thread alone, which is one
+    // of `on_own_thread`.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
         return Err(named(
             "making a network namespace (it needs root)",
@@ -293,7 +308,8 @@ fn unshare() -> io::Result<()> {
 }
 
 fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: the descriptor is open for the call; only the calling thread, which is one of `on_own_thread`, changes namespace.
+    // SAFETY: the descriptor is open for the call; only the calling thread, which is one of
+    // `on_own_thread`, changes namespace.
     if unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
         return Err(named(
             "entering a network namespace (it needs root)",

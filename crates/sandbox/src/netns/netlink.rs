@@ -57,7 +57,8 @@ impl Messages {
         self.buffer[start..start + 4].copy_from_slice(&length.to_ne_bytes());
     }
 
-    /// Sends all of them and collects the answers; the first refusal is the result. No protocol means NETLINK_ROUTE, which is 0.
+    /// Sends all of them and collects the answers; the first refusal is the result. No protocol
+    /// means NETLINK_ROUTE, which is 0.
     pub(super) fn exchange(self, protocol: Option<Protocol>) -> io::Result<()> {
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,

@@ -3,13 +3,15 @@
 //! For each address family one table with two chains on the output hook:
 //! ```text
 //! chain raw (filter, priority raw)
-//!   saddr LOOPBACK daddr LOOPBACK         notrack     # no connection tracking inside: no table to fill up, less to do per packet
+//!   # No connection tracking inside: no table to fill up, less to do per packet.
+//!   saddr LOOPBACK daddr LOOPBACK         notrack
 //! chain out (nat, priority dstnat; sees the first packet of a connection)
 //!   daddr LOOPBACK                        accept
 //!   daddr OWN                             accept
 //!   udp dport 53                          redirect to :DNS
 //!   tcp                                   redirect to :TCP
-//!                                         drop        # other protocols: sendto(2) fails at once with EPERM
+//!   # Other protocols: sendto(2) fails at once with EPERM.
+//!                                         drop
 //! ```
 
 use std::io;

@@ -1,5 +1,6 @@
-//! Waits between attempts to connect inside. The kernel tells nobody when a port begins to be listened on, so one tries; and since a
-//! static server listens after a millisecond, the waits are shorter than the runtime's timer can do (it counts in milliseconds).
+//! Waits between attempts to connect inside. The kernel tells nobody when a port begins to be
+//! listened on, so one tries; and since a static server listens after a millisecond, the waits are
+//! shorter than the runtime's timer can do (it counts in milliseconds).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,7 +32,8 @@ impl Pause {
                     TimerfdClockId::Monotonic,
                     TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
                 )?;
-                // SAFETY: the AsyncFd owns the descriptor, which nothing else closes, so it stays open and the same while registered.
+                // SAFETY: the AsyncFd owns the descriptor, which nothing else closes, so it stays
+                // open and the same while registered.
                 self.0.insert(unsafe { AsyncFd::register(timer)? })
             }
         };

@@ -52,9 +52,9 @@ pub(super) fn send_from(
         (libc::CMSG_SPACE(size), libc::CMSG_LEN(size))
     };
     message.msg_controllen = space as _;
-    // SAFETY: the buffer is aligned, and with 64 bytes larger than `space` (40), so the first header
-    // and its data lie within it. All that `message` points to outlives the call, which writes to
-    // none of it.
+    // SAFETY: the buffer is aligned, and with 64 bytes larger than `space` (40), so the first
+    // header and its data lie within it. All that `message` points to outlives the call, which
+    // writes to none of it.
     let sent = unsafe {
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         (*header).cmsg_level = libc::IPPROTO_IPV6;

@@ -16,17 +16,18 @@ const PAGE: u64 = 4096;
 const GAP: u64 = 64 * PAGE;
 /// Read at a time.
 const CHUNK: u64 = 1024 * 1024;
-/// Of address space: what is beyond takes too long to look through.
+/// The most address space that is copied, bytes: beyond that it takes too long to look through.
 const MAX_ADDRESSES: u64 = 16 << 30;
-/// Of regions: each is a system call in every restore.
+/// The most regions that are copied: each is a system call in every restore.
 const MAX_REGIONS: usize = 8192;
 /// What a read that was interrupted will answer to the kernel itself.
 const INTERRUPTED: i64 = -512;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl ProcessImage {
-    /// Takes the image of the process that `parent` has forked last and that waits in read(2) on descriptor 0. It does not survive this. The
-    /// calling thread is blocked for as long as the memory takes to be copied. At most `limit` bytes.
+    /// Takes the image of the process that `parent` has forked last and that waits in read(2) on
+    /// descriptor 0. It does not survive this. The calling thread is blocked for as long as the
+    /// memory takes to be copied. At most `limit` bytes.
     ///
     /// # Errors
     /// What of the process does not fit into an image; what the kernel refused.
@@ -206,7 +207,7 @@ fn tid_address(tracee: &mut Tracee) -> Result<u64, ImageError> {
 struct Out {
     file: File,
     length: u64,
-    /// Without holes.
+    /// Bytes written, holes left out.
     written: u64,
     limit: u64,
     regions: Vec<Region>,
@@ -326,7 +327,7 @@ impl Out {
         Ok(())
     }
 
-    /// One with its neighbour where they are one piece.
+    /// Adds a region, joined to its neighbour where the two are one piece.
     fn push(&mut self, region: Region) {
         if let Some(last) = self.regions.last_mut()
             && last.end == region.start

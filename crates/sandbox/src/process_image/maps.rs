@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// One mapping.
+/// A mapping.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mapping {
     pub(super) start: u64,
@@ -34,7 +34,8 @@ impl Mapping {
     }
 }
 
-/// What the kernel believes of where things are (proc_pid_stat(5)); the C library's malloc relies on the break.
+/// What the kernel believes of where things are (proc_pid_stat(5)); the C library's malloc relies
+/// on the break.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(super) struct Areas {
     /// Start and end each.
@@ -66,7 +67,8 @@ fn parse_areas(text: &str) -> Option<Areas> {
     })
 }
 
-/// Of a process, in order of addresses. `flags`: also what it advised, for which the kernel walks all of its pages.
+/// The mappings of a process, in order of addresses. `flags`: also what it advised, for which the
+/// kernel walks all of its pages.
 pub(super) fn of(pid: i32, flags: bool) -> io::Result<Vec<Mapping>> {
     let file = if flags { "smaps" } else { "maps" };
     parse(&std::fs::read_to_string(format!("/proc/{pid}/{file}"))?)

@@ -1,11 +1,13 @@
-//! Python's part: what an interpreter does that is captured, and which commands it can carry out afterwards.
+//! Python's part: what an interpreter does that is captured, and which commands it can carry out
+//! afterwards.
 
-/// The program of the interpreter that is captured, for `python3 -c`. Its arguments are the modules to import. It tells on descriptor 3:
-/// `ready`, or why not, for a person; then it waits on descriptor 0. Once restored it runs what its new process was executed with.
+/// The program of the interpreter that is captured, for `python3 -c`. Its arguments are the modules
+/// to import. It tells on descriptor 3: `ready`, or why not, for a person; then it waits on
+/// descriptor 0. Once restored it runs what its new process was executed with.
 pub const RESUME: &str = include_str!("resume.py");
 
-/// Whether [`RESUME`] can carry out this command line (/proc/<pid>/cmdline): `python [-u] (-m MODULE | -c COMMAND | FILE) ...`. The error is
-/// for a person.
+/// Whether [`RESUME`] can carry out this command line (/proc/<pid>/cmdline): `python [-u] (-m
+/// MODULE | -c COMMAND | FILE) ...`. The error is for a person.
 pub(super) fn check_arguments(line: &[u8]) -> Result<(), String> {
     let mut words = line.split(|byte| *byte == 0).skip(1);
     let mut next = || words.next().map(String::from_utf8_lossy);

@@ -1,8 +1,10 @@
-//! Giving an image to a process that has just executed the same program and has not run yet.
+//! Gives an image to a process that has just executed the same program and has not run yet.
 //!
 //! ```text
-//! seized -> execve -> checks --all hold--> its own memory unmapped -> the image's mapped -> registers -> let go: restored
-//!                        \--one does not--> let go as it is: an ordinary start      \--a step fails--> killed
+//! seized -> execve -> checks
+//!   --all hold--> its own memory unmapped -> the image's mapped -> registers -> let go: restored
+//!                     \--a step fails--> killed
+//!   --one does not--> let go as it is: an ordinary start
 //! ```
 
 use super::capture::{special, status};
@@ -20,15 +22,16 @@ const STACK: u64 = 8 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Restored,
-    /// It ended before its program began.
+    /// The process ended before its program began.
     NeverExecuted,
-    /// It starts as without an image, because of this.
+    /// The process starts as without an image, because of this.
     Ordinary(ImageError),
-    /// It was killed half-way.
+    /// The process was killed half-way.
     Killed(ImageError),
 }
 
-/// Waits until the process, which the calling thread has seized, has executed its program, and gives it the image.
+/// Waits until the process, which the calling thread has seized, has executed its program, and
+/// gives it the image.
 pub(crate) fn restore(pid: i32, image: &File) -> Outcome {
     let mut tracee = match executed(pid) {
         Ok(Some(tracee)) => tracee,
@@ -75,7 +78,7 @@ fn give_up(mut tracee: Tracee, before: &Registers) -> Result<(), ImageError> {
     tracee.let_go()
 }
 
-/// All that is needed once the process's own memory is gone.
+/// Everything that is needed once the process's own memory is gone.
 struct Plan {
     layout: Layout,
     maps: Vec<Mapping>,
@@ -141,7 +144,8 @@ fn check(tracee: &mut Tracee, image: &File) -> Result<Plan, ImageError> {
     })
 }
 
-/// `struct prctl_mm_map` (linux/prctl.h), without an auxiliary vector and a program's descriptor, so that both stay.
+/// `struct prctl_mm_map` (linux/prctl.h), without an auxiliary vector and a program's descriptor,
+/// so that both stay.
 fn memory_map(areas: &Areas, break_end: u64) -> Vec<u8> {
     let words = [
         areas.code.0,

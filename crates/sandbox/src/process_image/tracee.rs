@@ -1,6 +1,8 @@
-//! Another process that stands still, by ptrace(2): its registers, its memory, and system calls in its place.
+//! Another process that stands still, by ptrace(2): its registers, its memory, and system calls in
+//! its place.
 //!
-//! Must not: let the process execute an instruction of its own: each step is the one `syscall` instruction of the kernel's vdso.
+//! Must not: let the process execute an instruction of its own: each step is the one `syscall`
+//! instruction of the kernel's vdso.
 
 use super::maps::{self, Mapping};
 use super::{At, ImageError, unfit};
@@ -11,7 +13,7 @@ use std::os::unix::fs::FileExt;
 
 /// `syscall`.
 const SYSTEM_CALL: [u8; 2] = [0x0f, 0x05];
-/// Of `struct user_regs_struct`, in words (sys/user.h).
+/// Words of `struct user_regs_struct` (sys/user.h).
 const RAX: usize = 10;
 const ORIG_RAX: usize = 15;
 const RIP: usize = 16;
@@ -85,7 +87,8 @@ pub(super) struct Tracee {
 
 impl Drop for Tracee {
     fn drop(&mut self) {
-        // With it, its half-made memory. Its tracer must reap it too, or its parent never learns of the end.
+        // With it, its half-made memory. Its tracer must reap it too, or its parent never learns of
+        // the end.
         if !self.ended && ptrace::signal(self.pid, libc::SIGKILL).is_ok() {
             while let Ok(stop) = ptrace::wait_for_stop(self.pid) {
                 if stop == ptrace::Stop::Gone {
@@ -97,7 +100,7 @@ impl Drop for Tracee {
 }
 
 impl Tracee {
-    /// From a process that is traced and stands still.
+    /// Takes a process that is traced and stands still.
     pub(super) fn new(pid: i32) -> Result<Tracee, ImageError> {
         let memory = File::options()
             .read(true)
@@ -157,7 +160,7 @@ impl Tracee {
         self.gate = self.gate.wrapping_sub(from).wrapping_add(to);
     }
 
-    /// One instruction, or the end of the system call that it is in.
+    /// Executes one instruction, or ends the system call that it is in.
     pub(super) fn step(&mut self) -> Result<(), ImageError> {
         loop {
             ptrace::step(self.pid).at("a step of it")?;

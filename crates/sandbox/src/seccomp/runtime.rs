@@ -1,18 +1,22 @@
-//! What a runtime may not do that a container may: workerd runs JavaScript, no programs, so it starts no process, changes no user, traces nobody and
-//! has no business with the kernel's older ways to talk between processes. V8 compiles, so memory may be made executable.
+//! What a runtime may not do that a container may: workerd runs JavaScript, no programs, so it
+//! starts no process, changes no user, traces nobody and has no business with the kernel's older
+//! ways to talk between processes. V8 compiles, so memory may be made executable.
 //!
-//! Taken away from the containers' list rather than listed anew: what a library does on a path that no test takes still works.
+//! Taken away from the containers' list rather than listed anew: what a library does on a path that
+//! no test takes still works.
 
 use super::{NO_FAMILY, REFUSE, Test, Verdict};
 
-/// Its own sockets, and the internet. The C library looks at interfaces by netlink and does without.
+/// Its own sockets, and the internet. The C library looks at interfaces by netlink and does
+/// without.
 const FAMILIES: &[u32] = &[
     libc::AF_UNIX as u32,
     libc::AF_INET as u32,
     libc::AF_INET6 as u32,
 ];
 
-/// Refused on every architecture. execve is not among them: the filter is there before the program is; nothing else to execute is in its root.
+/// Refused on every architecture. execve is not among them: the filter is there before the program
+/// is; nothing else to execute is in its root.
 #[rustfmt::skip]
 const REFUSED: &[i64] = &[
     // Users, roots, devices.

@@ -1,13 +1,16 @@
-//! Processes made ahead: children behind walls of their own that wait to be told which container they are.
+//! Processes made ahead: children behind walls of their own that wait to be told which container
+//! they are.
 //!
-//! Owns: how many there are, and what becomes of those that nobody needs. Must not: know of requests' owners.
+//! Owns: how many there are, and what becomes of those that nobody needs. Must not: know of
+//! requests' owners.
 //!
 //! ```text
 //! (none) --make--> ready --start--> a container's process (the caller's)
 //!                    \--end, or its own end--> ending --reaped, cgroup removed--> (none)
 //! ```
-//! Each has a cgroup and a range of ids of its own. Its limits of memory and processes are those of the last start, since most are alike; if they are others,
-//! they are changed with the start. The limit of CPU comes with the start: at a hundredth of a core, what is made ahead would take long.
+//! Each has a cgroup and a range of ids of its own. Its limits of memory and processes are those of
+//! the last start, since most are alike; if they are others, they are changed with the start. The
+//! limit of CPU comes with the start: at a hundredth of a core, what is made ahead would take long.
 
 use super::launch::{self, Launched, Walls};
 use crate::cgroup::{Cgroup, Manager};
@@ -26,10 +29,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-/// Kept ready. What each takes is in BENCHMARKS.md, "Beyond single starts".
+/// How many are kept ready. What each takes is in BENCHMARKS.md, "Beyond single starts".
 const READY: usize = 8;
 
-/// Made ahead, waiting.
+/// A process that was made ahead, and waits.
 #[derive(Debug)]
 struct Waiting {
     pid: i32,
@@ -59,14 +62,16 @@ struct Ending {
 pub(super) struct Pool {
     ready: VecDeque<Waiting>,
     ending: Vec<Ending>,
-    /// Set by the first container: where none was ever started, none is expected.
+    /// Whether more are expected. The first container sets it: where none was ever started, none is
+    /// expected.
     wanted: bool,
-    /// Those of the last container, as far as they are set ahead.
+    /// Limits of the last container, as far as they are set ahead.
     expected: Limits,
 }
 
 impl Pool {
-    /// Whether [`Pool::refill`] has something to do. The last ranges of ids are for those who ask for one.
+    /// Whether [`Pool::refill`] has something to do. The last ranges of ids are for those who ask
+    /// for one.
     pub(super) fn is_short(&self, walls: &Walls) -> bool {
         let ids = walls.users.as_ref();
         self.wanted && self.ready.len() < READY && ids.is_none_or(|ids| ids.left() > 2 * READY)
@@ -101,8 +106,8 @@ impl Pool {
         }
     }
 
-    /// Starts the process, if one is ready that can become it; `None`: it is to be started in the ordinary way. It may still fail; see
-    /// [`Launched::report`].
+    /// Starts the process, if one is ready that can become it; `None`: it is to be started in the
+    /// ordinary way. It may still fail; see [`Launched::report`].
     pub(super) fn start(
         &mut self,
         manager: &mut Manager,
@@ -151,7 +156,7 @@ impl Pool {
         }))
     }
 
-    /// One that lives.
+    /// Takes one that lives.
     fn take(&mut self) -> Option<Waiting> {
         loop {
             let waiting = self.ready.pop_front()?;
@@ -252,7 +257,8 @@ fn can_become(spec: &ProcessSpec, given: &launch::Given) -> bool {
         && scratch::content(&spec.mounts) <= scratch::FILES
 }
 
-/// What is to be set of `limits` where `held` is set already. `None`: more is set than that.
+/// The limits that are still to be set where `held` is set already. `None`: `held` has one that
+/// `limits` has not.
 fn missing(held: &Limits, limits: &Limits) -> Option<Limits> {
     let mut limits = limits.clone();
     for (held, limit) in [
@@ -285,7 +291,8 @@ fn make(manager: &mut Manager, walls: &mut Walls, held: Limits) -> io::Result<Wa
     };
     let namespaces = super::launch::namespaces(true);
     let forked = cgroup.open_v2().and_then(|v2| {
-        // SAFETY: the spawner has one thread, and the child goes to `child::ahead::run`, which does not return.
+        // SAFETY: the spawner has one thread, and the child goes to `child::ahead::run`, which does
+        // not return.
         unsafe { sys::fork_with(namespaces, v2.as_ref().map(AsFd::as_fd)) }
     });
     match forked {

@@ -1,4 +1,5 @@
-//! Starting one process inside a running container: its streams, and the clone into the container's PID namespace and cgroup.
+//! Starting one process inside a running container: its streams, and the clone into the container's
+//! PID namespace and cgroup.
 
 use super::launch::check_id;
 use crate::cgroup::Cgroup;
@@ -31,12 +32,13 @@ pub(super) struct Container<'a> {
 /// A process between clone and exec.
 pub(super) struct LaunchedExec {
     pub(super) pid: i32,
-    /// In the container's PID namespace.
+    /// Its number in the container's PID namespace.
     pub(super) inside_pid: i32,
     pub(super) pidfd: OwnedFd,
     /// As [`super::launch::Launched::report`].
     pub(super) report: OwnedFd,
-    /// For the daemon: nothing; output, error and, if asked for, input; or the terminal.
+    /// Descriptors for the daemon: nothing; output, error and, if asked for, input; or the
+    /// terminal.
     pub(super) ends: Vec<OwnedFd>,
 }
 
@@ -57,7 +59,8 @@ struct Streams {
     ends: Vec<OwnedFd>,
 }
 
-/// Starts the process. ESRCH and ENOMEM of the clone may mean that the container ends at this moment.
+/// Starts the process. ESRCH and ENOMEM of the clone may mean that the container ends at this
+/// moment.
 pub(super) fn launch(
     container: &Container<'_>,
     filter: &[BpfInstruction],
@@ -67,7 +70,8 @@ pub(super) fn launch(
     let (report, child_report) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&report, true)?;
     let v2 = container.cgroup.open_v2()?;
-    // SAFETY: the spawner has one thread, and the child goes to `child::run`, which does not return.
+    // SAFETY: the spawner has one thread, and the child goes to `child::run`, which does not
+    // return.
     let forked = unsafe { sys::fork_inside(container.pidfd, v2.as_ref().map(AsFd::as_fd)) }?;
     let (pid, pidfd) = match forked {
         Forked::Child => child::run(&Plan {
@@ -124,7 +128,8 @@ pub(super) fn launch_beside(
     // Nobody reads it; that the process fails shows in its exit code.
     let (_report, child_report) = pipe_with(PipeFlags::CLOEXEC)?;
     let v2 = container.cgroup.open_v2()?;
-    // SAFETY: the spawner has one thread, and the child goes to `child::run`, which does not return.
+    // SAFETY: the spawner has one thread, and the child goes to `child::run`, which does not
+    // return.
     match unsafe { sys::fork_inside(container.pidfd, v2.as_ref().map(AsFd::as_fd)) }? {
         Forked::Child => child::run(&Plan {
             program: Program {
@@ -193,8 +198,9 @@ fn open_streams(container: i32, streams: ExecStreams) -> io::Result<Streams> {
     }
 }
 
-/// A new terminal of the container's own devpts, so that its name means the same inside. The mount cannot be replaced from inside, which
-/// takes CAP_SYS_ADMIN; what else the container did below /dev does not matter.
+/// A new terminal of the container's own devpts, so that its name means the same inside. The mount
+/// cannot be replaced from inside, which takes CAP_SYS_ADMIN; what else the container did below
+/// /dev does not matter.
 fn open_terminal(container: i32, size: TerminalSize) -> io::Result<(OwnedFd, OwnedFd)> {
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(format!("/proc/{container}/root"), directory, Mode::empty())?;
@@ -221,7 +227,8 @@ fn open_terminal(container: i32, size: TerminalSize) -> io::Result<(OwnedFd, Own
     Ok((master, terminal))
 }
 
-/// The process's number in the innermost PID namespace (`NSpid`, proc_pid_fdinfo(5)). It is not reaped yet, so it has one.
+/// The process's number in the innermost PID namespace (`NSpid`, proc_pid_fdinfo(5)). It is not
+/// reaped yet, so it has one.
 fn number_inside(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
     text.lines()

@@ -22,7 +22,8 @@ pub(super) struct Launched {
     pub(super) stdin: Option<OwnedFd>,
     /// End of file: exec succeeded (or the process was killed before). Else a [`child::Failure`].
     pub(super) report: OwnedFd,
-    /// Of a virtual machine: a [`crate::microvm::LastWords`], if it comes to that.
+    /// Where a virtual machine's agent tells how the container ended, if it comes to that: a
+    /// [`crate::microvm::LastWords`].
     pub(super) last_words: Option<OwnedFd>,
     pub(super) cgroup: Cgroup,
     pub(super) users: Option<UserNamespace>,
@@ -40,7 +41,7 @@ pub(super) struct Walls {
 /// The system call filters.
 pub(super) struct Filters {
     pub(super) container: Vec<BpfInstruction>,
-    /// For [`Root::Bare`].
+    /// For [`crate::Root::Bare`].
     pub(super) runtime: Vec<BpfInstruction>,
     /// For what runs a virtual machine.
     pub(super) machine: Vec<BpfInstruction>,
@@ -147,7 +148,8 @@ pub(super) fn launch(
     };
     let namespaces = namespaces(spec.hostname.is_some());
     let forked = cgroup.open_v2().and_then(|v2| {
-        // SAFETY: the spawner has one thread, and the child goes to `child::run`, which does not return.
+        // SAFETY: the spawner has one thread, and the child goes to `child::run`, which does not
+        // return.
         unsafe { sys::fork_with(namespaces, v2.as_ref().map(AsFd::as_fd)) }
     });
     match forked {

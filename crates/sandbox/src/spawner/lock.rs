@@ -52,7 +52,8 @@ impl Lock {
                 .open(&path)
                 .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                // An ending spawner removes the file: then this lock is on a file that nobody finds any more.
+                // An ending spawner removes the file: then this lock is on a file that nobody finds
+                // any more.
                 Ok(()) => match std::fs::metadata(&path) {
                     Ok(found) if found.ino() == file.metadata()?.ino() => {
                         return Ok(Some(Lock { path, _file: file }));

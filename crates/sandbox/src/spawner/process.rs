@@ -62,10 +62,12 @@ fn parse(args: &[String]) -> Result<Arguments, String> {
     })
 }
 
-/// The spawner's main: called by the executable before it starts threads. Never returns normally to the caller's program flow.
+/// The spawner's main: called by the executable before it starts threads. Never returns normally to
+/// the caller's program flow.
 ///
-/// The last four of `args` are what [`super::Spawner::start`] appends. The calling process ends at once; its child, detached from
-/// the session, is the spawner. It tells on standard output whether it listens.
+/// The last four of `args` are what [`super::Spawner::start`] appends. The calling process ends at
+/// once; its child, detached from the session, is the spawner. It tells on standard output whether
+/// it listens.
 pub fn run(args: &[String]) -> ExitCode {
     let arguments = match parse(args) {
         Ok(arguments) => arguments,
@@ -80,7 +82,8 @@ pub fn run(args: &[String]) -> ExitCode {
         say(&format!("protecting its own file from containers: {error}"));
         return ExitCode::FAILURE;
     }
-    // SAFETY: the executable calls this first thing, so nothing owns a descriptor above standard error yet.
+    // SAFETY: the executable calls this first thing, so nothing owns a descriptor above standard
+    // error yet.
     if let Err(error) = unsafe { sys::close_from(3) } {
         say(&format!("closing inherited descriptors: {error}"));
         return ExitCode::FAILURE;
@@ -97,7 +100,8 @@ pub fn run(args: &[String]) -> ExitCode {
     match serve(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Before it is ready the daemon reads this; afterwards it is /dev/null, and the log has it.
+            // Before it is ready the daemon reads this; afterwards it is /dev/null, and the log has
+            // it.
             say(&error.to_string());
             eprintln!("spawner: {error}");
             ExitCode::FAILURE
@@ -116,7 +120,8 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     rustix::thread::set_name(c"wharf-spawner")?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     for signal in 1..=64 {
-        sys::set_signal(signal, Disposition::Default); // What the daemon's parents ignored is not for containers to inherit.
+        // What the daemon's parents ignored is not for containers to inherit.
+        sys::set_signal(signal, Disposition::Default);
     }
     for signal in [libc::SIGINT, libc::SIGHUP, libc::SIGPIPE] {
         sys::set_signal(signal, Disposition::Ignore);
@@ -174,7 +179,8 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     };
     let mut server = Server::new(listener, signals, manager, walls, arguments.grace, warden);
     let result = announce().and_then(|()| server.run());
-    // Whatever happened: nobody may connect any more, and the next spawner cleans up what is left in the cgroups.
+    // Whatever happened: nobody may connect any more, and the next spawner cleans up what is left
+    // in the cgroups.
     match std::fs::remove_file(&arguments.socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -188,7 +194,8 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     end
 }
 
-/// User namespaces for containers, after a try: a namespace made, and the ids of the node's directory mapped.
+/// User namespaces for containers, after a try: a namespace made, and the ids of the node's
+/// directory mapped.
 fn first_users(ids: IdRanges, socket: &Path) -> io::Result<Pool> {
     let mut pool = Pool::new(ids);
     let tried = pool.take().and_then(|users| {
@@ -210,7 +217,8 @@ fn first_users(ids: IdRanges, socket: &Path) -> io::Result<Pool> {
     }
 }
 
-/// Binds the socket for this user only; one that a dead spawner left is replaced (the lock is held).
+/// Binds the socket for this user only; one that a dead spawner left is replaced (the lock is
+/// held).
 fn listen(socket: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

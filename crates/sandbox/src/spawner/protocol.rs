@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Changes whenever daemon and spawner of two builds could misunderstand each other.
 pub(super) const VERSION: u32 = 7;
 
-/// From the daemon.
+/// A message from the daemon.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request {
     /// Comes back in the reply.
@@ -20,8 +20,8 @@ pub(super) struct Request {
 pub(super) enum RequestBody {
     /// The first one: from now on this is the daemon. Answered by [`Message::Welcome`].
     Hello,
-    /// Descriptors: the network namespace if `netns`, its sysfs if `sys`, the disk's mount if the request has a disk, the process image if `image`,
-    /// then one per number in `inherit`.
+    /// Descriptors: the network namespace if `netns`, its sysfs if `sys`, the disk's mount if the
+    /// request has a disk, the process image if `image`, then one per number in `inherit`.
     Spawn {
         spec: Box<ProcessSpec>,
         netns: bool,
@@ -48,7 +48,7 @@ pub(super) enum RequestBody {
     Usage {
         id: String,
     },
-    /// Until [`RequestBody::Thaw`], or until this daemon is gone.
+    /// Freezes the container until [`RequestBody::Thaw`], or until this daemon is gone.
     Freeze {
         id: String,
     },
@@ -61,7 +61,7 @@ pub(super) enum RequestBody {
     Shutdown,
 }
 
-/// From the spawner.
+/// A message from the spawner.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Message {
     /// The first one; `survivors` messages of that kind follow.
@@ -103,7 +103,8 @@ pub(super) enum ReplyBody {
         pid: i32,
         not_restored: Option<String>,
     },
-    /// Descriptors: none for no streams; standard output, error and, if it is a pipe, input; or the terminal.
+    /// Descriptors: none for no streams; standard output, error and, if it is a pipe, input; or the
+    /// terminal.
     ExecStarted {
         id: String,
         pid: i32,

@@ -1,10 +1,13 @@
-//! A process beside a new container that gives its program a process image, since ptrace(2) wants waiting that the spawner's loop must not do.
+//! A process beside a new container that gives its program a process image, since ptrace(2) wants
+//! waiting that the spawner's loop must not do.
 //!
 //! ```text
-//! spawner --fork--> restorer: seizes the new process -> opens its gate -> waits for its execve -> restores -> ends
+//! spawner --fork--> restorer: seizes the new process -> opens its gate -> waits for its execve
+//!                              |                         -> restores -> ends
 //!                              \--cannot--> leaves the gate shut: an ordinary start
 //! ```
-//! It holds the report pipe until then, so that a start is not told before. Nothing of it is inside the container.
+//! It holds the report pipe until then, so that a start is not told before. Nothing of it is inside
+//! the container.
 
 use crate::child::MAX_REPORT;
 use crate::process_image::{Outcome, restore};
@@ -12,12 +15,14 @@ use crate::sys::{self, ptrace};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 
-/// In place of an exit code in a report: the process runs, but not from the image, for the reason that follows.
+/// What a report has in place of an exit code where the process runs, but not from the image, for
+/// the reason that follows.
 pub(super) const ORDINARY_START: u8 = 0;
 /// The process was killed half-way.
 const BROKEN: u8 = 125;
 
-/// Starts the restorer of this process. If that fails the gate's write end is dropped with the caller's, and the start is an ordinary one.
+/// Starts the restorer of this process. If that fails the gate's write end is dropped with the
+/// caller's, and the start is an ordinary one.
 pub(super) fn start(
     pid: i32,
     image: BorrowedFd<'_>,

@@ -1,14 +1,17 @@
 //! The spawner's loop: one thread, one `poll`.
 //!
 //! ```text
-//! a process:   Starting --report closed--> Running --reaped--> Draining --cgroup empty, removed--> Ended --forget--> (gone)
-//!                 \--report has an error--> Refused --reaped--> Draining --cgroup removed, reply--> (gone)
-//! the spawner: waiting (grace period) <--connection lost / Hello--> serving
-//!                 \--grace over, SIGTERM--> ending --no process left--> exit        serving --Shutdown--> ending
+//! a process:   Starting --report closed--> Running --reaped--> Draining --cgroup removed--> Ended
+//!                 |                                                     Ended --forget--> (gone)
+//!                 \--report has an error--> Refused --reaped--> Draining
+//!                                                        Draining --cgroup removed, reply--> (gone)
+//! the spawner: waiting (grace period) <--connection lost / Hello--> serving --Shutdown--> ending
+//!                 \--grace over, SIGTERM--> ending --no process left--> exit
 //! ```
 //! What runs inside a container beside its main process: [`execs`].
 //!
-//! A process whose requester is gone before it learnt of it is *abandoned*: killed, and forgotten when it has ended.
+//! A process whose requester is gone before it learnt of it is *abandoned*: killed, and forgotten
+//! when it has ended.
 
 mod connections;
 mod execs;
@@ -33,9 +36,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-/// Between looks at cgroups that do not get empty: doubles from the first to the second.
+/// Time between looks at cgroups that do not get empty: doubles from the first to the second.
 const DRAIN_TICK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));
-/// How long nothing must have happened before pools are filled: a start that has just taken something is more urgent.
+/// How long nothing must have happened before pools are filled: a start that has just taken
+/// something is more urgent.
 const QUIET: Duration = Duration::from_millis(10);
 /// When processes do not end by SIGKILL (they hang in the kernel), the spawner ends without them.
 const ENDING_LIMIT: Duration = Duration::from_secs(30);
@@ -54,7 +58,7 @@ enum State {
         text: Vec<u8>,
         stdin: Option<OwnedFd>,
         requester: Requester,
-        /// It has ended already, but who restores its memory has not told yet.
+        /// The process has ended already, but the one that restores its memory has not told yet.
         reaped: Option<WaitStatus>,
     },
     Running,
@@ -85,13 +89,13 @@ struct Entry {
     stdout: OwnedFd,
     stderr: OwnedFd,
     cgroup: Cgroup,
-    /// Until nothing of it lives.
+    /// The container's, until none of its processes lives.
     users: Option<UserNamespace>,
     disk: Option<OwnedFd>,
     /// At the end, as its cgroup is gone by then.
     usage: Option<Usage>,
     is_container: bool,
-    /// Of what joins it, too.
+    /// Capabilities of the process, and of those that join it.
     capabilities: Capabilities,
     no_new_privileges: bool,
     class: IsolationClass,
@@ -126,7 +130,8 @@ pub(super) struct Server {
     kills: Vec<runsc::Kill>,
     /// What may become one of `entries`.
     ahead: ahead::Pool,
-    /// There is time to replace what a process was made from: another one's end is waited for. The next start may come right after it.
+    /// There is time to replace what a process was made from: another one's end is waited for. The
+    /// next start may come right after it.
     replace: bool,
     daemon: Option<Connection>,
     /// Connected, has not said Hello yet.
@@ -152,7 +157,7 @@ struct Ready {
     daemon: bool,
     newcomer: bool,
     reports: Vec<String>,
-    /// Nothing, for a while.
+    /// Nothing happened for a while.
     quiet: bool,
     exec_reports: Vec<String>,
 }

@@ -18,16 +18,17 @@ const MAX_REGISTERS: usize = 4096;
 pub(crate) enum Stop {
     /// This signal is about to arrive; SIGTRAP after a step.
     Signal(i32),
-    /// It has executed a program.
+    /// The process has executed a program.
     Exec,
     /// Another of ptrace's events.
     Event,
-    /// It does not: it has ended.
+    /// The process does not stand still: it has ended.
     Gone,
 }
 
 fn request(request: libc::c_uint, pid: i32, address: usize, data: usize) -> io::Result<()> {
-    // SAFETY: for the requests made here both words are numbers or point to live memory of the stated size.
+    // SAFETY: for the requests made here both words are numbers or point to live memory of the
+    // stated size.
     check(unsafe { libc::ptrace(request, pid, address, data) })?;
     Ok(())
 }
@@ -46,7 +47,7 @@ pub(crate) fn go_on(pid: i32) -> io::Result<()> {
     request(libc::PTRACE_CONT, pid, 0, 0)
 }
 
-/// One instruction.
+/// Executes one instruction.
 pub(crate) fn step(pid: i32) -> io::Result<()> {
     request(libc::PTRACE_SINGLESTEP, pid, 0, 0)
 }
@@ -55,7 +56,7 @@ pub(crate) fn detach(pid: i32) -> io::Result<()> {
     request(libc::PTRACE_DETACH, pid, 0, 0)
 }
 
-/// Of a process that is traced, so that the number names no other.
+/// Sends a signal to a process that is traced, so that the number names no other.
 pub(crate) fn signal(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: takes numbers.
     check(libc::c_long::from(unsafe { libc::kill(pid, signal) }))?;

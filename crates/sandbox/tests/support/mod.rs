@@ -1,4 +1,5 @@
-//! A spawner of its own for each test, a root file system of busybox, and guards that leave nothing behind.
+//! A spawner of its own for each test, a root file system of busybox, and guards that leave nothing
+//! behind.
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -93,7 +94,8 @@ impl Place {
         )
     }
 
-    /// A container in which this test program runs one of its tests, told by `INSIDE` in its environment; with the host's C library.
+    /// A container in which this test program runs one of its tests, told by `INSIDE` in its
+    /// environment; with the host's C library.
     pub(crate) fn this_program(
         &self,
         id: &str,

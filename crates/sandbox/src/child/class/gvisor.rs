@@ -1,17 +1,21 @@
 //! Containers on gVisor's kernel: the way from clone to `runsc`.
 //!
 //! Owns: what `runsc` finds around it ([`root`]), what it is told ([`config`]), and its arguments.
-//! Must not: rely on `runsc` for a wall that the other containers have. Its processes are in the namespaces, the cgroup and the range of
-//! ids that the container's own would be in, and see a root file system with nothing in it but the container's and `runsc` itself.
+//! Must not: rely on `runsc` for a wall that the other containers have. Its processes are in the
+//! namespaces, the cgroup and the range of ids that the container's own would be in, and see a root
+//! file system with nothing in it but the container's and `runsc` itself.
 //!
 //! ```text
-//! main:  user lookup, working directory (in the root) -> config.json -> descriptors -> user namespace -> ids and capabilities ->
-//!        no_new_privs -> Landlock -> mount namespace, /proc/meminfo -> keeper
-//! exec:  user lookup, working directory (in the root) -> process.json -> descriptors -> user namespace -> ... -> seccomp -> `runsc exec`
+//! main:  user lookup, working directory (in the root) -> config.json -> descriptors
+//!        -> user namespace -> ids and capabilities -> no_new_privs -> Landlock -> mount namespace,
+//!        /proc/meminfo -> keeper
+//! exec:  user lookup, working directory (in the root) -> process.json -> descriptors
+//!        -> user namespace -> ... -> seccomp -> `runsc exec`
 //! tool:  descriptors -> user namespace -> ... -> seccomp -> `runsc kill`
 //! ```
-//! The main `runsc` gets no filter from here: its processes that serve the container install their own, each narrower than any that would let
-//! `runsc` mount and trace. The others have the containers' filter and no capability: one that broke out could trace them.
+//! The main `runsc` gets no filter from here: its processes that serve the container install their
+//! own, each narrower than any that would let `runsc` mount and trace. The others have the
+//! containers' filter and no capability: one that broke out could trace them.
 
 mod config;
 mod keeper;
@@ -45,7 +49,8 @@ const PID: &str = "/state/pid";
 /// The container's name for `runsc`; there is one in each state directory.
 const CONTAINER: &str = "container";
 
-/// Threads that `runsc` has of its own, at most: those of its language's runtime, of an exec and of a signal on its way.
+/// Threads that `runsc` has of its own, at most: those of its language's runtime, of an exec and of
+/// a signal on its way.
 const THREADS: u64 = 256;
 
 /// `runsc kill` knows no real-time signals.
@@ -55,8 +60,9 @@ const MAX_SIGNAL: i32 = 31;
 const PROCESS_FD: i32 = 3;
 const REPORT_FD: i32 = 4;
 
-/// `runsc` as it is always called. `--network=host` is the network namespace that it is in; cgroups are the spawner's. Files are shared:
-/// nothing is kept back in gVisor's memory that a snapshot would not find, and `docker cp` is seen inside.
+/// `runsc` as it is always called. `--network=host` is the network namespace that it is in; cgroups
+/// are the spawner's. Files are shared: nothing is kept back in gVisor's memory that a snapshot
+/// would not find, and `docker cp` is seen inside.
 const FLAGS: [&str; 9] = [
     "--root=/state",
     "--log=/state/log",
@@ -69,7 +75,8 @@ const FLAGS: [&str; 9] = [
     "--host-uds=none",
 ];
 
-/// What `runsc` needs to build its own walls, in the user namespace; and what it may leave to the container.
+/// What `runsc` needs to build its own walls, in the user namespace; and what it may leave to the
+/// container.
 const NEEDED: [u32; 19] = [
     0,  // CHOWN
     1,  // DAC_OVERRIDE
@@ -125,8 +132,8 @@ pub(super) fn enter_root(parts: &Parts<'_>, runsc: &Path, plan: &Plan<'_>) -> Re
     root::enter(parts, runsc, plan.users)
 }
 
-/// By `runsc kill`, but for SIGKILL to the keeper, with which everything ends. Signal 0 asks after
-/// the process of the host's that stands for it.
+/// `runsc kill` sends it, except SIGKILL to the keeper, with which everything ends. Signal 0 asks
+/// whether the process on the host exists.
 pub(super) fn signal(target: SignalTarget, signal: i32) -> SignalRoute {
     let inside_pid = match target {
         _ if signal == 0 => return SignalRoute::Kernel,
@@ -142,7 +149,7 @@ pub(super) fn signal(target: SignalTarget, signal: i32) -> SignalRoute {
     })
 }
 
-/// From the namespaces on. Ends in exec or in the keeper, or with the step that failed.
+/// Takes the process from its namespaces to exec or to the keeper, or to the step that failed.
 pub(super) fn become_program(
     plan: &Plan<'_>,
     report: &Cell<BorrowedFd<'_>>,
@@ -286,7 +293,8 @@ fn is_gvisors(path: &str) -> bool {
         .any(|p| path.starts_with(p))
 }
 
-/// The program's path, if it is to be found on the root's own file systems: what cannot be there is left to gVisor.
+/// The program's path, if it is to be found on the root's own file systems: what cannot be there is
+/// left to gVisor.
 fn find(program: &Program<'_>) -> Result<Option<String>, Failure> {
     let name = &program.argv[0];
     let mut refused = None;

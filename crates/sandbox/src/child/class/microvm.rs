@@ -1,14 +1,19 @@
-//! Containers in a virtual machine of their own: the way from clone to the agent, which runs the machine.
+//! Containers in a virtual machine of their own: the way from clone to the agent, which runs the
+//! machine.
 //!
-//! Owns: what the agent finds around it ([`root`]), and who it is. Must not: rely on the machine for a wall that other containers have. Its
-//! programs are in the namespaces, the cgroup and the range of ids that the container's own processes would be in, and see a root file system
-//! with nothing in it but the container's, themselves, and the system's shared libraries.
+//! Owns: what the agent finds around it ([`root`]), and who it is. Must not: rely on the machine
+//! for a wall that other containers have. Its programs are in the namespaces, the cgroup and the
+//! range of ids that the container's own processes would be in, and see a root file system with
+//! nothing in it but the container's, themselves, and the system's shared libraries.
 //!
 //! ```text
-//! main:  request in /state -> descriptors -> user namespace -> ids and capabilities -> no_new_privs -> Landlock -> seccomp -> agent
-//! exec:  request in memory -> descriptors -> user namespace -> ids, no capability  -> no_new_privs -> seccomp -> agent
+//! main:  request in /state -> descriptors -> user namespace -> ids and capabilities
+//!        -> no_new_privs -> Landlock -> seccomp -> agent
+//! exec:  request in memory -> descriptors -> user namespace -> ids, no capability -> no_new_privs
+//!        -> seccomp -> agent
 //! ```
-//! The main agent has the capabilities that the server of files needs, to act for any id of the container; it drops them when that runs.
+//! The main agent has the capabilities that the server of files needs, to act for any id of the
+//! container; it drops them when that runs.
 
 mod root;
 
@@ -32,7 +37,8 @@ use std::path::PathBuf;
 /// The agent as a file.
 const AGENT: &str = "/agent";
 
-/// Threads and processes of the machine's programs, at most. The container's own processes are the guest's, which holds to their limit.
+/// Threads and processes of the machine's programs, at most. The container's own processes are the
+/// guest's, which holds to their limit.
 const THREADS: u64 = 512;
 
 /// What the server of files needs.
@@ -67,7 +73,7 @@ pub(super) fn limits(asked: &Limits, machine: &Machine) -> Limits {
     }
 }
 
-/// For the machine's programs.
+/// The filter of the machine's programs.
 pub(super) fn filter() -> Profile {
     Profile::Machine
 }
@@ -81,8 +87,8 @@ pub(super) fn enter_root(
     root::enter(parts, machine, plan.users)
 }
 
-/// From the namespaces on. Ends in exec, or with the step that failed. The first process is the
-/// agent that runs the machine, and ends as the program in it does; one that joins is the agent
+/// Takes the process from its namespaces to exec, or to the step that failed. The first process is
+/// the agent that runs the machine, and ends as the program in it does; one that joins is the agent
 /// that stands for a process inside.
 pub(super) fn become_program(
     plan: &Plan<'_>,

@@ -54,7 +54,7 @@ pub(super) fn enter_root(
     mounts::enter_root(parts, plan.cgroup, plan.users, ahead)
 }
 
-/// From inside the place on.
+/// Takes the process from its namespaces to exec, or to the step that failed.
 pub(super) fn become_program(
     plan: &Plan<'_>,
     report: &Cell<BorrowedFd<'_>>,
@@ -101,7 +101,8 @@ pub(super) fn become_program(
     if !is_container {
         reserve_descriptors();
     }
-    // Neither a file nor the host's handler, which would run outside (core(5)); the filter keeps it so.
+    // Neither a file nor the host's handler, which would run outside (core(5)); the filter keeps it
+    // so.
     rustix::process::setrlimit(
         Resource::Core,
         Rlimit {
@@ -163,7 +164,8 @@ fn restrict(plan: &Plan<'_>, kept: &Kept) -> Result<(), Failure> {
 
 /// Waits for the one who gives it the image. `None`: it will not be given.
 fn traced(image: Image<'_>) -> Result<Option<BorrowedFd<'_>>, Failure> {
-    // SAFETY: owned by the parent's memory image; never dropped here, as this process ends only by exec or _exit.
+    // SAFETY: owned by the parent's memory image; never dropped here, as this process ends only by
+    // exec or _exit.
     unsafe { sys::close(image.opener) }.step(|| "closing a pipe".to_owned())?;
     let traced = rustix::io::retry_on_intr(|| rustix::io::read(image.gate, &mut [0; 1]))
         .step(|| "waiting for the process image".to_owned())?;

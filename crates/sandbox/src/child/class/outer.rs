@@ -1,6 +1,8 @@
-//! What containers on another kernel have in common: the root of a user namespace that runs that kernel, in a root file system of its own.
+//! What containers on another kernel have in common: the root of a user namespace that runs that
+//! kernel, in a root file system of its own.
 //!
-//! Owns: the outer root with the container's inside, and the way to the identity in it. Must not: know which kernel it is.
+//! Owns: the outer root with the container's inside, and the way to the identity in it. Must not:
+//! know which kernel it is.
 
 use crate::child::mounts::{Inside, Parts, become_root, extra_mounts, open_files};
 use crate::child::scratch::Scratch;
@@ -31,7 +33,8 @@ pub(super) fn root_of(pid: i32) -> PathBuf {
 pub(super) struct Outer(OwnedFd);
 
 impl Outer {
-    /// In memory, with the container's root and its mounts at [`ROOTFS`] (but for /proc, /sys and /dev), a /proc, a /dev/null, and these directories.
+    /// Makes it in memory, with the container's root and its mounts at [`ROOTFS`] (but for /proc,
+    /// /sys and /dev), a /proc, a /dev/null, and these directories.
     pub(super) fn make(
         parts: &Parts<'_>,
         users: Option<&UserNamespace>,
@@ -116,7 +119,8 @@ fn below(path: &str) -> &Path {
     Path::new(path.trim_start_matches('/'))
 }
 
-/// Where there is none, another kernel would put one in memory, whose content would be in no snapshot.
+/// Where there is none, another kernel would put one in memory, whose content would be in no
+/// snapshot.
 fn make_tmp(root: BorrowedFd<'_>, owner: u32) -> io::Result<()> {
     match rustix::fs::mkdirat(root, "tmp", Mode::from_raw_mode(0o1777)) {
         Err(Errno::EXIST) => return Ok(()),
@@ -133,7 +137,8 @@ fn make_tmp(root: BorrowedFd<'_>, owner: u32) -> io::Result<()> {
     )?)
 }
 
-/// A file or directory of the host, for reading and executing. To be called while the host's paths still lead there.
+/// A file or directory of the host, for reading and executing. To be called while the host's paths
+/// still lead there.
 pub(super) fn of_host(path: &Path) -> io::Result<OwnedFd> {
     let copy = clone_of(CWD, path, false)?;
     let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;

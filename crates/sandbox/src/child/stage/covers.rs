@@ -1,4 +1,5 @@
-//! What a container must not see, or not change, of the kernel's own files: /proc and /sys, with Docker's list of paths covered.
+//! What a container must not see, or not change, of the kernel's own files: /proc and /sys, with
+//! Docker's list of paths covered.
 //!
 //! Owns: the list, and the mounts that cover. Must not: mount /proc and /sys themselves.
 
@@ -18,8 +19,8 @@ pub(super) const INERT: u64 = libc::MOUNT_ATTR_RDONLY
     | libc::MOUNT_ATTR_NODEV
     | libc::MOUNT_ATTR_NOEXEC;
 
-/// Hidden from containers: Docker's list, and virtual disks, which tell where on the host their files are. Files become /dev/null, directories
-/// empty.
+/// Hidden from containers: Docker's list, and virtual disks, which tell where on the host their
+/// files are. Files become /dev/null, directories empty.
 const MASKED: [&str; 12] = [
     "proc/acpi",
     "proc/asound",
@@ -44,7 +45,7 @@ const READ_ONLY: [&str; 5] = [
     "proc/sysrq-trigger",
 ];
 
-/// What is to be covered below /proc or /sys: masked, or made read-only.
+/// How to cover a path below /proc or /sys: mask it, or make it read-only.
 #[derive(Clone, Copy)]
 pub(super) enum Cover {
     Masked(&'static str),
@@ -58,7 +59,8 @@ pub(super) fn below(below: &'static str) -> impl Iterator<Item = Cover> {
     masked.chain(READ_ONLY.into_iter().filter(here).map(Cover::ReadOnly))
 }
 
-/// Covers what lies in `mount`, the container's /proc or /sys: nothing of the image is on the way. Returns what this kernel does not have (now).
+/// Covers what lies in `mount`, the container's /proc or /sys: nothing of the image is on the way.
+/// Returns what this kernel does not have (now).
 pub(super) fn cover(
     mount: BorrowedFd<'_>,
     covers: impl IntoIterator<Item = Cover>,
@@ -79,7 +81,8 @@ pub(super) fn cover(
     Ok(absent)
 }
 
-/// Opens `proc/x` or `sys/x` below the mount of /proc or /sys. `None`: this kernel has no such file.
+/// Opens `proc/x` or `sys/x` below the mount of /proc or /sys. `None`: this kernel has no such
+/// file.
 fn open_system(mount: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
     let below = path.split_once('/').map_or(path, |(_, below)| below);
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

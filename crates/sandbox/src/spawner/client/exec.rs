@@ -13,18 +13,19 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub struct ExecProcess {
     id: String,
-    /// In the host's PID namespace.
+    /// Its number in the host's PID namespace.
     pub pid: i32,
-    /// In the container's.
+    /// Its number in the container's PID namespace.
     pub inside_pid: i32,
     link: Link,
     exit: watch::Receiver<Option<Exit>>,
 }
 
-/// The daemon's ends of the standard streams. Nobody else has copies: closing them is what the process notices.
+/// The daemon's ends of the standard streams. Nobody else has copies: closing them is what the
+/// process notices.
 #[derive(Debug)]
 pub enum Streams {
-    /// None: the process has /dev/null.
+    /// No streams: the process has /dev/null.
     Null,
     /// Pipes.
     Pipes {
@@ -115,13 +116,15 @@ impl Drop for ExecProcess {
 }
 
 impl Spawner {
-    /// Starts a process inside a running container; returns when `execve` has succeeded or failed. When the caller gives up meanwhile, the
-    /// process is killed.
+    /// Starts a process inside a running container; returns when `execve` has succeeded or failed.
+    /// When the caller gives up meanwhile, the process is killed.
     ///
-    /// It runs on when the handle is dropped and when the daemon is gone, and ends with the container at the latest (by SIGKILL).
+    /// It runs on when the handle is dropped and when the daemon is gone, and ends with the
+    /// container at the latest (by SIGKILL).
     ///
     /// # Errors
-    /// [`SpawnError::NotRunning`] when the container is not: its id names one start, so that nothing gets into a later one.
+    /// [`SpawnError::NotRunning`] when the container is not: its id names one start, so that
+    /// nothing gets into a later one.
     pub async fn exec(&self, spec: &ExecSpec) -> Result<(ExecProcess, Streams), SpawnError> {
         // Not over a new connection: no container lives to see one.
         let link = self.current();
@@ -137,7 +140,8 @@ impl Spawner {
                 },
                 ends,
             ) => {
-                // There since the reply came, until the handle is dropped, or lost with the connection.
+                // There since the reply came, until the handle is dropped, or lost with the
+                // connection.
                 let exit = lock(&link.state)
                     .exec_exits
                     .get(&id)

@@ -4,9 +4,9 @@
 //! Starting --report closed--> Running --reaped--> told, gone
 //!     \--report has an error--> Refused --reaped--> reply, gone
 //! ```
-//! They live and die in the container's PID namespace: when its main process ends, the kernel kills them, and lets the main process be
-//! reaped only after them. So their ends are always told before the container's. One whose daemon is gone runs on, and its end is told
-//! to nobody.
+//! They live and die in the container's PID namespace: when its main process ends, the kernel kills
+//! them, and lets the main process be reaped only after them. So their ends are always told before
+//! the container's. One whose daemon is gone runs on, and its end is told to nobody.
 
 use super::connections::is_connected;
 use super::runsc::{self, Report};
@@ -116,7 +116,7 @@ impl Server {
         Ok(())
     }
 
-    /// One that is not there has ended.
+    /// Sends a signal. A process that is not there has ended.
     pub(super) fn signal_exec(&mut self, id: &str, signal: i32) -> ReplyBody {
         let Some(exec) = self.execs.get(id) else {
             return ReplyBody::Signalled(false);

@@ -191,7 +191,8 @@ impl Server {
             match rustix::io::read(&self.signals, &mut record) {
                 Ok(_) => {
                     let [a, b, c, d, ..] = record;
-                    // The daemon decides about a SIGTERM that goes to the whole service; alone, the spawner obeys.
+                    // The daemon decides about a SIGTERM that goes to the whole service; alone, the
+                    // spawner obeys.
                     if u32::from_ne_bytes([a, b, c, d]) == libc::SIGTERM as u32
                         && self.daemon.is_none()
                     {
@@ -250,7 +251,8 @@ impl Server {
         self.ended(&id, status);
     }
 
-    /// Its main process has been reaped, and its requester knows of its start or will learn of its refusal.
+    /// Its main process has been reaped, and its requester knows of its start or will learn of its
+    /// refusal.
     fn ended(&mut self, id: &str, status: WaitStatus) {
         let Some(entry) = self.entries.get_mut(id) else {
             return;
@@ -317,7 +319,8 @@ impl Server {
                     }
                     entry.usage = Some(usage);
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // Read in an earlier round, removed since.
+                // Read in an earlier round, removed since.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::process::WaitStatus;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Of what `runsc exec` says when it fails.
+/// The most bytes that are kept of what `runsc exec` says when it fails.
 const MAX_WORDS: usize = 4096;
 
 /// A `runsc kill` under way.
@@ -102,7 +102,8 @@ pub(super) enum Report {
     Nothing,
 }
 
-/// Reads once. `runsc exec` holds the other end: whoever has broken out of gVisor may write to it what and as much as it likes.
+/// Reads once. `runsc exec` holds the other end: whoever has broken out of gVisor may write to it
+/// what and as much as it likes.
 pub(super) fn read_report(report: &OwnedFd, text: &mut Vec<u8>) -> Report {
     let mut chunk = [0; MAX_REPORT];
     let at_end = match rustix::io::read(report, &mut chunk) {
@@ -124,8 +125,8 @@ pub(super) fn read_report(report: &OwnedFd, text: &mut Vec<u8>) -> Report {
     }
 }
 
-/// An end that came before the start was reported: what was said about it, there or, by `runsc`, on standard error, of which the other
-/// end is here. Does nothing to one that runs.
+/// An end that came before the start was reported: what was said about it, there or, by `runsc`, on
+/// standard error, of which the other end is here. Does nothing to one that runs.
 pub(super) fn never_started(exec: &mut Exec) {
     let ExecState::Starting { ends, text, .. } = &exec.state else {
         return;

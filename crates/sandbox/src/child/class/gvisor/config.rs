@@ -1,4 +1,5 @@
-//! What `runsc` is told: an OCI runtime configuration, and the description of one process. Pure but for [`has_tmp`].
+//! What `runsc` is told: an OCI runtime configuration, and the description of one process. Pure but
+//! for [`has_tmp`].
 
 use super::{Capabilities, Prepared};
 use crate::spec::ProcessSpec;
@@ -6,7 +7,8 @@ use rustix::fs::{FileType, lstat};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Whether the root's /tmp is a directory, not a link. Then it is mounted by name: over an empty one gVisor would put one in memory.
+/// Whether the root's /tmp is a directory, not a link. Then it is mounted by name: over an empty
+/// one gVisor would put one in memory.
 pub(super) fn has_tmp(rootfs: &Path) -> bool {
     lstat(rootfs.join("tmp"))
         .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)

@@ -1,9 +1,11 @@
-//! The first process of a container on gVisor: it starts `runsc`, says that the program runs, and ends as the program does.
+//! The first process of a container on gVisor: it starts `runsc`, says that the program runs, and
+//! ends as the program does.
 //!
-//! Owns: the processes of `runsc`, which become its children when `runsc run` has ended: the kernel (`runsc-sandbox`, whose exit code is
-//! the program's) and the server of files (`runsc-gofer`). When it ends, the Linux kernel ends whatever is left of them.
-//! Must not: hold anything but the report: its memory is a copy of the spawner's, so no process may look at it (it is not dumpable), and
-//! it has no descriptors, no capabilities and nothing to read.
+//! Owns: the processes of `runsc`, which become its children when `runsc run` has ended: the kernel
+//! (`runsc-sandbox`, whose exit code is the program's) and the server of files (`runsc-gofer`).
+//! When it ends, the Linux kernel ends whatever is left of them. Must not: hold anything but the
+//! report: its memory is a copy of the spawner's, so no process may look at it (it is not
+//! dumpable), and it has no descriptors, no capabilities and nothing to read.
 
 use super::{Failure, LOG, PID, Step, execute};
 use crate::child::caps;
@@ -21,7 +23,8 @@ const REPORT: i32 = 3;
 
 /// Starts `runsc` with these arguments, and stays until the program has ended.
 pub(super) fn run(argv: &[CString], report: &Cell<BorrowedFd<'_>>) -> Result<Infallible, Failure> {
-    // SAFETY: this process was cloned from one with a single thread and has made none; the child executes, or ends, right here.
+    // SAFETY: this process was cloned from one with a single thread and has made none; the child
+    // executes, or ends, right here.
     let forked = unsafe { sys::fork() }.step(|| "fork".to_owned())?;
     let Some(runner) = forked else {
         return Err(execute(argv));
@@ -48,8 +51,8 @@ pub(super) fn run(argv: &[CString], report: &Cell<BorrowedFd<'_>>) -> Result<Inf
         message: format!("runsc wrote no process id but {kernel:?}"),
     })?;
     let files = server_of_files();
-    // The end of the report: from now on the program runs, or did.
-    // SAFETY: nothing of this process owns a descriptor any more; `report` is not used again, as this function does not return.
+    // The end of the report: from now on the program runs, or did. SAFETY: nothing of this process
+    // owns a descriptor any more; `report` is not used again, as this function does not return.
     unsafe { sys::close_from(0) }.step(|| "closing descriptors".to_owned())?;
     loop {
         if let Some(status) = ended.get(&kernel) {
@@ -72,7 +75,8 @@ fn let_go(report: &Cell<BorrowedFd<'_>>) -> Result<(), Failure> {
     let name = || "closing the spawner's descriptors".to_owned();
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     let null = rustix::io::fcntl_dupfd_cloexec(null.step(name)?, REPORT + 1).step(name)?;
-    // SAFETY: what these numbers were belongs to the spawner's memory image and is never dropped here; the report is moved.
+    // SAFETY: what these numbers were belongs to the spawner's memory image and is never dropped
+    // here; the report is moved.
     unsafe {
         sys::dup_onto(report.get(), REPORT).step(name)?;
         report.set(sys::borrow(REPORT));
@@ -87,7 +91,8 @@ fn let_go(report: &Cell<BorrowedFd<'_>>) -> Result<(), Failure> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).step(name)
 }
 
-/// The process that `runsc` has for files. It writes its number nowhere that every version of it has in common.
+/// The process that `runsc` has for files. It writes its number nowhere that every version of it
+/// has in common.
 fn server_of_files() -> Option<i32> {
     let entries = std::fs::read_dir("/proc").ok()?;
     let mut numbers = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok());

@@ -1,7 +1,9 @@
-//! What `runsc` has as `/`: its own file, the container's root, and room for its notes. In memory, and gone with the container.
+//! What `runsc` has as `/`: its own file, the container's root, and room for its notes. In memory,
+//! and gone with the container.
 //!
 //! ```text
-//! /runsc  /bundle  /state  /tmp  /proc  /dev/{null,pts}     /rootfs: the container's root with its mounts, but for /proc, /sys and /dev
+//! /runsc  /bundle  /state  /tmp  /proc  /dev/{null,pts}
+//! /rootfs: the container's root with its mounts, but for /proc, /sys and /dev
 //! ```
 
 use super::{BUNDLE, Failure, STATE, Step};
@@ -37,10 +39,12 @@ pub(super) fn enter(
     outer.enter()
 }
 
-/// A mount namespace that belongs to the user namespace, in which `runsc` may mount; and there, how much memory gVisor says that it has, which is
-/// not a wall (the cgroup is) but what programs size themselves by.
+/// A mount namespace that belongs to the user namespace, in which `runsc` may mount; and there, how
+/// much memory gVisor says that it has, which is not a wall (the cgroup is) but what programs size
+/// themselves by.
 pub(super) fn own_mounts(memory_bytes: Option<u64>) -> Result<(), Failure> {
-    // SAFETY: this process has one thread, and uses only what is below `/` of the namespace that it has now.
+    // SAFETY: this process has one thread, and uses only what is below `/` of the namespace that it
+    // has now.
     unsafe { sys::unshare_mounts() }.step(|| "making a mount namespace".to_owned())?;
     let Some(bytes) = memory_bytes else {
         return Ok(());

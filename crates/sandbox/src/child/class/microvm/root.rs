@@ -1,8 +1,11 @@
-//! What a virtual machine's programs have as `/`. In memory but for what is the host's, and gone with the container.
+//! What a virtual machine's programs have as `/`. In memory but for what is the host's, and gone
+//! with the container.
 //!
 //! ```text
-//! /agent /qemu /virtiofsd /kernel /initrd  /lib /lib64 /usr/lib /usr/share/{qemu,seabios}: the host's, read-only
-//! /state  /proc  /dev/{null,pts,kvm}                                  /rootfs: the container's root with its mounts
+//! /agent /qemu /virtiofsd /kernel /initrd           the host's, read-only
+//! /lib /lib64 /usr/lib /usr/share/{qemu,seabios}    likewise
+//! /state /proc /dev/{null,pts,kvm}
+//! /rootfs                                           the container's root with its mounts
 //! ```
 
 use super::{AGENT, Failure, Step};
@@ -19,7 +22,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-/// Where the host's libraries and the machine's firmware are. Where /lib is a link to /usr/lib, it is one inside as well.
+/// Where the host's libraries and the machine's firmware are. Where /lib is a link to /usr/lib, it
+/// is one inside as well.
 const SYSTEM: [&str; 4] = [
     "/usr/lib",
     "/usr/lib64",

@@ -439,7 +439,7 @@ fn programs(program: &Program<'_>) -> Result<Vec<CString>, Failure> {
 
 /// Descriptors that are needed between their placing and exec. They were moved, as the program may
 /// want their numbers.
-struct Kept {
+struct KeptDescriptors {
     report: BorrowedFd<'static>,
     users: Option<BorrowedFd<'static>>,
     landlock: Option<BorrowedFd<'static>>,
@@ -451,7 +451,7 @@ fn place_descriptors(
     plan: &Plan<'_>,
     uid: u32,
     more: &[(i32, BorrowedFd<'_>)],
-) -> Result<Kept, Failure> {
+) -> Result<KeptDescriptors, Failure> {
     // The process's own /dev/null: the host's node could be changed through /proc/self/fd.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .step(|| "opening /dev/null".to_owned())?;
@@ -495,7 +495,7 @@ fn place_descriptors(
     }
     // SAFETY: opened above and never closed before exec.
     let kept = |copy| unsafe { sys::borrow(copy) };
-    Ok(Kept {
+    Ok(KeptDescriptors {
         report: kept(report),
         users: users.map(kept),
         landlock: landlock.map(kept),

@@ -257,8 +257,8 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    type Way = fn(&[&Path], Option<(&Path, &Path)>) -> io::Result<OwnedFd>;
-    const WAYS: [(&str, Way); 2] = [
+    type MountFn = fn(&[&Path], Option<(&Path, &Path)>) -> io::Result<OwnedFd>;
+    const MOUNT_FNS: [(&str, MountFn); 2] = [
         ("this kernel's", detached),
         ("by a thread", detached_by_thread),
     ];
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn merged_tree_with_the_topmost_layer_winning() {
-        for (name, way) in WAYS {
+        for (name, way) in MOUNT_FNS {
             let dir = tempfile::tempdir().unwrap();
             let layers = layers(dir.path(), 120);
             let lower: Vec<&Path> = layers.iter().map(PathBuf::as_path).collect();
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn writes_go_to_the_upper_directory_and_nothing_is_mounted_on_the_host() {
-        for (name, way) in WAYS {
+        for (name, way) in MOUNT_FNS {
             let dir = tempfile::tempdir().unwrap();
             let layers = layers(dir.path(), 2);
             let lower: Vec<&Path> = layers.iter().map(PathBuf::as_path).collect();
@@ -333,7 +333,7 @@ mod tests {
 
     #[test]
     fn few_layers() {
-        for (name, way) in WAYS {
+        for (name, way) in MOUNT_FNS {
             let dir = tempfile::tempdir().unwrap();
             let layers = layers(dir.path(), 1);
             let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));

@@ -1,9 +1,11 @@
 //! The daemon's handle.
 //!
-//! One task owns the socket: it sends what callers queue, and hands replies and exits to whoever waits. A connection that breaks
-//! is made anew by the next [`Spawner::spawn`]; what ran under the broken one is ended, as its callers have been told so.
+//! It finds the spawner, or starts one. When the connection ([`link`]) breaks, the next
+//! [`Spawner::spawn`] makes another one; what ran under the broken one is ended, as its callers
+//! have been told so.
 
 mod exec;
+mod link;
 
 pub use exec::{ExecProcess, Streams, Terminal};
 
@@ -12,18 +14,16 @@ use super::protocol::{Message, ReplyBody, Request, RequestBody, VERSION};
 use super::{Exit, Process, SpawnError, SpawnerConfig, Survivor};
 use crate::IdRanges;
 use crate::cgroup::Usage;
-use crate::frame::{Arrived, Frame, Inbox, Lost as LostInTransit, Outbox, parse};
+use crate::frame::Frame;
 use crate::spec::{ProcessSpec, SpawnFds};
-use std::collections::{HashMap, HashSet};
+use link::{Link, Lost, State, Wire, drive, failed, lock, unexpected};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
-use tokio::io::Interest;
-use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 /// How often to look for a spawner, start one, and look again (one may be ending at the same time).
 const ATTEMPTS: u32 = 200;
@@ -45,57 +45,9 @@ struct Shared {
     reconnecting: tokio::sync::Mutex<()>,
 }
 
-/// One connection.
-#[derive(Debug, Clone)]
-struct Link {
-    /// Of the spawner.
-    pid: u32,
-    queue: mpsc::UnboundedSender<Frame>,
-    state: Arc<Mutex<State>>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    requests: u64,
-    pending: HashMap<u64, oneshot::Sender<(ReplyBody, Vec<OwnedFd>)>>,
-    exits: HashMap<String, watch::Sender<Option<Exit>>>,
-    /// Of processes inside containers, while the daemon has a handle to them.
-    exec_exits: HashMap<String, watch::Sender<Option<Exit>>>,
-    /// Processes whose caller gave up before it learnt of them: forgotten when they have ended.
-    unwanted: HashSet<String>,
-    lost: Option<Lost>,
-}
-
-/// Why a connection is gone.
-#[derive(Debug, Clone)]
-enum Lost {
-    ShutDown,
-    Replaced,
-    Broken(String),
-}
-
-impl std::fmt::Display for Lost {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Lost::ShutDown => f.write_str("it was shut down"),
-            Lost::Replaced => f.write_str("another daemon has taken over its processes; two must not use the same data directory"),
-            Lost::Broken(reason) => write!(f, "the connection to it is gone: {reason}"),
-        }
-    }
-}
-
-fn failed(text: impl std::fmt::Display) -> SpawnError {
-    SpawnError::Spawner(text.to_string())
-}
-
-/// The data is whole after every statement, so a panic elsewhere does not spoil it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Spawner {
-    /// Connects to the spawner that listens at `config.socket`, or starts one. Also removes what a spawner that died left:
-    /// every process in the cgroup is killed, empty cgroups are removed.
+    /// Connects to the spawner that listens at `config.socket`, or starts one. Also removes what a
+    /// spawner that died left: every process in the cgroup is killed, empty cgroups are removed.
     pub async fn start(config: SpawnerConfig) -> Result<(Spawner, Vec<Survivor>), SpawnError> {
         let socket = std::path::absolute(&config.socket).map_err(failed)?;
         let config = SpawnerConfig { socket, ..config };
@@ -118,7 +70,8 @@ impl Spawner {
         self.current().pid
     }
 
-    /// Starts a process; returns when `execve` has succeeded or failed. When the caller gives up meanwhile, the process is ended.
+    /// Starts a process; returns when `execve` has succeeded or failed. When the caller gives up
+    /// meanwhile, the process is ended.
     pub async fn spawn(&self, spec: &ProcessSpec, fds: SpawnFds) -> Result<Process, SpawnError> {
         let link = self.live().await?;
         let (netns, sys, image) = (fds.netns.is_some(), fds.sys.is_some(), fds.image.is_some());
@@ -157,8 +110,8 @@ impl Spawner {
         }
     }
 
-    /// Waits for the end of a process; any number of waiters, also after the end until [`Spawner::forget`].
-    /// For a container, its whole cgroup is dead when this returns.
+    /// Waits for the end of a process; any number of waiters, also after the end until
+    /// [`Spawner::forget`]. For a container, its whole cgroup is dead when this returns.
     pub async fn wait(&self, id: &str) -> Result<Exit, SpawnError> {
         let link = self.current();
         let mut exit = {
@@ -203,7 +156,8 @@ impl Spawner {
             .await
     }
 
-    /// What the process and all that it started has used: now, or, after the end until [`Spawner::forget`], altogether.
+    /// What the process and all that it started has used: now, or, after the end until
+    /// [`Spawner::forget`], altogether.
     pub async fn usage(&self, id: &str) -> Result<Usage, SpawnError> {
         match self
             .current()
@@ -215,8 +169,9 @@ impl Spawner {
         }
     }
 
-    /// Stops every process of its cgroup where it is, until [`Spawner::thaw`], its end, or the end of this connection. Returns when
-    /// all stand still; one that hangs in the kernel makes it an error after five seconds, and then they run on.
+    /// Stops every process of its cgroup where it is, until [`Spawner::thaw`], its end, or the end
+    /// of this connection. Returns when all stand still; one that hangs in the kernel makes it an
+    /// error after five seconds, and then they run on.
     pub async fn freeze(&self, id: &str) -> Result<(), SpawnError> {
         let start = tokio::time::Instant::now();
         let mut pause = Duration::from_micros(200);
@@ -300,281 +255,6 @@ fn process(id: String, pid: i32, streams: Vec<OwnedFd>) -> Result<Process, Spawn
         stdin: streams.next(),
         not_restored: None,
     })
-}
-
-fn unexpected(body: ReplyBody) -> SpawnError {
-    match body {
-        ReplyBody::Failed { message } => failed(message),
-        ReplyBody::Exhausted { message } => SpawnError::Exhausted(message),
-        other => failed(format!("unexpected reply {other:?}")),
-    }
-}
-
-impl Link {
-    fn usable(self) -> Result<Option<Link>, SpawnError> {
-        let lost = lock(&self.state).lost.clone();
-        match lost {
-            None => Ok(Some(self)),
-            Some(Lost::Broken(_)) => Ok(None),
-            Some(lost) => Err(failed(lost)),
-        }
-    }
-
-    fn lost_error(&self, id: &str) -> SpawnError {
-        match &lock(&self.state).lost {
-            Some(lost) => failed(lost),
-            None => failed(format!("process {id} was forgotten")),
-        }
-    }
-
-    async fn call(
-        &self,
-        body: RequestBody,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<(ReplyBody, Vec<OwnedFd>), SpawnError> {
-        let (sender, receiver) = oneshot::channel();
-        {
-            let mut state = lock(&self.state);
-            if let Some(lost) = &state.lost {
-                return Err(failed(lost));
-            }
-            let (number, frame) =
-                state
-                    .frame(body, descriptors)
-                    .map_err(|e| SpawnError::Refused {
-                        message: e.to_string(),
-                        exit_code: 125,
-                    })?;
-            state.pending.insert(number, sender);
-            self.queue
-                .send(frame)
-                .map_err(|_| failed("the connection's task has ended"))?;
-        }
-        receiver.await.map_err(|_| match &lock(&self.state).lost {
-            Some(lost) => failed(lost),
-            None => failed("the connection's task has ended"),
-        })
-    }
-
-    async fn done(&self, body: RequestBody) -> Result<(), SpawnError> {
-        match self.call(body, Vec::new()).await? {
-            (ReplyBody::Done, _) => Ok(()),
-            (other, _) => Err(unexpected(other)),
-        }
-    }
-}
-
-impl State {
-    /// One message of the spawner. May call for a request of our own.
-    fn handle(
-        &mut self,
-        message: Message,
-        descriptors: Descriptors,
-    ) -> Result<Option<RequestBody>, Lost> {
-        match message {
-            Message::Reply { number, body } => {
-                let descriptors = match descriptors {
-                    Ok(descriptors) => descriptors,
-                    Err(lost) => return Ok(self.started_in_vain(number, body, lost)),
-                };
-                // Known before its exit can arrive.
-                if let ReplyBody::Spawned { id, .. } = &body {
-                    self.exits.insert(id.clone(), watch::Sender::new(None));
-                }
-                if let ReplyBody::ExecStarted { id, .. } = &body {
-                    self.exec_exits.insert(id.clone(), watch::Sender::new(None));
-                }
-                let unheard = self
-                    .pending
-                    .remove(&number)
-                    .and_then(|sender| sender.send((body, descriptors)).err());
-                Ok(match unheard {
-                    Some((ReplyBody::Spawned { id, .. }, _)) => Some(self.discard(id)),
-                    Some((ReplyBody::ExecStarted { id, .. }, _)) => {
-                        self.exec_exits.remove(&id);
-                        let signal = libc::SIGKILL;
-                        Some(RequestBody::SignalExec { id, signal })
-                    }
-                    _ => None,
-                })
-            }
-            Message::Exited { id, exit } => {
-                if let Some(sender) = self.exits.get(&id) {
-                    sender.send_replace(Some(exit));
-                }
-                if self.unwanted.remove(&id) {
-                    self.exits.remove(&id);
-                    return Ok(Some(RequestBody::Forget { id }));
-                }
-                Ok(None)
-            }
-            Message::ExecExited { id, exit } => {
-                if let Some(sender) = self.exec_exits.get(&id) {
-                    sender.send_replace(Some(exit));
-                }
-                Ok(None)
-            }
-            Message::Replaced => Err(Lost::Replaced),
-            Message::Welcome { .. } | Message::Survivor { .. } => {
-                Err(Lost::Broken("it welcomed twice".to_owned()))
-            }
-        }
-    }
-
-    /// A reply without its descriptors: the caller is told, and the process that it cannot have
-    /// ends.
-    fn started_in_vain(
-        &mut self,
-        number: u64,
-        body: ReplyBody,
-        lost: LostInTransit,
-    ) -> Option<RequestBody> {
-        if let Some(caller) = self.pending.remove(&number) {
-            let message = format!("the daemon is {lost}");
-            // The caller may have gone.
-            let _ = caller.send((ReplyBody::Exhausted { message }, Vec::new()));
-        }
-        match body {
-            ReplyBody::Spawned { id, .. } => {
-                self.exits.insert(id.clone(), watch::Sender::new(None));
-                Some(self.discard(id))
-            }
-            ReplyBody::ExecStarted { id, .. } => Some(RequestBody::SignalExec {
-                id,
-                signal: libc::SIGKILL,
-            }),
-            _ => None,
-        }
-    }
-
-    /// What to ask so that a process that nobody waits for ends and is forgotten.
-    fn discard(&mut self, id: String) -> RequestBody {
-        if self
-            .exits
-            .get(&id)
-            .is_some_and(|exit| exit.borrow().is_some())
-        {
-            self.exits.remove(&id);
-            RequestBody::Forget { id }
-        } else {
-            self.unwanted.insert(id.clone());
-            RequestBody::Kill { id }
-        }
-    }
-
-    fn frame(&mut self, body: RequestBody, descriptors: Vec<OwnedFd>) -> io::Result<(u64, Frame)> {
-        self.requests += 1;
-        let number = self.requests;
-        Ok((number, Frame::new(&Request { number, body }, descriptors)?))
-    }
-}
-
-/// What came with a message.
-type Descriptors = Result<Vec<OwnedFd>, LostInTransit>;
-
-/// The spawner's socket with its buffers.
-struct Wire {
-    socket: UnixStream,
-    inbox: Inbox,
-    outbox: Outbox,
-}
-
-impl Wire {
-    async fn connect(config: &SpawnerConfig) -> io::Result<Wire> {
-        let socket = UnixStream::connect(&config.socket).await?;
-        Ok(Wire {
-            socket,
-            inbox: Inbox::default(),
-            outbox: Outbox::default(),
-        })
-    }
-
-    /// The next message. Cancel-safe: bytes stay in the inbox.
-    async fn receive(&mut self) -> io::Result<(Message, Descriptors)> {
-        loop {
-            if let Some(Arrived {
-                payload,
-                descriptors,
-            }) = self.inbox.next()?
-            {
-                return Ok((parse(&payload)?, descriptors));
-            }
-            self.socket.readable().await?;
-            match self
-                .socket
-                .try_io(Interest::READABLE, || self.inbox.fill(self.socket.as_fd()))
-            {
-                Ok(true) => {}
-                Ok(false) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Sends what waits. Cancel-safe: what is left stays in the outbox.
-    async fn flush(&mut self) -> io::Result<()> {
-        while !self.outbox.is_empty() {
-            self.socket.writable().await?;
-            match self.socket.try_io(Interest::WRITABLE, || {
-                self.outbox.flush(self.socket.as_fd())
-            }) {
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What a select over the wire and the queue brought.
-enum Event {
-    Received(io::Result<(Message, Descriptors)>),
-    Queued(Option<Frame>),
-}
-
-/// The connection's task. It ends with the connection, or when the last handle is dropped.
-async fn drive(
-    mut wire: Wire,
-    state: Arc<Mutex<State>>,
-    mut queue: mpsc::UnboundedReceiver<Frame>,
-) {
-    let lost = loop {
-        if let Err(error) = wire.flush().await {
-            break Lost::Broken(error.to_string());
-        }
-        let event = tokio::select! {
-            received = wire.receive() => Event::Received(received),
-            frame = queue.recv() => Event::Queued(frame),
-        };
-        match event {
-            Event::Received(Ok((message, descriptors))) => {
-                let mut state = lock(&state);
-                let next = state
-                    .handle(message, descriptors)
-                    .and_then(|body| match body {
-                        Some(body) => state
-                            .frame(body, Vec::new())
-                            .map(Some)
-                            .map_err(|e| Lost::Broken(e.to_string())),
-                        None => Ok(None),
-                    });
-                match next {
-                    Ok(frame) => wire.outbox.extend(frame.map(|(_, frame)| frame)),
-                    Err(lost) => break lost,
-                }
-            }
-            Event::Received(Err(error)) => break Lost::Broken(error.to_string()),
-            Event::Queued(Some(frame)) => wire.outbox.push(frame),
-            Event::Queued(None) => break Lost::ShutDown,
-        }
-    };
-    let mut state = lock(&state);
-    state.lost.get_or_insert(lost);
-    // Dropping the senders wakes everybody who waits.
-    state.pending.clear();
-    state.exits.clear();
-    state.exec_exits.clear();
 }
 
 async fn connect_or_start(config: &SpawnerConfig) -> Result<(Link, Vec<Survivor>), SpawnError> {

@@ -6,7 +6,7 @@
 use crate::child::mounts::{self, Parts};
 use crate::child::stage::Stage;
 use crate::child::{
-    Failure, Image, Kept, Place, Plan, Program, Step, caps, enter_directory,
+    Failure, Image, KeptDescriptors, Place, Plan, Program, Step, caps, enter_directory,
     enter_existing_directory, environment, place_descriptors, programs, rustix_text, strings, user,
 };
 use crate::process_image;
@@ -152,7 +152,7 @@ fn become_user(user: &user::User, keep: CapabilitySet) -> Result<(), Failure> {
 }
 
 /// Landlock and the filter: needs no_new_privs, or CAP_SYS_ADMIN in the user namespace.
-fn restrict(plan: &Plan<'_>, kept: &Kept) -> Result<(), Failure> {
+fn restrict(plan: &Plan<'_>, kept: &KeptDescriptors) -> Result<(), Failure> {
     if let Some(rules) = kept.landlock.filter(|_| !weak::is_down(Wall::Landlock)) {
         sys::landlock_restrict(rules).step(|| "restricting by Landlock".to_owned())?;
     }

@@ -1,6 +1,7 @@
 //! Processes inside containers: the daemon's handle to one, and its terminal.
 
-use super::{Link, Spawner, failed, lock, unexpected};
+use super::Spawner;
+use super::link::{Link, failed, lock, unexpected};
 use crate::spawner::protocol::{ReplyBody, RequestBody};
 use crate::spawner::{Exit, SpawnError};
 use crate::spec::{ExecSpec, ExecStreams, TerminalSize};

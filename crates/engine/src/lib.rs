@@ -71,7 +71,7 @@ pub(crate) struct Shared {
     pub(crate) directories: Arc<directories::Directories>,
     cleanup: Arc<cleanup::Cleanup>,
     pub(crate) preloads: preload::Preloads,
-    readings: resources::reading::Reader,
+    readings: Arc<resources::reading::Reader>,
     table: Mutex<table::Table>,
     standbys: Mutex<standby::Pool>,
 }
@@ -84,7 +84,7 @@ impl Shared {
     /// Whether the machine has enough of everything for one more start. A refusal is remembered,
     /// for people.
     pub(crate) fn admit(&self, application: Option<&Application>) -> Result<(), EngineError> {
-        let figures = self.readings.figures(self.spawner.pid());
+        let figures = self.readings.for_start(self.spawner.pid());
         let admitted = resources::admit(&figures, || self.table().biggest_user());
         admitted.map_err(|shortage| self.short(application, shortage.to_string()))
     }
@@ -128,7 +128,7 @@ impl Engine {
             directories: Arc::new(directories::Directories::new(&config.dir, cleanup.clone())),
             cleanup,
             preloads: preload::Preloads::new(config.preloads),
-            readings: resources::reading::Reader::new(&config.dir),
+            readings: Arc::new(resources::reading::Reader::new(&config.dir)),
             config,
             spawner,
             images,

@@ -99,13 +99,11 @@ pub trait Effects: Send + Sync + 'static {
         &'a self,
         reference: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
-    /// Instances of an application, as JSON for the API: `{id, location?, app_version?, created_at?,
-    /// current_placement: {status: {container_status}}}` with `container_status` one of placed, running, stopping, stopped, failed,
-    /// unhealthy (what wrangler prints; read in its source).
+    /// Instances of an application.
     fn instances<'a>(
         &'a self,
         application: &'a str,
-    ) -> Pin<Box<dyn Future<Output = Vec<serde_json::Value>> + Send + 'a>>;
+    ) -> Pin<Box<dyn Future<Output = Vec<wharf_model::InstanceView>> + Send + 'a>>;
 }
 
 /// Settings.

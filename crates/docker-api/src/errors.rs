@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use wharf_engine::EngineError;
 use wharf_image::ImageError;
+use wharf_node::{Refusal, RefusalKind};
 
 /// An error as a Docker client sees it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +62,23 @@ impl From<EngineError> for ApiError {
             EngineError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, error.to_string())
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal.kind {
+            RefusalKind::Invalid => ApiError::bad_request(refusal.message),
+            RefusalKind::Image => {
+                ApiError::not_found(format!("No such image: {}", refusal.message))
+            }
+            RefusalKind::TooLarge => {
+                ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, refusal.message)
+            }
+            RefusalKind::Unavailable => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, refusal.message)
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What workerd calls (contract: workerd, 1.2 and 1.3). On a socket of one workerd process, this and nothing else: the socket is the caller's identity.
 //! On the operator's socket it is part of the whole dialect ([`crate::operator`]), for workerd under `wrangler dev` and for Docker clients.
-//! What a caller may have is decided in [`admission`].
+//! What a caller may have is decided in `wharf_node`.
 //!
 //! A Durable Object's container `C` comes as two: first the sidecar `C-proxy`, which is no container here but a [`wharf_net::Network`] with its ingress,
 //! then `C` itself, which joins the sidecar's network. Sidecars live in this router. On a process's own socket
@@ -30,23 +30,21 @@ use std::pin::Pin;
 use std::sync::Arc;
 use wharf_engine::lifecycle::Until;
 use wharf_engine::{Engine, EngineError, Owner};
+use wharf_node::{Applications, Caller};
 use wharf_snapshot::Snapshots;
 
-mod admission;
+mod body;
 mod create;
+mod kind;
 pub mod prelude;
 pub(crate) mod security;
 mod sidecar;
-pub mod standby;
 mod start_options;
 mod surroundings;
 
-use admission::Admission;
+use kind::Kind;
 use sidecar::Sidecars;
-pub use start_options::{START_VARIABLE, cpu_millis, disk_bytes};
 
-/// The `imageName` that workerd's configuration names for each container class: the application's present image.
-pub const APPLICATION_IMAGE: &str = "wharf:application";
 /// The label that keeps the image name which workerd asked for. Longer than an object's own label can be.
 const ASKED_IMAGE_LABEL: &str = "dev.wharf.asked-image";
 /// What the platform says to an object that it has no container for.
@@ -55,56 +53,12 @@ const NO_INSTANCE: &str =
 /// Largest request body.
 const MAX_BODY: usize = 4 << 20;
 
-/// What a container create needs to know of the application behind a Durable Object.
-#[derive(Debug, Clone)]
-pub struct ApplicationInfo {
-    /// Application id.
-    pub id: String,
-    /// Name, for error texts.
-    pub name: String,
-    /// Image reference to start where the start names none.
-    pub image: Option<String>,
-    /// Image references that a start may name besides.
-    pub named_images: Vec<String>,
-    /// Limits of a start that names no size.
-    pub limits: wharf_engine::Limits,
-    /// What a start may ask for at most with a size of its own.
-    pub largest: wharf_engine::Limits,
-    /// Most instances at a time.
-    pub max_instances: u32,
-    /// Instances to keep started ahead; with any, no instance is told its object's id.
-    pub min_instances: u32,
-    /// What separates its instances from the machine; `None` leaves it to the image's label and the node.
-    pub isolation: Option<wharf_engine::Isolation>,
-    /// Whether set-user-id programs and file capabilities have no effect in its instances.
-    pub no_new_privileges: bool,
-    /// Values of the CLOUDFLARE_* variables (`CLOUDFLARE_APPLICATION_ID`, ...), to replace workerd's placeholders.
-    pub variables: Vec<(String, String)>,
-}
-
-/// Finds applications. Implemented by the daemon over the store.
-pub trait Applications: Send + Sync + 'static {
-    /// By the `uniqueKey` in the container's name (`workerd-<uniqueKey>-<64 hex object id>`) and the calling script; the reason if there is none
-    /// (unknown class, no application deployed for it yet).
-    fn find<'a>(
-        &'a self,
-        script: &'a str,
-        unique_key: &'a str,
-        object_id: &'a str,
-    ) -> Pin<Box<dyn Future<Output = Result<ApplicationInfo, String>> + Send + 'a>>;
-
-    /// Whoever keeps instances started ahead, if anybody does.
-    fn standbys(&self) -> Option<standby::Standbys> {
-        None
-    }
-}
-
 /// What the handlers of one socket share.
 pub(crate) struct Shared {
     owner: Owner,
     engine: Engine,
     networks: wharf_net::Networks,
-    admission: Admission,
+    caller: Caller,
     sidecars: Arc<Sidecars>,
     storage: Arc<Storage>,
 }
@@ -144,7 +98,7 @@ pub fn router(
         owner,
         engine,
         networks,
-        admission: Admission::Script {
+        caller: Caller::Script {
             script,
             applications,
         },
@@ -173,7 +127,7 @@ pub(crate) fn operator_routes(
         owner: Owner::Operator,
         engine,
         networks,
-        admission: Admission::Operator,
+        caller: Caller::Operator,
         sidecars: Arc::default(),
         storage: storage.clone(),
     };
@@ -234,13 +188,14 @@ async fn inspect(
     Path(name): Path<String>,
     peer: Option<Extension<Peer>>,
 ) -> Answer {
-    if shared.is_sidecar(&name).await {
-        let sidecar = shared.sidecar(&name).await?;
-        shared.tie_sidecar(&name, peer.map(|Extension(peer)| peer));
-        return Ok(Json(sidecar.json(&name)).into_response());
-    }
-    if let Some(helper) = shared.storage.inspect_helper(&name) {
-        return Ok(helper);
+    match shared.kind(&name).await {
+        Kind::Sidecar => {
+            let sidecar = shared.sidecar(&name).await?;
+            shared.tie_sidecar(&name, peer.map(|Extension(peer)| peer));
+            return Ok(Json(sidecar.json(&name)).into_response());
+        }
+        Kind::Helper => return shared.storage.inspect_helper(&name),
+        Kind::Instance => {}
     }
     let container = shared.engine.inspect(&shared.owner, &name).await?;
     let image = container.labels.get(ASKED_IMAGE_LABEL);
@@ -249,14 +204,13 @@ async fn inspect(
 }
 
 async fn start(State(shared): Context, Path(name): Path<String>) -> Answer {
-    if shared.is_sidecar(&name).await {
-        return shared
-            .sidecars
-            .start(&name)
-            .map(IntoResponse::into_response);
-    }
-    if let Some(started) = shared.storage.start_helper(&name) {
-        return started;
+    match shared.kind(&name).await {
+        Kind::Sidecar => {
+            let started = shared.sidecars.start(&name);
+            return started.map(IntoResponse::into_response);
+        }
+        Kind::Helper => return shared.storage.start_helper(&name),
+        Kind::Instance => {}
     }
     let started = shared.engine.start_instance(&shared.owner, &name).await;
     started
@@ -314,15 +268,14 @@ async fn remove(
     Path(name): Path<String>,
     Query(query): Query<RemoveQuery>,
 ) -> Answer {
-    if shared.is_sidecar(&name).await {
-        shared.sidecars.remove(&name)?;
-        return Ok(StatusCode::NO_CONTENT.into_response());
+    match shared.kind(&name).await {
+        Kind::Sidecar => shared.sidecars.remove(&name)?,
+        Kind::Helper => shared.storage.remove_helper(&name),
+        Kind::Instance => {
+            let force = is_true(query.force.as_deref());
+            shared.engine.remove(&shared.owner, &name, force).await?;
+        }
     }
-    if shared.storage.remove_helper(&name) {
-        return Ok(StatusCode::NO_CONTENT.into_response());
-    }
-    let force = is_true(query.force.as_deref());
-    shared.engine.remove(&shared.owner, &name, force).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -346,23 +299,24 @@ async fn wait(
             )));
         }
     };
-    if let Some(ended) = shared.storage.wait_for_helper(&name) {
-        return Ok(ended);
-    }
     let code: Pin<Box<dyn Future<Output = Result<i32, EngineError>> + Send>> =
-        if shared.is_sidecar(&name).await {
-            let removed = shared.sidecars.removed(&name)?;
-            // It ends only by its removal.
-            Box::pin(async move {
-                removed.await;
-                Ok(137)
-            })
-        } else {
-            shared.engine.inspect(&shared.owner, &name).await?;
-            Box::pin(async move {
-                let exit = shared.engine.wait_until(&shared.owner, &name, until).await;
-                exit.map(|exit| exit.code)
-            })
+        match shared.kind(&name).await {
+            Kind::Helper => return shared.storage.wait_for_helper(&name),
+            Kind::Sidecar => {
+                let removed = shared.sidecars.removed(&name)?;
+                // It ends only by its removal.
+                Box::pin(async move {
+                    removed.await;
+                    Ok(137)
+                })
+            }
+            Kind::Instance => {
+                shared.engine.inspect(&shared.owner, &name).await?;
+                Box::pin(async move {
+                    let exit = shared.engine.wait_until(&shared.owner, &name, until).await;
+                    exit.map(|exit| exit.code)
+                })
+            }
         };
     // The head goes at once: Docker's client waits for it before it starts the container whose end it waits for.
     let body = futures_util::stream::once(async move {
@@ -379,9 +333,10 @@ async fn wait(
 /// Reads a create as its handler does.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn read_create(name: &str, body: &[u8]) {
-    let _ = create::object_of(name);
-    if let Ok(body) = serde_json::from_slice::<create::Body>(body) {
-        let _ = Admission::Operator.is_sidecar(name, &body);
+    let _ = wharf_node::Object::parse(name);
+    if let Ok(body) = serde_json::from_slice::<body::Body>(body) {
+        let _ = sidecar::is_operators_sidecar(&body);
+        let _ = body.start(&Caller::Operator, true);
         let _ = body.host_config.map(|host| host.own_network());
     }
 }
@@ -389,23 +344,28 @@ pub(crate) fn read_create(name: &str, body: &[u8]) {
 /// Whether the handler of a create can read a body.
 #[cfg(test)]
 pub(crate) fn reads_create(body: &serde_json::Value) -> bool {
-    typed::<create::Body>(body).is_ok()
+    typed::<body::Body>(body).is_ok()
 }
 
 /// Reads what a prelude sent along with a start.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn read_start_options(text: &str) {
-    let mut env = vec!["A=b".to_owned(), format!("{START_VARIABLE}={text}")];
-    let carried = start_options::Carried::take(&mut env);
+    let mut env = vec![
+        "A=b".to_owned(),
+        format!("{}={text}", wharf_model::names::START_VARIABLE),
+    ];
+    let carried = start_options::StartOptionsText::take(&mut env);
     assert_eq!(env, ["A=b"], "the container sees no more");
     let Ok(carried) = carried else { return };
+    let mut start = wharf_node::StartRequest::default();
+    carried.apply(&mut start);
     let most = wharf_engine::Limits {
         memory_bytes: Some(1 << 28),
         cpu_millis: Some(500),
         disk_bytes: Some(2_000_000_000),
         ..wharf_engine::Limits::default()
     };
-    let application = ApplicationInfo {
+    let application = wharf_node::ApplicationInfo {
         id: "a".to_owned(),
         name: "a".to_owned(),
         image: None,
@@ -418,7 +378,7 @@ pub(crate) fn read_start_options(text: &str) {
         no_new_privileges: false,
         variables: Vec::new(),
     };
-    if let Ok(limits) = carried.limits(&application) {
+    if let Some(Ok(limits)) = start.size.map(|size| size.limits(&application)) {
         // The kernel's least, and never none at all.
         assert!(limits.cpu_millis.is_some_and(|millis| millis >= 10));
         assert!(limits.memory_bytes.is_some() && limits.disk_bytes.is_some());

@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use wharf_docker_api::operator::Operator;
-use wharf_docker_api::script::{ApplicationInfo, Applications};
 use wharf_docker_api::{Bounds, serve_unix_within};
+use wharf_node::{ApplicationInfo, Applications};
 use wharf_testkit::engine::{Daemon, World};
 
 const SPAWNER: &str = env!("CARGO_BIN_EXE_wharf-docker-api-spawner-test");

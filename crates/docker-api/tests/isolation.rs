@@ -7,9 +7,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::net::{UnixListener, UnixStream};
-use wharf_docker_api::script::{self, ApplicationInfo, Applications};
+use wharf_docker_api::script;
 use wharf_engine::lifecycle::State;
 use wharf_engine::{Limits, Owner};
+use wharf_node::{ApplicationInfo, Applications};
 use wharf_snapshot::Snapshots;
 use wharf_testkit::engine::{Daemon, World};
 

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;
-use wharf_docker_api::script::{ApplicationInfo, Applications, router};
+use wharf_docker_api::script::router;
 use wharf_engine::{Limits, Owner};
+use wharf_node::{ApplicationInfo, Applications};
 use wharf_testkit::engine::{Daemon, World};
 
 const SPAWNER: &str = env!("CARGO_BIN_EXE_wharf-docker-api-spawner-test");

@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use tokio::net::{UnixListener, UnixStream};
-use wharf_docker_api::script::standby::{Kept, Standbys, Status};
-use wharf_docker_api::script::{ApplicationInfo, Applications, router};
+use wharf_docker_api::script::router;
 use wharf_engine::{Inspect, Limits, Owner};
+use wharf_node::standby::{StandbyTarget, Standbys, Status};
+use wharf_node::{ApplicationInfo, Applications};
 use wharf_testkit::engine::{Daemon, World};
 use wharf_testkit::eventually;
 
@@ -110,7 +111,7 @@ impl Node {
     fn deploy(&self, change: impl FnOnce(&mut ApplicationInfo)) {
         let mut info = self.deployed.info.lock().unwrap();
         change(&mut info);
-        self.standbys().application(Kept {
+        self.standbys().application(StandbyTarget {
             id: info.id.clone(),
             name: info.name.clone(),
             script: "hello".into(),

@@ -4,9 +4,12 @@
 //! Must not: do I/O, read a clock, or hold behaviour that only one crate needs.
 
 pub mod application;
+pub mod instance;
+pub mod names;
 pub mod version;
 
 pub use application::{Application, InstanceType, Isolation, Limits, MANAGED_POLICY, Settings};
+pub use instance::{InstanceState, InstanceView};
 pub use version::{
     AssetFile, Assets, Binding, ContainerDeclaration, DurableObjectNamespace, Module, ModuleKind,
     Script, Version,

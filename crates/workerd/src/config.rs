@@ -22,12 +22,11 @@ use crate::{CF_BLOB_HEADER, Desired, FORWARDED_PROTO_HEADER};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use wharf_model::names::APPLICATION_IMAGE;
 use wharf_model::{Binding, ModuleKind, Version};
 
 /// Host of the `CONNECT` request that opens a Cap'n Proto connection between two scripts' processes.
 pub const CONNECT_HOST: &str = "wharf";
-/// Image name that stands for "the application of this class" (ARCHITECTURE.md, decisions).
-pub const CONTAINER_IMAGE: &str = "wharf:application";
 /// Image name by which the engine recognises the creation of a sidecar.
 pub const SIDECAR_IMAGE: &str = "wharf:sidecar";
 /// Cloudflare's default when an upload names no date.
@@ -376,7 +375,7 @@ fn worker(desired: &Desired, place: &Place, plan: &mut Plan) -> Result<String, C
 /// An application without an image of its own has the first name too: the engine refuses a start that names no image with the reason,
 /// which workerd, without a name, would keep to itself.
 fn images(version: &Version, class: &str) -> String {
-    let mut out = format!("imageName = {}", quote(CONTAINER_IMAGE));
+    let mut out = format!("imageName = {}", quote(APPLICATION_IMAGE));
     if let Some(images) = version.named_images(class) {
         let images: Vec<String> = images
             .iter()

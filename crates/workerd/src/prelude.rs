@@ -10,7 +10,7 @@
 //! <the upload>
 //! ```
 //!
-//! Start options reach the engine in the variable [`START_VARIABLE`]; labels through the service behind the binding [`BINDING`], which
+//! Start options reach the engine in the variable [`wharf_model::names::START_VARIABLE`]; labels through the service behind the binding [`BINDING`], which
 //! carry.js takes out of `env` before the Worker can see it.
 
 use std::fmt::Write;
@@ -23,8 +23,6 @@ pub(crate) const CARRY: &str = "__wharf_carry.js";
 pub(crate) const CARRY_TEXT: &str = include_str!("prelude/carry.js");
 /// Name of the binding to the engine.
 pub(crate) const BINDING: &str = "__WHARF_ENGINE";
-/// Variable of a container's environment in which start options travel; the engine takes it out.
-pub const START_VARIABLE: &str = "__WHARF_START";
 /// File name of the socket behind the binding; the daemon listens.
 pub const ENGINE_SOCKET: &str = "engine.sock";
 
@@ -67,7 +65,7 @@ mod tests {
 
     #[test]
     fn the_modules_agree_on_names() {
-        for name in [BINDING, START_VARIABLE] {
+        for name in [BINDING, wharf_model::names::START_VARIABLE] {
             assert!(CARRY_TEXT.contains(&format!("\"{name}\"")), "{name}");
         }
     }

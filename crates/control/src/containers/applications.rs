@@ -12,7 +12,7 @@ use axum::extract::{Path, Query, State};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use wharf_model::{Application, MANAGED_POLICY};
+use wharf_model::{Application, InstanceState, InstanceView, MANAGED_POLICY};
 use wharf_store::{Store, StoreError};
 
 use crate::containers::checks;
@@ -75,29 +75,30 @@ async fn show(app: &Arc<App>, application: &Application) -> Value {
     Value::Object(shown)
 }
 
-fn status(instance: &Value) -> &str {
-    let status = &instance["current_placement"]["status"];
-    status["container_status"]
-        .as_str()
-        .or_else(|| status["health"].as_str())
-        .unwrap_or_default()
+fn health(instances: &[InstanceView]) -> Value {
+    let count = |wanted: &[InstanceState]| {
+        let counted = instances.iter().filter(|it| wanted.contains(&it.state));
+        counted.count()
+    };
+    let running = count(&[InstanceState::Running]);
+    json!({
+        "active": running,
+        "healthy": running,
+        "assigned": instances.len(),
+        "failed": count(&[InstanceState::Failed]),
+        "starting": count(&[InstanceState::Placed]),
+        "scheduling": 0,
+        "stopped": count(&[InstanceState::Stopped, InstanceState::Stopping]),
+    })
 }
 
-fn health(instances: &[Value]) -> Value {
-    let count = |wanted: &[&str]| {
-        instances
-            .iter()
-            .filter(|instance| wanted.contains(&status(instance)))
-            .count()
-    };
+/// An instance as `wrangler containers instances` reads it.
+fn shown_instance(instance: InstanceView) -> Value {
     json!({
-        "active": count(&["running"]),
-        "healthy": count(&["running"]),
-        "assigned": instances.len(),
-        "failed": count(&["failed", "unhealthy"]),
-        "starting": count(&["placed"]),
-        "scheduling": 0,
-        "stopped": count(&["stopped", "stopping"]),
+        "id": instance.id,
+        "name": instance.name,
+        "created_at": timestamp(instance.created_ms),
+        "current_placement": {"status": {"container_status": instance.state.as_str()}},
     })
 }
 
@@ -487,7 +488,9 @@ pub(crate) async fn instances(
     Query(page): Query<TokenPage>,
 ) -> ApiResult {
     let application = find(&app, &id).await?;
-    let (instances, info) = page.cut(app.effects.instances(&application.id).await)?;
+    let instances = app.effects.instances(&application.id).await;
+    let instances = instances.into_iter().map(shown_instance).collect();
+    let (instances, info) = page.cut(instances)?;
     Ok(ok_with_info(
         json!({"instances": instances, "durable_objects": []}),
         info,

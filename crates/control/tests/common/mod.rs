@@ -14,7 +14,7 @@ use http::{Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 use wharf_control::{ControlConfig, Effects, router};
-use wharf_model::Version;
+use wharf_model::{InstanceState, InstanceView, Version};
 use wharf_store::Store;
 
 /// Effects under the test's control.
@@ -113,13 +113,14 @@ impl Effects for Recorder {
             }
         })
     }
-    fn instances<'a>(&'a self, application: &'a str) -> Answer<'a, Vec<Value>> {
-        let id = format!("{application}-1");
-        Box::pin(async move {
-            vec![
-                json!({"id": id, "current_placement": {"status": {"container_status": "running"}}}),
-            ]
-        })
+    fn instances<'a>(&'a self, application: &'a str) -> Answer<'a, Vec<InstanceView>> {
+        let instance = InstanceView {
+            id: format!("{application}-1"),
+            name: "instance".to_owned(),
+            created_ms: 0,
+            state: InstanceState::Running,
+        };
+        Box::pin(async move { vec![instance] })
     }
 }
 

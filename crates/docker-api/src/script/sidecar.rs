@@ -1,11 +1,13 @@
 //! workerd's network sidecars: a name, a [`wharf_net::Network`], and whether it was started.
 
-use super::admission::Admission;
+use super::body::Body;
+use super::kind::Kind;
 use super::{Answer, Shared};
 use crate::errors::ApiError;
 use crate::json;
 use crate::peer::Peer;
 use crate::ports;
+use crate::storage::is_helper;
 use axum::Json;
 use axum::response::IntoResponse;
 use http::StatusCode;
@@ -16,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use wharf_engine::Published;
+use wharf_node::Caller;
 
 /// The sidecar's port whose published side workerd looks up (contract: workerd, 1.3).
 pub(crate) const INGRESS_PORT: u16 = 39001;
@@ -181,14 +184,38 @@ pub(crate) fn sidecar_of(name: &str) -> Option<&str> {
     name.strip_suffix("-proxy")
 }
 
+/// Whether a create on the operator's socket is one of a sidecar: containers there have any name.
+pub(super) fn is_operators_sidecar(body: &Body) -> bool {
+    body.is_sidecars(INGRESS_PORT)
+}
+
 impl Shared {
+    /// What a create is for. Helpers have no name; on a script's socket a sidecar is known by its
+    /// name, on the operator's by what it runs.
+    pub(super) fn kind_of_new(&self, name: Option<&str>, body: &Body) -> Kind {
+        let Some(name) = name else {
+            return match is_helper(&body.as_helper()) {
+                true => Kind::Helper,
+                false => Kind::Instance,
+            };
+        };
+        let is_sidecar = match self.caller {
+            Caller::Script { .. } => sidecar_of(name).is_some(),
+            Caller::Operator => is_operators_sidecar(body),
+        };
+        match is_sidecar {
+            true => Kind::Sidecar,
+            false => Kind::Instance,
+        }
+    }
+
     /// Whether a name is that of a sidecar, be it one that was removed. A Durable Object's container has a name that ends with an object id, so
     /// that on a script's socket the name alone tells. The operator's containers have any name.
     pub(crate) async fn is_sidecar(&self, name: &str) -> bool {
         let Some(container) = sidecar_of(name) else {
             return self.sidecars.get(name).is_some();
         };
-        if matches!(self.admission, Admission::Script { .. }) || self.sidecars.get(name).is_some() {
+        if self.caller.is_script() || self.sidecars.get(name).is_some() {
             return true;
         }
         // A workerd that runs on the operator's socket, and adopts what it had before this daemon's start.
@@ -214,7 +241,7 @@ impl Shared {
 
     /// Ties a sidecar to the process that asked for it, unless the socket itself goes with the process.
     pub(crate) fn tie_sidecar(&self, name: &str, peer: Option<Peer>) {
-        if let (Admission::Operator, Some(peer)) = (&self.admission, peer) {
+        if let (Caller::Operator, Some(peer)) = (&self.caller, peer) {
             self.sidecars.tie(name, peer);
         }
     }

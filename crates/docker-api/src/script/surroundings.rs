@@ -1,7 +1,7 @@
 //! Docker's `--read-only`, `--tmpfs`, `--shm-size`, `--hostname`, `--add-host`, `--dns-search` and
 //! `--dns-option`, as a create's body says them. Must not: know how they are brought about.
 
-use super::create::{Body, HostConfig};
+use super::body::{Body, HostConfig};
 use crate::errors::ApiError;
 use crate::storage::target;
 use http::StatusCode;

@@ -34,7 +34,12 @@ pub(super) struct Helper {
     exit: Option<i32>,
 }
 
-fn recognise(body: HelperBody<'_>) -> Option<Job> {
+/// Whether a create without a name is one of a helper.
+pub(crate) fn is_helper(body: &HelperBody<'_>) -> bool {
+    recognise(body).is_some()
+}
+
+fn recognise(body: &HelperBody<'_>) -> Option<Job> {
     let words =
         |words: &[&str], list: &[String]| list.iter().map(String::as_str).eq(words.iter().copied());
     match body.binds {
@@ -63,29 +68,44 @@ fn recognise(body: HelperBody<'_>) -> Option<Job> {
 }
 
 impl Storage {
-    /// The answer to a create without a name, if it is one of a helper.
-    pub(crate) fn create_helper(&self, body: HelperBody<'_>) -> Option<Response> {
-        let job = recognise(body)?;
+    /// Answers a create of a helper.
+    ///
+    /// # Errors
+    /// It is none ([`is_helper`]).
+    pub(crate) fn create_helper(&self, body: HelperBody<'_>) -> Result<Response, ApiError> {
+        let job = recognise(&body).ok_or_else(|| ApiError::bad_request("this is no helper"))?;
         let (one, two) = (uuid::Uuid::new_v4(), uuid::Uuid::new_v4());
         let id = format!("{}{}", one.simple(), two.simple());
         let body = json!({ "Id": id, "Warnings": [] });
         self.helpers().insert(id, Helper { job, exit: None });
-        Some((StatusCode::CREATED, Json(body)).into_response())
+        Ok((StatusCode::CREATED, Json(body)).into_response())
+    }
+
+    /// Whether a name is a helper's.
+    pub(crate) fn is_helper(&self, id: &str) -> bool {
+        self.helpers().get(id).is_some()
     }
 
     pub(super) fn helper(&self, id: &str) -> Option<Helper> {
         self.helpers().get(id).cloned()
     }
 
-    /// Starts one; `None`: it is none.
-    pub(crate) fn start_helper(&self, id: &str) -> Option<Result<Response, ApiError>> {
-        let helper = self.helper(id)?;
+    /// One that is known; else it was removed meanwhile.
+    fn known(&self, id: &str) -> Result<Helper, ApiError> {
+        let missing = || ApiError::not_found(format!("No such container: {id}"));
+        self.helper(id).ok_or_else(missing)
+    }
+
+    /// Starts one.
+    pub(crate) fn start_helper(&self, id: &str) -> Result<Response, ApiError> {
+        let helper = self.known(id)?;
         if helper.exit.is_some() {
-            return Some(Ok(StatusCode::NOT_MODIFIED.into_response()));
+            return Ok(StatusCode::NOT_MODIFIED.into_response());
         }
         let Job::Clone { from, to } = helper.job else {
-            let text = "this helper only takes an archive: it cannot be started";
-            return Some(Err(ApiError::bad_request(text)));
+            return Err(ApiError::bad_request(
+                "this helper only takes an archive: it cannot be started",
+            ));
         };
         // What `cp` would say of a missing source.
         let found = self.snapshots.get(&self.key, &from).is_some();
@@ -100,26 +120,26 @@ impl Storage {
         if let Some(helper) = self.helpers().get_mut(id) {
             helper.exit = Some(i32::from(!noted));
         }
-        Some(Ok(StatusCode::NO_CONTENT.into_response()))
+        Ok(StatusCode::NO_CONTENT.into_response())
     }
 
-    /// Waits for its end; `None`: it is none.
-    pub(crate) fn wait_for_helper(&self, id: &str) -> Option<Response> {
-        let exit = self.helper(id)?.exit.unwrap_or(0);
-        Some(Json(json!({ "StatusCode": exit })).into_response())
+    /// Waits for its end.
+    pub(crate) fn wait_for_helper(&self, id: &str) -> Result<Response, ApiError> {
+        let exit = self.known(id)?.exit.unwrap_or(0);
+        Ok(Json(json!({ "StatusCode": exit })).into_response())
     }
 
-    /// `GET /containers/<id>/json`; `None`: it is none.
-    pub(crate) fn inspect_helper(&self, id: &str) -> Option<Response> {
-        let exit = self.helper(id)?.exit;
+    /// `GET /containers/<id>/json`.
+    pub(crate) fn inspect_helper(&self, id: &str) -> Result<Response, ApiError> {
+        let exit = self.known(id)?.exit;
         let status = if exit.is_some() { "exited" } else { "created" };
         let state = json!({ "Status": status, "Running": false, "ExitCode": exit.unwrap_or(0) });
-        Some(Json(json!({ "Id": id, "State": state, "Config": {} })).into_response())
+        Ok(Json(json!({ "Id": id, "State": state, "Config": {} })).into_response())
     }
 
-    /// Removes it. `false`: it is none.
-    pub(crate) fn remove_helper(&self, id: &str) -> bool {
-        self.helpers().remove(id).is_some()
+    /// Removes it.
+    pub(crate) fn remove_helper(&self, id: &str) {
+        self.helpers().remove(id);
     }
 }
 
@@ -134,7 +154,7 @@ mod tests {
         let of = |entrypoint: &[&str], cmd: &[&str], binds: &[&str]| {
             let owned = |list: &[&str]| list.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
             let (entrypoint, cmd, binds) = (owned(entrypoint), owned(cmd), owned(binds));
-            recognise(HelperBody {
+            recognise(&HelperBody {
                 entrypoint: &entrypoint,
                 cmd: &cmd,
                 binds: &binds,

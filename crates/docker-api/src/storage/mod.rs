@@ -34,7 +34,7 @@ use wharf_engine::{Engine, Files, FromSnapshot, Owner};
 use wharf_snapshot::{Kind, Layer, SnapshotError, Snapshots, View};
 
 pub(crate) use commit::is_snapshot;
-pub(crate) use helpers::HelperBody;
+pub(crate) use helpers::{HelperBody, is_helper};
 pub(crate) use volumes::{directory_snapshot, target};
 
 /// Volumes and helpers of one socket that are remembered; the oldest go first.

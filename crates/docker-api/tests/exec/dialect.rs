@@ -7,8 +7,9 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wharf_build::Builder;
 use wharf_docker_api::operator::{self, Operator};
-use wharf_docker_api::script::{ApplicationInfo, Applications, router};
+use wharf_docker_api::script::router;
 use wharf_engine::Owner;
+use wharf_node::{ApplicationInfo, Applications};
 use wharf_testkit::engine::{Daemon, World, script_owner};
 
 /// Nobody starts containers through these sockets.

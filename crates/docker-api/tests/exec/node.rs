@@ -8,8 +8,9 @@ use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use tokio::net::UnixStream;
-use wharf_docker_api::script::{ApplicationInfo, Applications, router};
+use wharf_docker_api::script::router;
 use wharf_engine::{Isolation, Limits};
+use wharf_node::{ApplicationInfo, Applications};
 use wharf_testkit::engine::{Daemon, World};
 use wharf_testkit::eventually;
 

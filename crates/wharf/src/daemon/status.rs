@@ -1,6 +1,6 @@
 //! What `wharf status` and `wharf env` are told.
 
-use super::Node;
+use super::Daemon;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use wharf_engine::Owner;
 use wharf_engine::lifecycle::{self, EndedBy};
 
-pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
+pub(super) async fn status(State(daemon): State<Daemon>) -> Json<Value> {
+    let Daemon { node, .. } = &daemon;
     let scripts = node.supervisor.status().into_iter().map(|s| {
         let url = node
             .addresses
             .is_public(&s.script)
-            .then(|| node.url(&s.script));
+            .then(|| daemon.url(&s.script));
         let mut value = json!(s);
         value["url"] = url.into();
         value
@@ -44,9 +45,9 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
-        "gateway": node.config.gateway.listen.to_string(),
-        "control": node.config.control.listen.to_string(),
-        "data_dir": node.config.data_dir,
+        "gateway": daemon.config.gateway.listen.to_string(),
+        "control": daemon.config.control.listen.to_string(),
+        "data_dir": daemon.config.data_dir,
         "limits": format!("{}, disk: {disk}", wharf_sandbox::cgroup::describe()),
         "resources": resources.collect::<Vec<_>>(),
         "scripts": scripts.collect::<Vec<_>>(),
@@ -59,7 +60,7 @@ pub(super) async fn status(State(node): State<Node>) -> Json<Value> {
 }
 
 /// An instance for people and for the API.
-pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
+fn instance(i: &wharf_engine::Inspect) -> Value {
     let state = match (&i.state, i.ended_by) {
         (lifecycle::State::Exited(exit), Some(EndedBy::OutOfMemory)) => {
             format!("exited ({}, out of memory)", exit.code)
@@ -96,27 +97,9 @@ pub(super) fn instance(i: &wharf_engine::Inspect) -> Value {
     })
 }
 
-/// An instance as wrangler reads it (`containers instances`).
-pub(super) fn placement(i: &wharf_engine::Inspect) -> Value {
-    let status = match &i.state {
-        lifecycle::State::Created | lifecycle::State::Starting => "placed",
-        lifecycle::State::Running => "running",
-        lifecycle::State::Stopping => "stopping",
-        lifecycle::State::Exited(exit) if exit.code == 0 => "stopped",
-        lifecycle::State::Exited(_) => "failed",
-        lifecycle::State::Removed => "stopped",
-    };
-    json!({
-        "id": i.id,
-        "name": i.name,
-        "created_at": wharf_docker_api::time(Some(i.created_ms)),
-        "current_placement": {"status": {"container_status": status}},
-    })
-}
-
 /// The variables that wrangler reads (contract: wrangler, section 1).
 pub(super) async fn environment(
-    State(node): State<Node>,
+    State(daemon): State<Daemon>,
 ) -> Result<Json<Value>, (StatusCode, Json<Value>)> {
     let fault = |message: String| {
         (
@@ -124,18 +107,18 @@ pub(super) async fn environment(
             Json(json!({"message": message})),
         )
     };
-    let token_file = node.config.data_dir.join("token");
+    let token_file = daemon.config.data_dir.join("token");
     let token = std::fs::read_to_string(&token_file)
         .map_err(|e| fault(format!("the API token in {}: {e}", token_file.display())))?;
-    let account = node.store.account_id();
-    let control = node.config.control.listen;
+    let account = daemon.node.store.account_id();
+    let control = daemon.config.control.listen;
     Ok(Json(json!({
         "CLOUDFLARE_API_BASE_URL": format!("http://{control}/client/v4"),
         "CLOUDFLARE_API_TOKEN": token.trim(),
         "CLOUDFLARE_ACCOUNT_ID": account,
         "CLOUDFLARE_CONTAINER_REGISTRY": control.to_string(),
-        "WRANGLER_DOCKER_BIN": node.config.data_dir.join("bin/docker"),
-        "DOCKER_HOST": format!("unix://{}", node.config.socket().display()),
+        "WRANGLER_DOCKER_BIN": daemon.config.data_dir.join("bin/docker"),
+        "DOCKER_HOST": format!("unix://{}", daemon.config.socket().display()),
         "WRANGLER_SEND_METRICS": "false",
         // `wrangler dev` would ask Cloudflare for the contents of request.cf.
         "CLOUDFLARE_CF_FETCH_ENABLED": "false",

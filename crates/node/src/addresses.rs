@@ -11,7 +11,7 @@ use wharf_store::{Store, StoreError};
 
 /// The Workers that have an address. Cheap to clone; clones share the set.
 #[derive(Clone)]
-pub(crate) struct Addresses(Arc<Shared>);
+pub struct Addresses(Arc<Shared>);
 
 struct Shared {
     public: RwLock<BTreeSet<String>>,
@@ -21,7 +21,10 @@ struct Shared {
 
 impl Addresses {
     /// Reads the set from the store.
-    pub(crate) fn load(store: &Store) -> Result<Addresses, StoreError> {
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn load(store: &Store) -> Result<Addresses, StoreError> {
         let mut public = BTreeSet::new();
         for script in store.scripts()? {
             if store.script_settings(&script.name)?.enabled {
@@ -35,7 +38,10 @@ impl Addresses {
     }
 
     /// Reads one script's setting again, after it changed or after the script was deleted.
-    pub(crate) fn reload(&self, store: &Store, script: &str) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn reload(&self, store: &Store, script: &str) -> Result<(), StoreError> {
         let _alone = self
             .0
             .reloading
@@ -56,7 +62,7 @@ impl Addresses {
     }
 
     /// Whether requests from outside reach the script.
-    pub(crate) fn is_public(&self, script: &str) -> bool {
+    pub fn is_public(&self, script: &str) -> bool {
         self.0
             .public
             .read()

@@ -1,6 +1,6 @@
 //! Cron triggers of all scripts: tells the runner what the store says, and runs what is due through the supervisor.
 
-use super::Node;
+use crate::Node;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -9,7 +9,7 @@ use wharf_cron::{Cron, Triggers};
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Runs due schedules until aborted.
-pub(super) async fn run(node: Node) {
+pub async fn run(node: Node) {
     let (list, receiver) = watch::channel(Vec::new());
     let changes = async {
         loop {

@@ -4,17 +4,17 @@
 //! whether one fits a start.
 //! Must not: start what no application asked for, or anything while a workerd could be kept waiting: all of it is in the background.
 //!
-//! A recipe is a create's body without what is one object's own. It goes the same way as the body of a real create ([`Admission`]), when it is used: so image, limits and variables are
-//! those of that moment.
+//! A recipe is a start without what is one object's own. When it is used it goes the same way as a
+//! real start ([`Caller::admit`]): so image, limits and variables are those of that moment.
 
 mod learning;
 mod memory;
 mod policy;
 
-use super::admission::{Admission, Admitted};
-use super::create::{Body, command};
-use super::start_options::{Carried, Instance};
-use super::{APPLICATION_IMAGE, Applications};
+use crate::admission::{Caller, Place};
+use crate::applications::Applications;
+use crate::object::Object;
+use crate::request::StartRequest;
 use learning::Learning;
 use policy::{Effect, Event, Memory, Policy};
 use serde::Serialize;
@@ -32,7 +32,7 @@ const SHARE: u64 = 10;
 
 /// An application that asks for instances to be started ahead.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct StandbyTarget {
     /// Its id.
     pub id: String,
     /// Its name, for people.
@@ -79,37 +79,44 @@ pub struct Standbys {
 
 #[derive(Debug)]
 enum Message {
-    Kept(Kept),
-    Gone { application: String },
-    ScriptChanged { script: String },
-    ScriptGone { script: String },
-    Started { kept: Kept, recipe: Box<Recipe> },
+    Wanted(StandbyTarget),
+    Gone {
+        application: String,
+    },
+    ScriptChanged {
+        script: String,
+    },
+    ScriptGone {
+        script: String,
+    },
+    Started {
+        target: StandbyTarget,
+        recipe: Box<Recipe>,
+    },
     Stop(oneshot::Sender<()>),
 }
 
 /// What is started, but for what is one object's own.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Recipe {
-    body: Body,
-    instance: Option<Instance>,
+pub struct Recipe {
+    start: StartRequest,
     internet: bool,
 }
 
 impl Recipe {
-    /// Of a start that was seen.
-    pub(super) fn of(body: &Body, carried: &Carried, internet: bool) -> Self {
+    /// Learns from a start that was seen.
+    pub(crate) fn new(start: &StartRequest, internet: bool) -> Self {
         Recipe {
-            body: body.without_what_is_an_objects_own(),
-            instance: carried.size(),
+            start: start.portable(),
             internet,
         }
     }
 
-    /// What `@cloudflare/containers` starts where the class says nothing: the image's command, no variables, with internet.
+    /// What `@cloudflare/containers` starts where the class says nothing: the image's command, no
+    /// variables, with internet.
     fn usual() -> Self {
         Recipe {
-            body: Body::of_image(APPLICATION_IMAGE),
-            instance: None,
+            start: StartRequest::default(),
             internet: true,
         }
     }
@@ -147,8 +154,8 @@ impl Standbys {
     }
 
     /// An application was deployed or changed, or is there at the node's start. What was started of it before is discarded: image, limits or variables may be others now.
-    pub fn application(&self, kept: Kept) {
-        self.tell(Message::Kept(kept));
+    pub fn application(&self, target: StandbyTarget) {
+        self.tell(Message::Wanted(target));
     }
 
     /// An application is no more.
@@ -187,9 +194,9 @@ impl Standbys {
     }
 
     /// An instance was created.
-    pub(super) fn started(&self, kept: Kept, recipe: Recipe) {
+    pub fn started(&self, target: StandbyTarget, recipe: Recipe) {
         let recipe = Box::new(recipe);
-        self.tell(Message::Started { kept, recipe });
+        self.tell(Message::Started { target, recipe });
     }
 
     fn tell(&self, message: Message) {
@@ -201,7 +208,7 @@ impl Standbys {
 /// What is known of an application.
 #[derive(Debug)]
 struct Known {
-    kept: Kept,
+    target: StandbyTarget,
     learning: Learning<Recipe>,
     /// What the policy was told last: a number, and what it stands for.
     recipe: Option<(u64, Recipe)>,
@@ -272,9 +279,9 @@ impl Keeper {
 
     async fn hear(&mut self, message: Message) {
         match message {
-            Message::Kept(kept) => {
-                let id = kept.id.clone();
-                self.know(kept);
+            Message::Wanted(target) => {
+                let id = target.id.clone();
+                self.know(target);
                 self.renew(&id).await;
             }
             Message::Gone { application } => {
@@ -292,9 +299,9 @@ impl Keeper {
                     self.feed(Event::Unwanted { application }).await;
                 }
             }
-            Message::Started { kept, recipe } => {
-                let id = kept.id.clone();
-                let changed = self.know(kept);
+            Message::Started { target, recipe } => {
+                let id = target.id.clone();
+                let changed = self.know(target);
                 let Some(known) = self.known.get_mut(&id) else {
                     return;
                 };
@@ -310,26 +317,26 @@ impl Keeper {
     }
 
     fn of_script(&self, script: &str) -> Vec<String> {
-        let of_it = self.known.values().filter(|it| it.kept.script == script);
-        of_it.map(|it| it.kept.id.clone()).collect()
+        let of_it = self.known.values().filter(|it| it.target.script == script);
+        of_it.map(|it| it.target.id.clone()).collect()
     }
 
     /// Returns whether it is news.
-    fn know(&mut self, kept: Kept) -> bool {
-        match self.known.get_mut(&kept.id) {
+    fn know(&mut self, target: StandbyTarget) -> bool {
+        match self.known.get_mut(&target.id) {
             Some(known) => {
-                let news = known.kept != kept;
-                known.kept = kept;
+                let news = known.target != target;
+                known.target = target;
                 news
             }
             None => {
                 let known = Known {
-                    kept,
+                    target,
                     learning: Learning::new(Recipe::usual()),
                     recipe: None,
                     failure: None,
                 };
-                self.known.insert(known.kept.id.clone(), known);
+                self.known.insert(known.target.id.clone(), known);
                 true
             }
         }
@@ -346,8 +353,8 @@ impl Keeper {
         known.recipe = known.learning.current().map(|it| (number, it.clone()));
         let event = Event::Wanted {
             application: id.to_owned(),
-            min: known.kept.min_instances,
-            max: known.kept.max_instances,
+            min: known.target.min_instances,
+            max: known.target.max_instances,
             recipe: known.recipe.as_ref().map(|(number, _)| *number),
         };
         self.feed(event).await;
@@ -367,13 +374,13 @@ impl Keeper {
                     let known = self.known.get(&application);
                     let recipe = known
                         .and_then(|it| it.recipe.clone().filter(|(number, _)| *number == recipe));
-                    let found = known.map(|it| it.kept.clone()).zip(recipe);
+                    let found = known.map(|it| it.target.clone()).zip(recipe);
                     let (engine, applications) = (self.engine.clone(), self.applications.clone());
                     let task = tokio::spawn(async move {
-                        let Some((kept, (_, recipe))) = found else {
+                        let Some((target, (_, recipe))) = found else {
                             return Err("it has changed meanwhile".to_owned());
                         };
-                        let create = create(&engine, applications, &kept, recipe).await?;
+                        let create = create(&engine, applications, &target, recipe).await?;
                         let prepared = engine.prepare_standby(create).await;
                         prepared.map_err(|error| error.to_string())
                     });
@@ -399,7 +406,7 @@ impl Keeper {
             }
             Err(reason) => {
                 if let Some(known) = known {
-                    let name = &known.kept.name;
+                    let name = &known.target.name;
                     tracing::warn!(application = name, reason, "not started ahead");
                     known.failure = Some(reason);
                 }
@@ -418,10 +425,10 @@ impl Keeper {
 
     fn publish(&self) {
         let now = self.now();
-        let kept = self.known.values().filter(|it| it.kept.min_instances > 0);
-        let mut all: Vec<Status> = kept
-            .map(|Known { kept, learning, failure, .. }| {
-                let figures = self.policy.figures(&kept.id, now);
+        let target = self.known.values().filter(|it| it.target.min_instances > 0);
+        let mut all: Vec<Status> = target
+            .map(|Known { target, learning, failure, .. }| {
+                let figures = self.policy.figures(&target.id, now);
                 let reason = match failure {
                     _ if learning.current().is_none() => Some("its starts differ each time (variables, command or size): nothing is started ahead until two in a row are the same".to_owned()),
                     Some(failure) if figures.failures > 0 => {
@@ -433,9 +440,9 @@ impl Keeper {
                     _ => None,
                 };
                 Status {
-                    application: kept.id.clone(),
-                    application_name: kept.name.clone(),
-                    min_instances: kept.min_instances,
+                    application: target.id.clone(),
+                    application_name: target.name.clone(),
+                    min_instances: target.min_instances,
                     wanted: figures.wanted,
                     ready: figures.ready,
                     preparing: figures.preparing,
@@ -473,62 +480,31 @@ async fn sleep(wake: Option<Duration>) {
     }
 }
 
-/// The create that an object of the application would make by this recipe now.
+/// The order that a start of an object of the application would become now, by this recipe.
 async fn create(
     engine: &Engine,
     applications: Arc<dyn Applications>,
-    kept: &Kept,
+    target: &StandbyTarget,
     recipe: Recipe,
 ) -> Result<Create, String> {
-    let Recipe {
-        mut body,
-        instance,
-        internet,
-    } = recipe;
-    let owner = Owner::Script(kept.script.clone());
-    let admission = Admission::Script {
-        script: kept.script.clone(),
+    let Recipe { start, internet } = recipe;
+    let caller = Caller::Script {
+        script: target.script.clone(),
         applications,
     };
-    // No object has this id, and no instance of such an application is told one.
-    let name = format!("workerd-{}-{:064x}", kept.unique_key, 0);
-    let carried = Carried::of_size(instance);
-    let admitted = admission.admit(engine, &name, &body, carried).await;
-    let Admitted {
-        image,
-        env,
-        limits,
-        application,
-        start,
-        isolation,
-        no_new_privileges,
-        ..
-    } = admitted.map_err(|error| error.message)?;
+    // No instance of such an application is told its object's id.
+    let object = Object::nobody(&target.unique_key);
+    let admitted = caller.admit(engine, Some(&object), &start).await;
+    let admitted = admitted.map_err(|refusal| refusal.message)?;
+    let image = admitted.image.clone();
     let image = image.ok_or("its objects name an image with each start")?;
-    let (entrypoint, cmd) = command(&mut body, true);
-    Ok(Create {
-        owner,
-        name,
-        image,
-        cmd,
-        entrypoint,
-        env,
-        user: body.user,
-        working_dir: body.working_dir,
-        labels: BTreeMap::new(),
-        limits,
-        network: None,
+    let place = Place {
         own_network: OwnNetwork {
             internet,
             publish: Vec::new(),
         },
-        auto_remove: false,
-        application,
-        volumes: Vec::new(),
-        snapshot: None,
-        start,
-        isolation,
-        no_new_privileges,
-        surroundings: wharf_engine::Surroundings::default(),
-    })
+        ..Place::default()
+    };
+    let owner = Owner::Script(target.script.clone());
+    Ok(admitted.create(owner, object.to_string(), image, start, place))
 }

@@ -1,6 +1,6 @@
 //! What is removed in the background: blobs, layers and upload sessions that nothing names any more, and snapshots that nobody uses.
 
-use super::Node;
+use crate::Node;
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wharf_engine::Owner;
@@ -11,7 +11,7 @@ const EVERY: Duration = Duration::from_secs(600);
 const MIN_AGE: Duration = Duration::from_secs(2 * 3600);
 
 /// Runs until aborted.
-pub(super) async fn run(node: Node) {
+pub async fn run(node: Node) {
     loop {
         tokio::time::sleep(EVERY).await;
         let node = node.clone();
@@ -40,7 +40,7 @@ pub(super) async fn run(node: Node) {
 }
 
 /// Removes snapshots whose time is over or whose owner is gone; not those that instances use.
-pub(super) fn sweep_snapshots(node: &Node, known: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+pub(crate) fn sweep_snapshots(node: &Node, known: impl Fn(&str) -> bool) -> anyhow::Result<()> {
     let now_ms = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
     let in_use = node.engine.snapshots_in_use();
     let removed = node.snapshots.sweep(&in_use, known, now_ms)?;

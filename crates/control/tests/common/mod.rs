@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::Body;
 use http::{Method, Request, StatusCode, header};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tower::ServiceExt;
 use wharf_control::{ControlConfig, Effects, router};
 use wharf_model::{InstanceState, InstanceView, Version};

@@ -175,7 +175,7 @@ async fn serve(
     let survivors = Survivors::sort(survivors, spawner).await?;
     let is_running = |s: &&Survivor| s.exit.is_none();
     let adopted = survivors.instances.iter().filter(is_running).count();
-    let (gateway, control, daemon) = start(config, opened, spawner, survivors).await?;
+    let (daemon, gateway, control) = start(config, opened, spawner, survivors).await?;
     let operator = sockets::operator(&daemon, spawner, stopping.wait())?;
     let control = tokio::spawn(
         axum::serve(control, effects::control_router(&daemon))
@@ -206,15 +206,9 @@ async fn start(
     opened: Opened,
     spawner: &Spawner,
     survivors: Survivors,
-) -> anyhow::Result<(TcpListener, TcpListener, Daemon)> {
-    let Opened {
-        store,
-        images,
-        snapshots,
-        workerd,
-        gateway,
-        control,
-    } = opened;
+) -> anyhow::Result<(Daemon, TcpListener, TcpListener)> {
+    let (gateway, control) = (opened.gateway, opened.control);
+    let (store, images, snapshots) = (opened.store, opened.images, opened.snapshots);
     let config = Arc::new(config);
     let networks = Networks::new(parts::net_config(&config));
     let engine = Engine::start(
@@ -231,18 +225,18 @@ async fn start(
     };
     let budget = config.containers.standby_mib.map(|mib| mib << 20);
     let standbys = Standbys::new(engine.clone(), applications(None), budget);
-    let docker_sockets = Arc::new(sockets::ScriptSockets::new(
-        store.clone(),
-        engine.clone(),
-        networks.clone(),
-        snapshots.clone(),
-        applications(Some(standbys.clone())),
-    ));
+    let sockets = sockets::ScriptSockets {
+        store: store.clone(),
+        engine: engine.clone(),
+        networks: networks.clone(),
+        snapshots: snapshots.clone(),
+        applications: applications(Some(standbys.clone())),
+    };
     let supervisor = Supervisor::new(
-        parts::workerd_config(&config, workerd),
+        parts::workerd_config(&config, opened.workerd),
         spawner.clone(),
         networks.clone(),
-        docker_sockets,
+        Arc::new(sockets),
     );
     supervisor.reap(survivors.workers).await;
     let node = Node {
@@ -261,7 +255,7 @@ async fn start(
         networks,
         node,
     };
-    Ok((gateway, control, daemon))
+    Ok((daemon, gateway, control))
 }
 
 /// Says which walls this machine does not give.

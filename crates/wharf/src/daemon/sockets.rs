@@ -21,29 +21,11 @@ type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Opens Docker API sockets for workerd processes.
 pub(super) struct ScriptSockets {
-    store: Store,
-    engine: Engine,
-    networks: Networks,
-    snapshots: Snapshots,
-    applications: Arc<StoredApplications>,
-}
-
-impl ScriptSockets {
-    pub(super) fn new(
-        store: Store,
-        engine: Engine,
-        networks: Networks,
-        snapshots: Snapshots,
-        applications: Arc<StoredApplications>,
-    ) -> Self {
-        ScriptSockets {
-            store,
-            engine,
-            networks,
-            snapshots,
-            applications,
-        }
-    }
+    pub(super) store: Store,
+    pub(super) engine: Engine,
+    pub(super) networks: Networks,
+    pub(super) snapshots: Snapshots,
+    pub(super) applications: Arc<StoredApplications>,
 }
 
 impl wharf_workerd::Sockets for ScriptSockets {

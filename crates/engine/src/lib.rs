@@ -1,7 +1,8 @@
 //! The container engine: instances, from create to removal, each owned by one task.
 //!
-//! Owns: the instance table, lifecycle (a pure state machine in [`lifecycle`]), per-instance directories, output logs, adoption after a restart.
-//! Must not: speak HTTP or know of scripts; the caller's identity is an opaque [`Owner`].
+//! Owns: the instance table, lifecycle (a pure state machine in [`lifecycle`]), per-instance
+//! directories, output logs, adoption after a restart. Must not: speak HTTP or know of scripts; the
+//! caller's identity is an opaque [`Owner`].
 
 mod adopt;
 mod cleanup;
@@ -107,8 +108,10 @@ impl Shared {
 }
 
 impl Engine {
-    /// Starts the engine and adopts what an earlier daemon left: running instances are adopted, exited ones recorded as such, directories without
-    /// a process are removed, except those of the operator's containers that do not run. Survivors that are not the engine's ([`owns`]) are left alone.
+    /// Starts the engine and adopts what an earlier daemon left: running instances are adopted,
+    /// exited ones recorded as such, directories without a process are removed, except those of the
+    /// operator's containers that do not run. Survivors that are not the engine's ([`owns`]) are
+    /// left alone.
     pub async fn start(
         config: EngineConfig,
         spawner: wharf_sandbox::Spawner,
@@ -142,7 +145,8 @@ impl Engine {
         Ok(Engine { shared })
     }
 
-    /// Starts of an application's image are to be expected: if it asks for imports done ahead, they are done now.
+    /// Starts of an application's image are to be expected: if it asks for imports done ahead, they
+    /// are done now.
     pub async fn expect_image(
         &self,
         application: &str,
@@ -164,7 +168,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The interpreters with their imports done ahead, and what became of the starts of their images.
+    /// The interpreters with their imports done ahead, and what became of the starts of their
+    /// images.
     pub fn preloads(&self) -> Vec<Preload> {
         self.shared.preloads.list()
     }
@@ -179,7 +184,8 @@ impl Engine {
             .map_err(|error| EngineError::Internal(format!("create: {error}")))?
     }
 
-    /// Starts. `reference` is a name, an id or a unique id prefix, among what the owner may see, here and below.
+    /// Starts. `reference` is a name, an id or a unique id prefix, among what the owner may see,
+    /// here and below.
     pub async fn start_instance(&self, owner: &Owner, reference: &str) -> Result<(), EngineError> {
         self.act(owner, reference, Ask::Start).await
     }
@@ -269,7 +275,8 @@ impl Engine {
         found
     }
 
-    /// Why this machine does not hold instances to [`Limits::disk_bytes`], if it does not; for the operator.
+    /// Why this machine does not hold instances to [`Limits::disk_bytes`], if it does not; for the
+    /// operator.
     pub fn disks_unsupported(&self) -> Option<&str> {
         self.shared.disks.unsupported()
     }
@@ -305,8 +312,8 @@ impl Engine {
             .map_err(|error| EngineError::Internal(format!("output log: {error}")))
     }
 
-    /// Its output as it is written: from the oldest that is kept, or from now on. It ends with the process; an instance that was not started yet
-    /// is waited for.
+    /// Its output as it is written: from the oldest that is kept, or from now on. It ends with the
+    /// process; an instance that was not started yet is waited for.
     pub async fn follow(
         &self,
         owner: &Owner,
@@ -335,8 +342,8 @@ impl Engine {
         })
     }
 
-    /// The TCP ports that an instance (by its whole id) listens on; `None` if it does not run or the kernel cannot say. The look does not count as
-    /// its owner's.
+    /// The TCP ports that an instance (by its whole id) listens on; `None` if it does not run or
+    /// the kernel cannot say. The look does not count as its owner's.
     pub fn listening(&self, id: &str) -> Option<Vec<u16>> {
         let handle = self.shared.table().by_id(id)?;
         let runs = handle.view.borrow().pid.is_some();
@@ -393,7 +400,8 @@ impl Engine {
         Ok(class)
     }
 
-    /// Stops (with grace) all running instances of an application that was deleted. Returns how many, after their end.
+    /// Stops (with grace) all running instances of an application that was deleted. Returns how
+    /// many, after their end.
     pub async fn end_application(&self, application: &str) -> usize {
         self.shared.preloads.rolled(application, None);
         self.stop_all(application, EndedBy::Deletion, |_| true)
@@ -427,7 +435,8 @@ impl Engine {
             .count()
     }
 
-    /// Stops and removes everything of an owner, and what was started ahead for it, or of all owners.
+    /// Stops and removes everything of an owner, and what was started ahead for it, or of all
+    /// owners.
     pub async fn remove_all(&self, owner: Option<&Owner>) {
         let grace_ms = self.shared.config.stop_grace_ms;
         let by = match owner {
@@ -485,7 +494,8 @@ impl Engine {
         Ok(handle)
     }
 
-    /// Like [`Engine::find`], of what may be touched: an instance that is started ahead is to be handed over as it is.
+    /// Like [`Engine::find`], of what may be touched: an instance that is started ahead is to be
+    /// handed over as it is.
     fn find_to_touch(&self, owner: &Owner, reference: &str) -> Result<Arc<Handle>, EngineError> {
         let handle = self.find(owner, reference)?;
         let spec = &handle.spec;
@@ -611,7 +621,8 @@ fn missing(name: &str) -> EngineError {
     EngineError::NotFound(format!("No such container: {name}"))
 }
 
-/// Gives back to the host, again and again, what instances have removed from their disks; as long as there is an engine.
+/// Gives back to the host, again and again, what instances have removed from their disks; as long
+/// as there is an engine.
 async fn keep_trimmed(shared: Weak<Shared>) {
     loop {
         tokio::time::sleep(TRIM_EVERY).await;

@@ -4,7 +4,7 @@
 //! a process:   Starting --report closed--> Running --reaped--> Draining --cgroup removed--> Ended
 //!                 |                                                     Ended --forget--> (gone)
 //!                 \--report has an error--> Refused --reaped--> Draining
-//!                                                        Draining --cgroup removed, reply--> (gone)
+//!                                                      Draining --cgroup removed, reply--> (gone)
 //! the spawner: waiting (grace period) <--connection lost / Hello--> serving --Shutdown--> ending
 //!                 \--grace over, SIGTERM--> ending --no process left--> exit
 //! ```

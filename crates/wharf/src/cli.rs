@@ -1,13 +1,16 @@
 //! The command line: one function a verb. What needs a running node is asked over the operator's socket.
 
+mod describe;
+
 use crate::config::Config;
 use clap::{Args, Parser, Subcommand};
+use describe::describe;
 use hyper::Method;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 use wharf_docker_cli::Client;
 use wharf_docker_cli::client::{empty, escape, stream};
 
@@ -158,28 +161,8 @@ async fn run(cli: Cli) -> anyhow::Result<i32> {
             crate::daemon::up(config).await?;
             Ok(0)
         }
-        Verb::Env { json } => {
-            let variables = environment(&socket).await?;
-            if json {
-                print(&serde_json::to_string_pretty(&variables)?);
-            } else {
-                for (key, value) in pairs(&variables) {
-                    print(&format!("export {key}={}", shell_quote(&value)));
-                }
-            }
-            Ok(0)
-        }
-        Verb::Wrangler { args } => {
-            let variables = environment(&socket).await?;
-            let program = local_wrangler().ok_or_else(|| {
-                anyhow::anyhow!("no wrangler here: node_modules/.bin/wrangler is not in this folder or above, nor wrangler in PATH; run `npm install --save-dev wrangler`")
-            })?;
-            let error = std::process::Command::new(&program)
-                .args(args)
-                .envs(pairs(&variables))
-                .exec();
-            anyhow::bail!("{}: {error}", program.display())
-        }
+        Verb::Env { json } => show_environment(&socket, json).await,
+        Verb::Wrangler { args } => wrangler(&socket, args).await,
         Verb::Docker { args } => Ok(docker(args, socket).await),
         Verb::Status { json } => status(&socket, json).await,
         Verb::Image(Image::Ls { json: false }) => Ok(docker(vec!["images".into()], socket).await),
@@ -194,25 +177,51 @@ async fn run(cli: Cli) -> anyhow::Result<i32> {
             Ok(docker(["rmi".into()].into_iter().chain(names).collect(), socket).await)
         }
         Verb::Image(Image::Import { name, rootfs }) => import(&socket, &name, &rootfs).await,
-        Verb::GuestKernel { json } => {
-            eprintln!("getting linux-image-cloud-amd64 (some 60 MB) ...");
-            let directory = config.guest_dir();
-            let package =
-                tokio::task::spawn_blocking(move || wharf_microvm::package::fetch(&directory))
-                    .await??;
-            let place = package.root.display();
-            if json {
-                print(&json!({"package": package.name, "path": package.root}).to_string());
-            } else {
-                print(&format!("ready: {} in {place}", package.name));
-            }
-            Ok(0)
-        }
+        Verb::GuestKernel { json } => guest_kernel(&config, json).await,
         Verb::Config => {
             print(Config::documented().trim_end());
             Ok(0)
         }
     }
+}
+
+async fn show_environment(socket: &Path, json: bool) -> anyhow::Result<i32> {
+    let variables = environment(socket).await?;
+    if json {
+        print(&serde_json::to_string_pretty(&variables)?);
+    } else {
+        for (key, value) in pairs(&variables) {
+            print(&format!("export {key}={}", shell_quote(&value)));
+        }
+    }
+    Ok(0)
+}
+
+/// Becomes wrangler; returns only if that fails.
+async fn wrangler(socket: &Path, args: Vec<String>) -> anyhow::Result<i32> {
+    let variables = environment(socket).await?;
+    let program = local_wrangler().ok_or_else(|| {
+        anyhow::anyhow!("no wrangler here: node_modules/.bin/wrangler is not in this folder or above, nor wrangler in PATH; run `npm install --save-dev wrangler`")
+    })?;
+    let error = std::process::Command::new(&program)
+        .args(args)
+        .envs(pairs(&variables))
+        .exec();
+    anyhow::bail!("{}: {error}", program.display())
+}
+
+async fn guest_kernel(config: &Config, json: bool) -> anyhow::Result<i32> {
+    eprintln!("getting linux-image-cloud-amd64 (some 60 MB) ...");
+    let directory = config.guest_dir();
+    let package =
+        tokio::task::spawn_blocking(move || wharf_microvm::package::fetch(&directory)).await??;
+    let place = package.root.display();
+    if json {
+        print(&json!({"package": package.name, "path": package.root}).to_string());
+    } else {
+        print(&format!("ready: {} in {place}", package.name));
+    }
+    Ok(0)
 }
 
 fn print(text: &str) {
@@ -292,139 +301,6 @@ async fn status(socket: &Path, json: bool) -> anyhow::Result<i32> {
     Ok(0)
 }
 
-/// Stands for the URL of a Worker that has none.
-const NO_ADDRESS: &str = "none (workers_dev is false; service bindings and cron reach it)";
-
-/// The status for a person; `now` is since 1970.
-fn describe(status: &Value, now: Duration) -> String {
-    let text = |v: &Value| match v {
-        Value::String(s) => s.clone(),
-        Value::Null => "-".into(),
-        other => other.to_string(),
-    };
-    let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
-    let first_line = |v: &Value| Some(v.as_str()?.lines().next().unwrap_or_default().to_owned());
-    let mut lines = vec![
-        format!("gateway  http://{}", text(&status["gateway"])),
-        format!("control  http://{}", text(&status["control"])),
-        String::new(),
-        "WORKER                   STATE     PID      CRASHES  URL".to_owned(),
-    ];
-    for s in list("scripts") {
-        let cell = |key: &str| text(&s[key]);
-        lines.push(format!(
-            "{:<24} {:<9} {:<8} {:<8} {}",
-            cell("script"),
-            cell("state"),
-            cell("pid"),
-            cell("crashes"),
-            s["url"].as_str().unwrap_or(NO_ADDRESS)
-        ));
-        if let Some(error) = first_line(&s["last_error"]) {
-            lines.push(format!("  last error: {error}"));
-        }
-    }
-    lines.push(String::new());
-    lines.push(
-        "CONTAINER     APPLICATION              STATE                        PID      IMAGE".into(),
-    );
-    for i in list("instances") {
-        let cell = |key: &str| text(&i[key]);
-        let id: String = cell("id").chars().take(12).collect();
-        lines.push(format!(
-            "{id:<13} {:<24} {:<28} {:<8} {}",
-            cell("application_name"),
-            cell("state"),
-            cell("pid"),
-            short_image(&cell("image"))
-        ));
-        if let Some(error) = first_line(&i["error"]) {
-            lines.push(format!("  error: {error}"));
-        }
-    }
-    let standbys = list("standbys");
-    if !standbys.is_empty() {
-        lines.push(String::new());
-        lines.push("STARTED AHEAD FOR        READY    WANTED   HANDED   MIB".to_owned());
-    }
-    for s in standbys {
-        let cell = |key: &str| text(&s[key]);
-        let bytes = s["memory_bytes"].as_u64().unwrap_or_default();
-        lines.push(format!(
-            "{:<24} {:<8} {:<8} {:<8} {}",
-            cell("application_name"),
-            cell("ready"),
-            cell("wanted"),
-            cell("handed"),
-            bytes.div_ceil(1 << 20)
-        ));
-        if let Some(reason) = first_line(&s["reason"]) {
-            lines.push(format!("  fewer than wanted: {reason}"));
-        }
-    }
-    let snapshots = list("snapshots");
-    if !snapshots.is_empty() {
-        lines.push(String::new());
-        lines.push("SNAPSHOTS OF             COUNT    MIB      SHARED MIB".to_owned());
-    }
-    for s in snapshots {
-        let mib = |key: &str| s[key].as_u64().unwrap_or_default().div_ceil(1 << 20);
-        lines.push(format!(
-            "{:<24} {:<8} {:<8} {}",
-            text(&s["owner"]),
-            text(&s["count"]),
-            mib("bytes"),
-            mib("shared_bytes")
-        ));
-    }
-    let short: Vec<Value> = list("resources")
-        .into_iter()
-        .filter(|r| r["short"] == true)
-        .collect();
-    if !short.is_empty() {
-        lines.push(String::new());
-        lines.push(
-            "SHORT OF                 USED         LIMIT        RESERVE      USED MOST BY"
-                .to_owned(),
-        );
-    }
-    for r in short {
-        lines.push(format!(
-            "{:<24} {:<12} {:<12} {:<12} {} ({} instances)",
-            text(&r["resource"]),
-            text(&r["used"]),
-            text(&r["limit"]),
-            text(&r["reserve"]),
-            text(&r["most"]["name"]),
-            text(&r["most"]["instances"])
-        ));
-    }
-    let refusals = list("refusals");
-    if !refusals.is_empty() {
-        lines.push(String::new());
-        lines.push("LAST NOT STARTED".to_owned());
-    }
-    for r in refusals {
-        let at_ms = r["at_ms"].as_u64().unwrap_or_default();
-        let ago = now.saturating_sub(Duration::from_millis(at_ms)).as_secs();
-        lines.push(format!(
-            "{:<24} {ago} s ago: {}",
-            text(&r["application_name"]),
-            text(&r["reason"])
-        ));
-    }
-    lines.join("\n")
-}
-
-/// `host/account/name@sha256:<64 hex>` as `name@sha256:<12 hex>`.
-fn short_image(image: &str) -> String {
-    let name = image.rsplit('/').next().unwrap_or(image);
-    match name.split_once("@sha256:") {
-        Some((name, hex)) => format!("{name}@sha256:{}", hex.chars().take(12).collect::<String>()),
-        None => name.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -452,7 +328,7 @@ mod tests {
             ],
             "refusals": [{"application_name": "my-app", "at_ms": 5_000, "reason": "application \"my-app\" already runs 3 of max_instances 3"}],
         });
-        let text = describe(&status, Duration::from_secs(7));
+        let text = describe(&status, std::time::Duration::from_secs(7));
         assert!(text.contains("abababababab  my-app "), "{text}");
         assert!(text.contains(" my-app@sha256:cdcdcdcdcdcd\n"), "{text}");
         assert!(text.contains("  error: exec: \"/nope\""), "{text}");

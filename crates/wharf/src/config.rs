@@ -338,6 +338,22 @@ impl Config {
 
     /// Refuses values with which a node would not work, by the key's name.
     fn check(&self) -> Result<(), String> {
+        self.check_numbers()?;
+        let bases = &self.gateway.base_domains;
+        if bases.iter().all(|base| base.trim_matches('.').is_empty()) {
+            return Err(
+                "gateway.base_domains names no domain; the default is [\"localhost\"]".into(),
+            );
+        }
+        self.check_users()?;
+        if let Some(ids) = self.containers.ids() {
+            ids.check()
+                .map_err(|e| format!("containers.id_first and id_ranges: {e}"))?;
+        }
+        self.check_place()
+    }
+
+    fn check_numbers(&self) -> Result<(), String> {
         // hyper's smallest buffer of a connection is 8 KiB.
         let header_bytes = self.gateway.max_header_bytes as u64;
         let numbers = [
@@ -385,21 +401,10 @@ impl Config {
                 return Err(format!("{key} is {value}; the most is {most}"));
             }
         }
-        if self
-            .gateway
-            .base_domains
-            .iter()
-            .all(|base| base.trim_matches('.').is_empty())
-        {
-            return Err(
-                "gateway.base_domains names no domain; the default is [\"localhost\"]".into(),
-            );
-        }
-        self.check_users()?;
-        if let Some(ids) = self.containers.ids() {
-            ids.check()
-                .map_err(|e| format!("containers.id_first and id_ranges: {e}"))?;
-        }
+        Ok(())
+    }
+
+    fn check_place(&self) -> Result<(), String> {
         let is_country =
             |text: &str| text.len() == 2 && text.bytes().all(|b| b.is_ascii_uppercase());
         if !is_country(&self.node.country) {

@@ -20,10 +20,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("net", &["http-head", "sandbox"]),
     ("microvm", &["sandbox"]),
     ("store", &["model"]),
+    ("bindings", &["model"]),
     ("snapshot", &["image"]),
     ("build", &["sandbox", "net", "image"]),
     ("engine", &["sandbox", "net", "image", "microvm", "model"]),
-    ("workerd", &["http-head", "model", "net", "sandbox"]),
+    (
+        "workerd",
+        &["bindings", "http-head", "model", "net", "sandbox"],
+    ),
     (
         "node",
         &[
@@ -32,7 +36,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("gateway", &["http-head"]),
     ("registry", &["image"]),
-    ("control", &["model", "store", "cron"]),
+    ("control", &["bindings", "model", "store", "cron"]),
     ("docker-cli", &["http-head"]),
     (
         "docker-api",
@@ -105,6 +109,7 @@ const LIBRARIES: &[(&[&str], &[&str])] = &[
 
 /// Modules that decide without looking: no clock, no file, no network, no randomness, no task.
 const PURE: &[&str] = &[
+    "crates/bindings/src",
     "crates/control/src/upload/exports.rs",
     "crates/engine/src/lifecycle.rs",
     "crates/engine/src/resources.rs",

@@ -3,77 +3,14 @@
 //! A name without a row is refused, and so is one whose lack of effect could harm. A field that
 //! would be refused passes while it says nothing: null, false, zero, or empty.
 
-use serde_json::{Map, Value};
+use wharf_model::fields::Fate::{self, Honoured, NoMeaning, Refused};
+use wharf_model::fields::{Table, Unsupported};
 
-use crate::envelope::{ApiError, ApiResult};
+use crate::envelope::ApiError;
 
-/// What becomes of a field.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Fate {
-    /// It has its effect, or code beside this table checks its value.
-    Honoured,
-    /// It can have no effect on a node, and leaving it out changes nothing. With the reason.
-    NoMeaning(#[allow(dead_code, reason = "it is for those who read the table")] &'static str),
-    /// What it asks for, as a plural, and what the user can do.
-    Refused(&'static str, &'static str),
-}
-
-use Fate::{Honoured, NoMeaning, Refused};
-
-/// An object's fields.
-#[derive(Debug)]
-pub(crate) struct Table {
-    /// The object, as messages name it: `the upload's metadata`.
-    pub(crate) of: &'static str,
-    pub(crate) fields: &'static [(&'static str, Fate)],
-}
-
-impl Table {
-    /// Refuses the first field that is unknown or not supported, by its name.
-    pub(crate) fn check(&self, object: &Map<String, Value>) -> ApiResult<()> {
-        for (name, value) in object {
-            match self.fate(name) {
-                Some(Honoured | NoMeaning(_)) => {}
-                Some(Refused(what, mend)) if !says_nothing(value) => {
-                    return Err(ApiError::unsupported_but(
-                        format!("{what} ({name:?} in {})", self.of),
-                        mend,
-                    ));
-                }
-                None if !value.is_null() => {
-                    return Err(ApiError::unsupported_but(
-                        format!("settings named {name:?} in {}", self.of),
-                        "remove it",
-                    ));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks a value that may be missing; anything but an object passes to the code that reads it.
-    pub(crate) fn check_value(&self, value: Option<&Value>) -> ApiResult<()> {
-        match value {
-            Some(Value::Object(object)) => self.check(object),
-            _ => Ok(()),
-        }
-    }
-
-    fn fate(&self, name: &str) -> Option<Fate> {
-        let row = self.fields.iter().find(|(known, _)| *known == name);
-        row.map(|(_, fate)| *fate)
-    }
-}
-
-fn says_nothing(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Bool(on) => !on,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.values().all(says_nothing),
+impl From<Unsupported> for ApiError {
+    fn from(field: Unsupported) -> Self {
+        ApiError::unsupported_but(field.what, field.remedy)
     }
 }
 
@@ -82,7 +19,7 @@ const ONE_PLACE: &str = "a node is one place: it is next to itself";
 const TAILS: &str = "remove it; the node's log has what Workers write";
 
 /// The part `metadata` of an upload.
-pub(crate) const UPLOAD: Table = Table {
+pub(crate) const UPLOAD: Table<'static> = Table {
     of: "the upload's metadata",
     fields: &[
         ("main_module", Honoured),
@@ -127,7 +64,7 @@ pub(crate) const UPLOAD: Table = Table {
 };
 
 /// `limits` of an upload.
-pub(crate) const LIMITS: Table = Table {
+pub(crate) const LIMITS: Table<'static> = Table {
     of: "\"limits\"",
     fields: &[
         // How long the Worker's JavaScript may compute without a pause.
@@ -143,7 +80,7 @@ pub(crate) const LIMITS: Table = Table {
 };
 
 /// `code_update_strategy` of an upload or a deployment. wrangler 4.164 sends it with each.
-pub(crate) const CODE_UPDATE: Table = Table {
+pub(crate) const CODE_UPDATE: Table<'static> = Table {
     of: "\"code_update_strategy\"",
     fields: &[
         (
@@ -158,7 +95,7 @@ pub(crate) const CODE_UPDATE: Table = Table {
 };
 
 /// `observability` of a Worker.
-pub(crate) const OBSERVABILITY: Table = Table {
+pub(crate) const OBSERVABILITY: Table<'static> = Table {
     of: "\"observability\"",
     fields: &[
         ("enabled", NoMeaning(LOGS)),
@@ -174,7 +111,7 @@ pub(crate) const OBSERVABILITY: Table = Table {
 };
 
 /// `observability.logs` and `observability.traces`.
-pub(crate) const TELEMETRY: Table = Table {
+pub(crate) const TELEMETRY: Table<'static> = Table {
     of: "\"observability\"",
     fields: &[
         ("enabled", NoMeaning(LOGS)),
@@ -193,13 +130,13 @@ pub(crate) const TELEMETRY: Table = Table {
 };
 
 /// `assets` of an upload.
-pub(crate) const ASSETS: Table = Table {
+pub(crate) const ASSETS: Table<'static> = Table {
     of: "the upload's \"assets\"",
     fields: &[("jwt", Honoured), ("config", Honoured)],
 };
 
 /// `assets.config` of an upload.
-pub(crate) const ASSETS_CONFIG: Table = Table {
+pub(crate) const ASSETS_CONFIG: Table<'static> = Table {
     of: "\"assets.config\"",
     fields: &[
         ("html_handling", Honoured),
@@ -213,7 +150,7 @@ pub(crate) const ASSETS_CONFIG: Table = Table {
 };
 
 /// One of an upload's `containers`.
-pub(crate) const CONTAINER: Table = Table {
+pub(crate) const CONTAINER: Table<'static> = Table {
     of: "the upload's \"containers\"",
     fields: &[
         ("class_name", Honoured),
@@ -222,59 +159,14 @@ pub(crate) const CONTAINER: Table = Table {
     ],
 };
 
-const ENVIRONMENT: Fate = Refused(
-    "service environments",
-    "remove \"environment\"; the environment of a wrangler configuration is a Worker of its own",
-);
+/// Fields of every binding.
+pub(crate) const BINDING: &[(&str, Fate)] = &[("type", Honoured), ("name", Honoured)];
 
-/// Fields of a binding of this type; `None` for types that are refused as a whole.
-pub(crate) fn binding(kind: &str) -> Option<Table> {
-    let fields: &'static [(&'static str, Fate)] = match kind {
-        "plain_text" | "secret_text" => {
-            &[("type", Honoured), ("name", Honoured), ("text", Honoured)]
-        }
-        "json" => &[("type", Honoured), ("name", Honoured), ("json", Honoured)],
-        "assets" | "version_metadata" => &[("type", Honoured), ("name", Honoured)],
-        "inherit" => &[
-            ("type", Honoured),
-            ("name", Honoured),
-            ("old_name", Honoured),
-            ("version_id", Honoured),
-        ],
-        "durable_object_namespace" => &[
-            ("type", Honoured),
-            ("name", Honoured),
-            ("class_name", Honoured),
-            ("script_name", Honoured),
-            ("namespace_id", Honoured),
-            ("environment", ENVIRONMENT),
-        ],
-        "service" => &[
-            ("type", Honoured),
-            ("name", Honoured),
-            ("service", Honoured),
-            ("entrypoint", Honoured),
-            ("props", Honoured),
-            // "production" is every Worker's only one.
-            ("environment", Honoured),
-            (
-                "cross_account_grant",
-                Refused(
-                    "service bindings to other accounts",
-                    "deploy the other Worker to this node",
-                ),
-            ),
-        ],
-        _ => return None,
-    };
-    Some(Table {
-        of: "a binding",
-        fields,
-    })
-}
+/// Fields of a binding that is taken over from another version.
+pub(crate) const INHERIT: &[(&str, Fate)] = &[("old_name", Honoured), ("version_id", Honoured)];
 
 /// `script-settings`.
-pub(crate) const SCRIPT_SETTINGS: Table = Table {
+pub(crate) const SCRIPT_SETTINGS: Table<'static> = Table {
     of: "the script's settings",
     fields: &[
         ("tags", Honoured),
@@ -293,7 +185,7 @@ const PLACES: &str = "remove it; a node is one place, whose name is in [node] of
 const CLOUDCHAMBER: &str = "remove it; a container belongs to a Durable Object";
 
 /// A container application, made or changed.
-pub(crate) const APPLICATION: Table = Table {
+pub(crate) const APPLICATION: Table<'static> = Table {
     of: "the container application",
     fields: &[
         ("name", Honoured),
@@ -321,7 +213,7 @@ pub(crate) const APPLICATION: Table = Table {
 };
 
 /// `constraints` of an application.
-pub(crate) const CONSTRAINTS: Table = Table {
+pub(crate) const CONSTRAINTS: Table<'static> = Table {
     of: "\"constraints\"",
     fields: &[
         (
@@ -342,7 +234,7 @@ pub(crate) const CONSTRAINTS: Table = Table {
 };
 
 /// `affinities` of an application.
-pub(crate) const AFFINITIES: Table = Table {
+pub(crate) const AFFINITIES: Table<'static> = Table {
     of: "\"affinities\"",
     fields: &[
         (
@@ -357,7 +249,7 @@ pub(crate) const AFFINITIES: Table = Table {
 };
 
 /// `observability` of an application or of its configuration.
-pub(crate) const APPLICATION_OBSERVABILITY: Table = Table {
+pub(crate) const APPLICATION_OBSERVABILITY: Table<'static> = Table {
     of: "the container's \"observability\"",
     fields: &[
         ("enabled", NoMeaning(LOGS)),
@@ -369,7 +261,7 @@ pub(crate) const APPLICATION_OBSERVABILITY: Table = Table {
 };
 
 /// `configuration` of an application, and `target_configuration` of a rollout.
-pub(crate) const CONFIGURATION: Table = Table {
+pub(crate) const CONFIGURATION: Table<'static> = Table {
     of: "the container's \"configuration\"",
     fields: &[
         ("image", Honoured),
@@ -448,7 +340,7 @@ pub(crate) const CONFIGURATION: Table = Table {
 };
 
 /// `configuration.disk`.
-pub(crate) const DISK: Table = Table {
+pub(crate) const DISK: Table<'static> = Table {
     of: "\"disk\"",
     fields: &[
         ("size_mb", Honoured),
@@ -460,7 +352,7 @@ pub(crate) const DISK: Table = Table {
 };
 
 /// A rollout.
-pub(crate) const ROLLOUT: Table = Table {
+pub(crate) const ROLLOUT: Table<'static> = Table {
     of: "the rollout",
     fields: &[
         ("description", Honoured),

@@ -12,7 +12,6 @@ use wharf_store::{ScriptSettings, SecretChange};
 
 use crate::deploying::source;
 use crate::envelope::{ApiError, ApiResult, ok};
-use crate::upload::bindings::kind;
 use crate::upload::metadata::observability;
 use crate::upload::multipart;
 use crate::versions::{etag, show_bindings};
@@ -176,7 +175,7 @@ fn patched(before: &[Binding], bindings: &[Value]) -> ApiResult<Vec<Binding>> {
             let wanted = binding.get("type").and_then(Value::as_str).unwrap_or("inherit");
             before
                 .iter()
-                .find(|b| b.name() == name && (wanted == "inherit" || wanted == kind(b)))
+                .find(|b| b.name() == name && (wanted == "inherit" || wanted == wharf_bindings::kind_of(b).name()))
                 .cloned()
                 .ok_or_else(|| {
                     ApiError::unsupported(format!(

@@ -4,6 +4,7 @@
 //! Must not: do I/O, read a clock, or hold behaviour that only one crate needs.
 
 pub mod application;
+pub mod fields;
 pub mod instance;
 pub mod names;
 pub mod version;

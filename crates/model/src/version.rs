@@ -174,6 +174,22 @@ pub enum Binding {
 }
 
 impl Binding {
+    /// The same binding under another name.
+    #[must_use]
+    pub fn named(&self, new_name: &str) -> Binding {
+        let mut binding = self.clone();
+        match &mut binding {
+            Binding::PlainText { name, .. }
+            | Binding::Json { name, .. }
+            | Binding::SecretText { name, .. }
+            | Binding::DurableObjectNamespace { name, .. }
+            | Binding::Service { name, .. }
+            | Binding::Assets { name }
+            | Binding::VersionMetadata { name } => new_name.clone_into(name),
+        }
+        binding
+    }
+
     /// The binding's name in `env`.
     pub fn name(&self) -> &str {
         match self {

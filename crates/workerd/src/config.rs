@@ -22,6 +22,7 @@ use crate::{CF_BLOB_HEADER, Desired, FORWARDED_PROTO_HEADER};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use wharf_bindings::{Entry, WorkerdBinding};
 use wharf_model::names::APPLICATION_IMAGE;
 use wharf_model::{Binding, ModuleKind, Version};
 
@@ -31,8 +32,6 @@ pub const CONNECT_HOST: &str = "wharf";
 pub const SIDECAR_IMAGE: &str = "wharf:sidecar";
 /// Cloudflare's default when an upload names no date.
 const OLDEST_COMPATIBILITY_DATE: &str = "2021-11-02";
-/// One `KEY=value` string of a process's environment is limited by the kernel (execve(2), MAX_ARG_STRLEN).
-const MAX_SECRET_BYTES: usize = 120 * 1024;
 
 /// The Worker that turns a POST into a `scheduled` event: such events can't be sent over a socket otherwise (contract: workerd, 4).
 const DISPATCHER: &str = r#"export default {
@@ -44,15 +43,6 @@ const DISPATCHER: &str = r#"export default {
   },
 };
 "#;
-
-/// What a service binding reaches in the script it names.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Entry {
-    /// Named entrypoint, or the default one.
-    pub entrypoint: Option<String>,
-    /// `ctx.props` as JSON text.
-    pub props: Option<String>,
-}
 
 /// Places and choices of one process.
 #[derive(Debug, Clone)]
@@ -108,32 +98,6 @@ pub struct Plan {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(pub String);
-
-/// Which entries of other scripts a version binds.
-pub fn bound_entries(version: &Version) -> impl Iterator<Item = (&str, Entry)> {
-    version
-        .bindings
-        .iter()
-        .filter_map(move |binding| match binding {
-            Binding::Service {
-                service,
-                entrypoint,
-                props,
-                ..
-            } if *service != version.script => {
-                Some((service.as_str(), entry(entrypoint.as_ref(), props.as_ref())))
-            }
-            _ => None,
-        })
-}
-
-fn entry(entrypoint: Option<&String>, props: Option<&serde_json::Value>) -> Entry {
-    Entry {
-        // Wrangler may say `default` for the default entrypoint.
-        entrypoint: entrypoint.filter(|name| *name != "default").cloned(),
-        props: props.filter(|p| !p.is_null()).map(|p| p.to_string()),
-    }
-}
 
 /// Makes the plan of a process. `entries` are those that other scripts bind, besides the default one.
 pub fn plan(
@@ -478,84 +442,46 @@ fn modules(version: &Version, plan: &mut Plan) -> Result<Vec<String>, ConfigErro
     Ok(out)
 }
 
+/// A binding's value, as workerd's configuration writes it.
 fn binding_value(
     binding: &Binding,
     desired: &Desired,
     plan: &mut Plan,
 ) -> Result<String, ConfigError> {
-    let version = &desired.version;
-    Ok(match binding {
-        Binding::PlainText { text, .. } => format!("text = {}", quote(text)),
-        Binding::Json { json, .. } => format!("json = {}", quote(&json.to_string())),
-        Binding::SecretText { name, text } => {
-            // In the environment, so that it is never on disk.
-            if text.contains('\0') {
-                return Err(ConfigError(format!(
-                    "secret \"{name}\" contains a zero byte, which is not supported; encode the value, for example as base64"
-                )));
-            }
-            if text.len() > MAX_SECRET_BYTES {
-                return Err(ConfigError(format!(
-                    "secret \"{name}\" has {} bytes; the limit is {MAX_SECRET_BYTES}",
-                    text.len()
-                )));
-            }
+    let worker = wharf_bindings::Worker {
+        version: &desired.version,
+        namespaces: &desired.namespaces,
+    };
+    let configured = wharf_bindings::kind_of(binding).configure(binding, &worker);
+    Ok(match configured.map_err(ConfigError)? {
+        WorkerdBinding::Text(text) => format!("text = {}", quote(&text)),
+        WorkerdBinding::Json(json) => format!("json = {}", quote(&json.to_string())),
+        WorkerdBinding::FromEnvironment(text) => {
             let variable = format!("WHARF_SECRET_{}", plan.env.len());
             plan.env.push(format!("{variable}={text}"));
             format!("fromEnvironment = {}", quote(&variable))
         }
-        Binding::DurableObjectNamespace {
-            name, class_name, ..
-        } => {
-            if !desired.namespaces.contains_key(class_name) {
-                return Err(ConfigError(format!(
-                    "binding \"{name}\" is to the Durable Object class \"{class_name}\", which has no namespace; add it to `migrations`"
-                )));
-            }
-            format!("durableObjectNamespace = {}", quote(class_name))
+        WorkerdBinding::DurableObjectNamespace(class) => {
+            format!("durableObjectNamespace = {}", quote(&class))
         }
-        Binding::Service {
-            service,
-            entrypoint,
-            props,
-            ..
-        } => {
-            let entry = entry(entrypoint.as_ref(), props.as_ref());
-            if *service == version.script {
-                let front = if version.assets.is_some() {
-                    "assets"
-                } else {
-                    "main"
-                };
-                format!("service = {}", designator(front, &entry))
-            } else {
-                let socket = format!("svc-{}.sock", plan.outgoing.len());
-                plan.outgoing.push(Outgoing {
-                    socket: socket.clone(),
-                    service: service.clone(),
-                    entry,
-                });
-                format!("service = {}", quote(&socket))
-            }
+        WorkerdBinding::OwnService(entry) => {
+            let front = match desired.version.assets {
+                Some(_) => "assets",
+                None => "main",
+            };
+            format!("service = {}", designator(front, &entry))
         }
-        Binding::Assets { name } => {
-            if version.assets.is_none() {
-                return Err(ConfigError(format!(
-                    "binding \"{name}\" is to static assets, but none were uploaded with this version"
-                )));
-            }
+        WorkerdBinding::OtherService(service, entry) => {
+            let socket = format!("svc-{}.sock", plan.outgoing.len());
+            plan.outgoing.push(Outgoing {
+                socket: socket.clone(),
+                service,
+                entry,
+            });
+            format!("service = {}", quote(&socket))
+        }
+        WorkerdBinding::Assets => {
             "service = (name = \"assets\", entrypoint = \"AssetWorker\")".to_owned()
-        }
-        Binding::VersionMetadata { .. } => {
-            let tag = version
-                .annotations
-                .get("workers/tag")
-                .map_or("", String::as_str);
-            let timestamp = jiff::Timestamp::from_millisecond(version.created_ms)
-                .map(|t| format!("{t:.3}"))
-                .map_err(|error| ConfigError(format!("the version's time of creation: {error}")))?;
-            let json = serde_json::json!({"id": version.id, "tag": tag, "timestamp": timestamp});
-            format!("json = {}", quote(&json.to_string()))
         }
     })
 }

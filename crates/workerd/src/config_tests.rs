@@ -182,7 +182,7 @@ fn a_binding_to_another_script_goes_through_a_socket_and_to_itself_does_not() {
     assert_eq!(plan.outgoing.len(), 2);
     assert_eq!(plan.outgoing[0].entry, api);
     assert_eq!(plan.outgoing[1].entry, Entry::default());
-    let bound: Vec<_> = bound_entries(&desired.version).collect();
+    let bound: Vec<_> = wharf_bindings::bound_entries(&desired.version).collect();
     assert_eq!(bound, [("other", api), ("other", Entry::default())]);
 }
 

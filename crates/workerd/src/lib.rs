@@ -206,7 +206,7 @@ impl Lease {
         self.running.draining.clone().cancelled_owned()
     }
 
-    fn entry(&self, entry: &config::Entry) -> Option<PathBuf> {
+    fn entry(&self, entry: &wharf_bindings::Entry) -> Option<PathBuf> {
         self.running.entries.get(entry).cloned()
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns: the order of things at start and at the end, the reason texts. Must not: decide whether a process runs; the script's machine does.
 
-use crate::config::{Entry, Place, Plan, plan};
+use crate::config::{Place, Plan, plan};
 use crate::folder::{self, Folder, FolderError};
 use crate::output::Output;
 use crate::probe;
@@ -19,6 +19,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use wharf_bindings::Entry;
 use wharf_net::{NetError, Network, Policy};
 use wharf_sandbox::{Exit, Limits, ProcessSpec, Root, SpawnError, SpawnFds};
 

@@ -6,7 +6,7 @@
 //! Must not: look into requests.
 
 use crate::Lease;
-use crate::config::{Entry, Outgoing};
+use crate::config::Outgoing;
 use crate::folder;
 use crate::rpc_relay::{self, Far};
 use crate::script::Script;
@@ -24,6 +24,7 @@ use std::sync::{Arc, Weak};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
+use wharf_bindings::Entry;
 
 type Body = BoxBody<Bytes, hyper::Error>;
 

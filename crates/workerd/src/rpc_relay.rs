@@ -13,7 +13,7 @@
 //! be the same, byte for byte. Where this does not hold, the connection is closed, and the caller sees a lost connection.
 
 use crate::Lease;
-use crate::config::{CONNECT_HOST, Entry};
+use crate::config::CONNECT_HOST;
 use crate::rpc::{Books, Head, Lost, Message, On, Splitter};
 use crate::script::Script;
 use std::collections::HashSet;
@@ -21,6 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
+use wharf_bindings::Entry;
 
 /// A larger first exchange is not kept.
 const GREETING_BYTES: usize = 4096;

@@ -2,7 +2,6 @@
 //!
 //! Owns: the map of scripts, numbers of processes, the run directory. Must not: know the states of a script.
 
-use crate::config::{Entry, bound_entries};
 use crate::machine::Bounds;
 use crate::process::{self, LABEL_PREFIX, Process, Purpose, Stop};
 use crate::script::Script;
@@ -19,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use tokio_util::task::TaskTracker;
+use wharf_bindings::{Entry, bound_entries};
 use wharf_net::Networks;
 use wharf_sandbox::{Spawner, Survivor};
 

@@ -77,7 +77,8 @@ pub(crate) fn application(body: &Map<String, Value>) -> ApiResult<()> {
 
 fn observability(value: Option<&Value>) -> ApiResult<()> {
     fields::APPLICATION_OBSERVABILITY.check_value(value)?;
-    fields::TELEMETRY.check_value(value.and_then(|v| v.get("logs")))
+    fields::TELEMETRY.check_value(value.and_then(|v| v.get("logs")))?;
+    Ok(())
 }
 
 /// Checks `configuration` of an application that its Durable Object manages: image and size come with each start.

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use http::StatusCode;
 use serde_json::Value;
+use wharf_bindings::{Refusal, Said, kind_of, unsupported};
+use wharf_model::fields::{Fate, Table};
 use wharf_model::{Binding, DurableObjectNamespace, Version};
 
 use crate::envelope::{ApiError, ApiResult, UNSUPPORTED};
@@ -18,7 +20,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) base: Option<&'a Version>,
     /// Finds another version of the script, for `inherit` with a `version_id`.
     pub(crate) version: &'a dyn Fn(&str) -> ApiResult<Option<Version>>,
-    pub(crate) script_exists: &'a dyn Fn(&str) -> ApiResult<bool>,
+    pub(crate) script_exists: &'a dyn Fn(&str) -> Result<bool, String>,
     /// The script's secrets: they survive every upload that does not use their name otherwise.
     pub(crate) secrets: &'a BTreeMap<String, String>,
     /// `keep_bindings`: types to take over from `base`.
@@ -26,89 +28,35 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) has_assets: bool,
 }
 
-/// Types of bindings that Cloudflare has and Wharf has not.
-const UNSUPPORTED_TYPES: &[(&str, &str)] = &[
-    ("kv_namespace", "KV namespaces"),
-    ("r2_bucket", "R2 buckets"),
-    ("d1", "D1 databases"),
-    ("queue", "Queues"),
-    ("workflow", "Workflows"),
-    ("ai", "Workers AI bindings"),
-    ("ratelimit", "rate limits"),
-    ("analytics_engine", "Analytics Engine datasets"),
-    ("vectorize", "Vectorize indexes"),
-    ("hyperdrive", "Hyperdrive configurations"),
-    ("secrets_store_secret", "Secrets Store secrets"),
-    ("dispatch_namespace", "dispatch namespaces"),
-    ("mtls_certificate", "mTLS certificates"),
-    ("pipelines", "Pipelines"),
-    ("worker_loader", "Worker loaders"),
-    ("browser", "Browser Rendering bindings"),
-    ("images", "Images bindings"),
-    ("send_email", "Email bindings"),
-    (
-        "wasm_module",
-        "WebAssembly bindings (import the module instead)",
-    ),
-    ("text_blob", "text blobs (import the module instead)"),
-    ("data_blob", "data blobs (import the module instead)"),
-    ("logfwdr", "logfwdr bindings"),
-    ("ai_search", "AI Search bindings"),
-    ("ai_search_namespace", "AI Search namespaces"),
-    ("agent_memory", "Agent Memory bindings"),
-    ("analytics", "Analytics bindings"),
-    ("artifacts", "Artifacts bindings"),
-    ("flagship", "Flagship bindings"),
-    ("k2", "K2 streams"),
-    ("media", "Media bindings"),
-    ("secret_key", "secret keys"),
-    ("stream", "Stream bindings"),
-    ("unsafe_hello_world", "hello-world bindings"),
-    ("vpc_network", "VPC networks"),
-    ("vpc_service", "VPC services"),
-];
+impl Surroundings<'_> {
+    fn of_kinds(&self) -> wharf_bindings::Surroundings<'_> {
+        wharf_bindings::Surroundings {
+            script: self.script,
+            namespaces: self.namespaces,
+            script_exists: self.script_exists,
+            has_assets: self.has_assets,
+        }
+    }
 
-fn unsupported(kind: &str, name: &str) -> ApiError {
-    let what = UNSUPPORTED_TYPES
-        .iter()
-        .find(|(known, _)| *known == kind)
-        .map_or_else(
-            || format!("bindings of type {kind:?}"),
-            |(_, what)| (*what).to_owned(),
-        );
-    ApiError::new(
-        StatusCode::BAD_REQUEST,
-        UNSUPPORTED,
-        format!("{what} are not supported by this Wharf yet (binding {name:?})"),
-    )
-}
-
-/// The `type` of a binding.
-pub(crate) fn kind(binding: &Binding) -> &'static str {
-    match binding {
-        Binding::PlainText { .. } => "plain_text",
-        Binding::Json { .. } => "json",
-        Binding::SecretText { .. } => "secret_text",
-        Binding::DurableObjectNamespace { .. } => "durable_object_namespace",
-        Binding::Service { .. } => "service",
-        Binding::Assets { .. } => "assets",
-        Binding::VersionMetadata { .. } => "version_metadata",
+    fn checked(&self, binding: Binding) -> ApiResult<Binding> {
+        Ok(kind_of(&binding).check(binding, &self.of_kinds())?)
     }
 }
 
-/// The same binding under another name.
-fn named(binding: &Binding, new_name: &str) -> Binding {
-    let mut binding = binding.clone();
-    match &mut binding {
-        Binding::PlainText { name, .. }
-        | Binding::Json { name, .. }
-        | Binding::SecretText { name, .. }
-        | Binding::DurableObjectNamespace { name, .. }
-        | Binding::Service { name, .. }
-        | Binding::Assets { name }
-        | Binding::VersionMetadata { name } => new_name.clone_into(name),
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Invalid(message) => ApiError::invalid(message),
+            Refusal::Unsupported(what) => ApiError::unsupported(what),
+            Refusal::UnsupportedType { .. } => {
+                ApiError::new(StatusCode::BAD_REQUEST, UNSUPPORTED, refusal.to_string())
+            }
+            Refusal::Missing { code, message } => {
+                ApiError::new(StatusCode::BAD_REQUEST, code, message)
+            }
+            Refusal::Store(message) => ApiError::internal(message),
+        }
     }
-    binding
 }
 
 /// The version's bindings, in the upload's order; kept ones and secrets follow.
@@ -131,9 +79,10 @@ pub(crate) fn resolve(uploaded: &[Value], around: &Surroundings<'_>) -> ApiResul
     }
     for kept in around.base.map_or(&[][..], |base| &base.bindings) {
         // Secrets come from the script's own table, below.
-        let wanted = kind(kept) != "secret_text" && around.keep.iter().any(|k| k == kind(kept));
+        let kind = kind_of(kept).name();
+        let wanted = kind != "secret_text" && around.keep.iter().any(|k| k == kind);
         if wanted && names.insert(kept.name().to_owned()) {
-            bindings.push(checked(kept.clone(), around)?);
+            bindings.push(around.checked(kept.clone())?);
         }
     }
     for (name, text) in around.secrets {
@@ -155,87 +104,35 @@ fn one(uploaded: &Value, around: &Surroundings<'_>) -> ApiResult<Binding> {
             "a binding without \"type\" or \"name\": {uploaded}"
         )));
     };
-    let need = |key: &str| {
-        text(key).map(str::to_owned).ok_or_else(|| {
-            ApiError::invalid(format!("binding {name:?} of type {kind:?} needs {key:?}"))
-        })
-    };
-    let table = fields::binding(kind).ok_or_else(|| unsupported(kind, name))?;
-    if let Err(mut refusal) = table.check_value(Some(uploaded)) {
-        refusal.message.push_str(&format!(" (binding {name:?})"));
-        return Err(refusal);
-    }
-    let name = name.to_owned();
-    let binding = match kind {
-        "plain_text" => Binding::PlainText {
-            text: need("text")?,
-            name,
-        },
-        "secret_text" => Binding::SecretText {
-            text: need("text")?,
-            name,
-        },
-        "json" => Binding::Json {
-            json: uploaded.get("json").cloned().ok_or_else(|| {
-                ApiError::invalid(format!("binding {name:?} of type \"json\" needs \"json\""))
-            })?,
-            name,
-        },
-        "durable_object_namespace" => durable_object(name, uploaded, around)?,
-        "service" => {
-            if let Some(environment) = text("environment").filter(|e| *e != "production") {
-                return Err(ApiError::unsupported(format!(
-                    "service environments ({environment:?} in binding {name:?})"
-                )));
-            }
-            Binding::Service {
-                service: need("service")?,
-                entrypoint: text("entrypoint").map(str::to_owned),
-                props: uploaded.get("props").filter(|p| !p.is_null()).cloned(),
-                name,
-            }
-        }
-        "assets" => Binding::Assets { name },
-        "version_metadata" => Binding::VersionMetadata { name },
-        "inherit" => inherit(&name, uploaded, around)?,
-        other => return Err(unsupported(other, &name)),
-    };
-    checked(binding, around)
-}
-
-fn durable_object(name: String, uploaded: &Value, around: &Surroundings<'_>) -> ApiResult<Binding> {
-    let text = |key: &str| uploaded.get(key).and_then(Value::as_str);
-    if let Some(other) = text("script_name").filter(|other| *other != around.script) {
-        return Err(ApiError::unsupported(format!(
-            "Durable Objects of another Worker (\"script_name\": {other:?} in binding {name:?})"
-        )));
-    }
-    let class = text("class_name").unwrap_or_default();
-    let namespace = around.namespaces.iter().find(|namespace| {
-        namespace.class == class
-            || (class.is_empty() && Some(&*namespace.id) == text("namespace_id"))
-    });
-    let Some(namespace) = namespace else {
-        return Err(no_namespace(class, &format!("binding {name:?}")));
-    };
-    Ok(Binding::DurableObjectNamespace {
+    let said = Said {
         name,
-        class_name: namespace.class.clone(),
-        namespace_id: namespace.id.clone(),
-    })
+        kind,
+        value: uploaded,
+    };
+    let binding = if kind == "inherit" {
+        check_fields(&said, fields::INHERIT)?;
+        inherit(name, uploaded, around)?
+    } else {
+        let kind = wharf_bindings::kind(kind).ok_or_else(|| unsupported(kind, name))?;
+        check_fields(&said, kind.fields())?;
+        kind.parse(&said, &around.of_kinds())?
+    };
+    around.checked(binding)
 }
 
-/// The answer to a class that has no namespace.
-pub(crate) fn no_namespace(class: &str, user: &str) -> ApiError {
-    ApiError::new(
-        StatusCode::BAD_REQUEST,
-        10061,
-        format!(
-            "Cannot create binding for class '{class}' ({user}) because it is not currently configured to implement Durable Objects. \
-             Did you forget to declare it? Add \"{class}\": {{\"type\": \"durable-object\", \"storage\": \"sqlite\"}} to \"exports\" of your configuration, \
-             or {{\"tag\": \"...\", \"new_sqlite_classes\": [\"{class}\"]}} to \"migrations\" if it has those."
-        ),
-    )
+/// Refuses fields that a binding of this type does not have.
+fn check_fields(said: &Said<'_>, own: &[(&'static str, Fate)]) -> ApiResult<()> {
+    let table = Table {
+        of: "a binding",
+        fields: &[fields::BINDING, own].concat(),
+    };
+    table.check_value(Some(said.value)).map_err(|field| {
+        let mut refusal = ApiError::from(field);
+        refusal
+            .message
+            .push_str(&format!(" (binding {:?})", said.name));
+        refusal
+    })
 }
 
 fn inherit(name: &str, uploaded: &Value, around: &Surroundings<'_>) -> ApiResult<Binding> {
@@ -251,7 +148,7 @@ fn inherit(name: &str, uploaded: &Value, around: &Surroundings<'_>) -> ApiResult
     };
     let found = base
         .and_then(|base| base.bindings.iter().find(|b| b.name() == old_name))
-        .map(|binding| named(binding, name));
+        .map(|binding| binding.named(name));
     // A secret that was put since, or while no version was there to carry it, counts as inherited too.
     let secret = || {
         around
@@ -271,47 +168,6 @@ fn inherit(name: &str, uploaded: &Value, around: &Surroundings<'_>) -> ApiResult
             ),
         )
     })
-}
-
-/// Checks a binding, new or taken over, against what exists now.
-fn checked(binding: Binding, around: &Surroundings<'_>) -> ApiResult<Binding> {
-    match &binding {
-        Binding::Service { name, service, .. }
-            if service != around.script && !(around.script_exists)(service)? =>
-        {
-            return Err(ApiError::new(
-                StatusCode::BAD_REQUEST,
-                10143,
-                format!(
-                    "Could not resolve service binding '{name}'. Target script '{service}' not found: deploy it first."
-                ),
-            ));
-        }
-        Binding::DurableObjectNamespace {
-            name,
-            class_name,
-            namespace_id,
-        } => {
-            let current = around.namespaces.iter().find(|n| n.id == *namespace_id);
-            let Some(current) = current else {
-                return Err(no_namespace(class_name, &format!("binding {name:?}")));
-            };
-            if current.class != *class_name {
-                return Ok(Binding::DurableObjectNamespace {
-                    name: name.clone(),
-                    class_name: current.class.clone(),
-                    namespace_id: namespace_id.clone(),
-                });
-            }
-        }
-        Binding::Assets { name } if !around.has_assets => {
-            return Err(ApiError::invalid(format!(
-                "binding {name:?} is for static assets, but the upload has none"
-            )));
-        }
-        _ => {}
-    }
-    Ok(binding)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use wharf_store::{Classes, NewDeployment, SecretChange, Store, Upload};
 use crate::assets;
 use crate::containers::checks;
 use crate::envelope::{ApiError, ApiResult, now_ms};
-use crate::upload::bindings::{Surroundings, no_namespace, resolve};
+use crate::upload::bindings::{Surroundings, resolve};
 use crate::upload::exports::{Exports, Outcome};
 use crate::upload::metadata::{AssetsRef, ContainerRef, Metadata};
 use crate::upload::migrations;
@@ -207,7 +207,10 @@ fn build(
             namespaces,
             base: base.as_ref(),
             version: &|id| Ok(store.version(id)?.filter(|version| version.script == *name)),
-            script_exists: &|other| Ok(store.script(other)?.is_some()),
+            script_exists: &|other| match store.script(other) {
+                Ok(found) => Ok(found.is_some()),
+                Err(error) => Err(error.to_string()),
+            },
             secrets: &secrets,
             keep: metadata.keep_bindings.as_deref().unwrap_or_default(),
             has_assets: assets.is_some(),
@@ -372,7 +375,9 @@ fn declarations(
             )));
         };
         let Some(namespace) = namespaces.iter().find(|n| n.class == class) else {
-            return Err(no_namespace(class, &format!("container {shown:?}")));
+            return Err(
+                wharf_bindings::no_namespace(class, &format!("container {shown:?}")).into(),
+            );
         };
         if !namespace.use_sqlite {
             return Err(ApiError::invalid(format!(

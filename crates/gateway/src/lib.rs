@@ -26,12 +26,20 @@ use std::pin::Pin;
 
 /// A workerd process that serves a script. The request holds `guard` until its response body has ended: a draining process waits for it.
 pub struct Upstream {
-    /// Its HTTP socket.
-    pub socket: PathBuf,
+    /// Where it takes requests.
+    pub endpoint: Endpoint,
     /// Distinguishes processes: pooled connections of an older one are not used.
     pub process: u64,
     /// Released on drop.
     pub guard: Box<dyn Guard>,
+}
+
+/// Where a process is. A process on another node will be a second variant: nothing but the pool's
+/// connecting looks into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// On this machine: its Unix socket.
+    Unix(PathBuf),
 }
 
 /// Keeps a process from being ended while a request uses it; dropping it releases the process.

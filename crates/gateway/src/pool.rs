@@ -6,7 +6,7 @@
 //!              \-> body not read to its end, or an error: dropped
 //! ```
 
-use crate::Guard;
+use crate::{Endpoint, Guard};
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
@@ -57,9 +57,10 @@ impl Pool {
     /// Opens a new connection.
     pub(crate) async fn connect(
         self: &Arc<Self>,
-        socket: &Path,
+        endpoint: &Endpoint,
         process: u64,
     ) -> io::Result<Connection> {
+        let Endpoint::Unix(socket) = endpoint;
         let stream = connect_unix(socket).await?;
         let (connection, driver) = http1::Builder::new()
             .max_buf_size(BUFFER)

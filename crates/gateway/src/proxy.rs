@@ -221,7 +221,9 @@ impl Gateway {
     }
 
     async fn connect(&self, upstream: &Upstream) -> std::io::Result<Connection> {
-        self.pool.connect(&upstream.socket, upstream.process).await
+        self.pool
+            .connect(&upstream.endpoint, upstream.process)
+            .await
     }
 
     fn no_worker(&self, host: &str) -> Refusal {

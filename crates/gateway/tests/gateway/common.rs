@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use wharf_gateway::{GatewayConfig, Unavailable, Upstream, Upstreams};
+use wharf_gateway::{Endpoint, GatewayConfig, Unavailable, Upstream, Upstreams};
 
 /// Socket and number, or why there is none.
 type Process = Result<(PathBuf, u64), String>;
@@ -94,7 +94,7 @@ impl Upstreams for Scripts {
                         end_reason: self.end_reason.lock().unwrap().clone(),
                     };
                     Ok(Upstream {
-                        socket: socket.clone(),
+                        endpoint: Endpoint::Unix(socket.clone()),
                         process: *process,
                         guard: Box::new(held),
                     })

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use wharf_docker_api::operator::Operator;
 use wharf_engine::{Engine, Owner};
-use wharf_gateway::{Unavailable, Upstream, Upstreams};
+use wharf_gateway::{Endpoint, Unavailable, Upstream, Upstreams};
 use wharf_net::Networks;
 use wharf_node::{Node, StoredApplications};
 use wharf_sandbox::Spawner;
@@ -172,7 +172,7 @@ impl Upstreams for Workers {
         Box::pin(async move {
             match self.0.supervisor.acquire(script).await {
                 Ok(lease) => Ok(Upstream {
-                    socket: lease.socket.clone(),
+                    endpoint: Endpoint::Unix(lease.socket.clone()),
                     process: lease.process,
                     guard: Box::new(LeaseGuard(lease)),
                 }),

@@ -1,6 +1,7 @@
 //! A container application: image and limits behind a Durable Object namespace (contracts: wrangler, section 6).
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// The `scheduling_policy` of applications that their Durable Objects manage.
 pub const MANAGED_POLICY: &str = "durable_object";
@@ -18,10 +19,10 @@ pub struct Application {
     pub version: u32,
     /// Most instances at a time.
     pub max_instances: u32,
-    /// `configuration` as sent: image, instance_type or vcpu/memory_mib/disk, ...
-    pub configuration: serde_json::Value,
+    /// Image, size, and what is asked of Wharf itself.
+    pub configuration: Configuration,
     /// Everything else that was sent (scheduling_policy, constraints, ...), echoed back.
-    pub extra: serde_json::Value,
+    pub extra: Value,
     /// Unix time in milliseconds.
     pub created_ms: i64,
     /// Unix time in milliseconds.
@@ -31,7 +32,7 @@ pub struct Application {
 impl Application {
     /// The image reference that new instances start from.
     pub fn image(&self) -> Option<&str> {
-        self.configuration.get("image")?.as_str()
+        self.configuration.sent.get("image")?.as_str()
     }
 
     /// Whether the Worker chooses image and size with each start (`"scheduling_policy": "durable_object"`): such an application has the id of
@@ -40,38 +41,113 @@ impl Application {
         self.extra.get("scheduling_policy").and_then(|v| v.as_str()) == Some(MANAGED_POLICY)
     }
 
-    /// What the deployer asks of Wharf itself: `"unsafe": {"configuration": {"wharf": {...}}}` of a container in the wrangler configuration, which wrangler
-    /// merges into what it sends. Nothing given is [`Settings::default`].
+    /// What its configuration means.
+    ///
+    /// # Errors
+    /// An older version of Wharf has stored one that makes no sense; what is wrong, for the deployer.
+    pub fn spec(&self) -> Result<&Spec, String> {
+        let spec = self.configuration.spec.as_ref();
+        spec.map_err(|reason| {
+            format!(
+                "the configuration of application \"{}\" is wrong: {reason}; deploy it again",
+                self.name
+            )
+        })
+    }
+}
+
+/// `configuration` of an application, as sent, with what it means.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Value", into = "Value")]
+pub struct Configuration {
+    sent: Value,
+    spec: Result<Spec, String>,
+}
+
+/// What an application's configuration means.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec {
+    /// Limits of an instance.
+    pub limits: Limits,
+    /// What is asked of Wharf itself: `"unsafe": {"configuration": {"wharf": {...}}}` of a container
+    /// in the wrangler configuration, which wrangler merges into what it sends.
+    pub settings: Settings,
+}
+
+impl Configuration {
+    /// Reads one.
     ///
     /// # Errors
     /// What is wrong with it and what to write instead, for the deployer.
-    pub fn settings(&self) -> Result<Settings, String> {
-        Settings::read(&self.configuration)
+    pub fn parse(sent: Value) -> Result<Configuration, String> {
+        let spec = Ok(Spec::read(&sent)?);
+        Ok(Configuration { sent, spec })
     }
 
-    /// Resource limits of an instance, from `instance_type` or from `vcpu`, `memory_mib` and `disk.size_mb`;
-    /// what is not given has lite's value (contracts: wrangler, section 6).
-    pub fn limits(&self) -> Limits {
+    /// As it was sent.
+    pub fn sent(&self) -> &Value {
+        &self.sent
+    }
+}
+
+/// One that was stored: it was read before, or it says why it cannot be.
+impl From<Value> for Configuration {
+    fn from(sent: Value) -> Configuration {
+        let spec = Spec::read(&sent);
+        Configuration { sent, spec }
+    }
+}
+
+impl From<Configuration> for Value {
+    fn from(configuration: Configuration) -> Value {
+        configuration.sent
+    }
+}
+
+impl Spec {
+    /// Limits come from `instance_type`, or from `vcpu`, `memory_mib` and `disk.size_mb`; a figure
+    /// that is not given is lite's (contracts: wrangler, section 6).
+    fn read(sent: &Value) -> Result<Spec, String> {
+        let settings = Settings::read(sent)?;
         let lite = InstanceType::Lite.limits();
-        let conf = &self.configuration;
-        if let Some(kind) = conf.get("instance_type").and_then(|v| v.as_str()) {
-            return InstanceType::parse(kind).map_or(lite, InstanceType::limits);
-        }
-        Limits {
-            vcpu: conf
-                .get("vcpu")
-                .and_then(|v| v.as_f64())
-                .unwrap_or(lite.vcpu),
-            memory_mib: conf
-                .get("memory_mib")
-                .and_then(|v| v.as_u64())
+        let given = |value: Option<&'_ Value>| value.filter(|v| !v.is_null()).cloned();
+        let positive = |name: &str, value: Option<Value>| match value {
+            None => Ok(None),
+            Some(value) => match value.as_f64().filter(|n| *n > 0.0) {
+                Some(number) => Ok(Some(number)),
+                None => Err(format!("{name} must be a positive number, not {value}")),
+            },
+        };
+        let whole = |name: &str, value: Option<Value>| {
+            let number = positive(name, value.clone())?;
+            match number.filter(|n| n.fract() != 0.0) {
+                None => Ok(number.map(|n| n as u64)),
+                Some(n) => Err(format!("{name} must be a whole number, not {n}")),
+            }
+        };
+        let custom = Limits {
+            vcpu: positive("vcpu", given(sent.get("vcpu")))?.unwrap_or(lite.vcpu),
+            memory_mib: whole("memory_mib", given(sent.get("memory_mib")))?
                 .unwrap_or(lite.memory_mib),
-            disk_mb: conf
-                .get("disk")
-                .and_then(|d| d.get("size_mb"))
-                .and_then(|v| v.as_u64())
-                .unwrap_or(lite.disk_mb),
-        }
+            disk_mb: whole(
+                "disk.size_mb",
+                given(sent.get("disk").and_then(|disk| disk.get("size_mb"))),
+            )?
+            .unwrap_or(lite.disk_mb),
+        };
+        let limits = match given(sent.get("instance_type")) {
+            None => custom,
+            Some(kind) => {
+                let known = kind.as_str().and_then(InstanceType::parse);
+                let known = known.ok_or_else(|| {
+                    format!(
+                        "unknown instance_type {kind}; there are lite, basic, standard-1, standard-2, standard-3 and standard-4"
+                    )
+                })?;
+                known.limits()
+            }
+        };
+        Ok(Spec { limits, settings })
     }
 }
 
@@ -91,8 +167,8 @@ impl Settings {
     /// Reads them out of an application's `configuration`.
     ///
     /// # Errors
-    /// As [`Application::settings`].
-    pub fn read(configuration: &serde_json::Value) -> Result<Self, String> {
+    /// What is wrong with it and what to write instead, for the deployer.
+    pub fn read(configuration: &Value) -> Result<Self, String> {
         let Some(value) = configuration.get("wharf").filter(|v| !v.is_null()) else {
             return Ok(Settings::default());
         };
@@ -206,6 +282,39 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_size_is_named_or_figures_and_never_guessed() {
+        let limits = |sent| Configuration::parse(sent).map(|it| it.spec.unwrap().limits);
+        assert_eq!(limits(json!({})), Ok(InstanceType::Lite.limits()));
+        assert_eq!(
+            limits(json!({"instance_type": "basic"})),
+            Ok(InstanceType::Basic.limits())
+        );
+        assert_eq!(
+            limits(json!({"vcpu": 0.5, "memory_mib": 512, "disk": {"size_mb": 3000.0}})),
+            Ok(Limits {
+                vcpu: 0.5,
+                memory_mib: 512,
+                disk_mb: 3000
+            })
+        );
+        for (bad, word) in [
+            (json!({"instance_type": "huge"}), "huge"),
+            (json!({"instance_type": 3}), "unknown instance_type 3"),
+            (json!({"vcpu": "1"}), "vcpu"),
+            (json!({"memory_mib": -1}), "memory_mib"),
+            (json!({"memory_mib": 512.5}), "whole"),
+            (json!({"disk": {"size_mb": 0}}), "disk.size_mb"),
+        ] {
+            let reason = limits(bad.clone()).unwrap_err();
+            assert!(reason.contains(word), "{reason}");
+            // Stored by an older version: kept, with the reason.
+            let stored: Configuration = serde_json::from_value(bad.clone()).unwrap();
+            assert_eq!(stored.spec, Err(reason));
+            assert_eq!(serde_json::to_value(&stored).unwrap(), bad);
+        }
+    }
 
     #[test]
     fn settings_are_read_and_nonsense_is_refused() {

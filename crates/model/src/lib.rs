@@ -9,7 +9,9 @@ pub mod instance;
 pub mod names;
 pub mod version;
 
-pub use application::{Application, InstanceType, Isolation, Limits, MANAGED_POLICY, Settings};
+pub use application::{
+    Application, Configuration, InstanceType, Isolation, Limits, MANAGED_POLICY, Settings, Spec,
+};
 pub use instance::{InstanceState, InstanceView};
 pub use version::{
     AssetFile, Assets, Binding, ContainerDeclaration, DurableObjectNamespace, Module, ModuleKind,

@@ -6,7 +6,7 @@
 use std::pin::Pin;
 
 use wharf_engine::{Isolation, Limits};
-use wharf_model::{Application, InstanceType};
+use wharf_model::{Application, InstanceType, Spec};
 use wharf_store::{Store, StoreError};
 
 use crate::size::instance_limits;
@@ -128,8 +128,8 @@ impl StoredApplications {
                 namespace.class
             )
         })?;
-        let settings = application.settings()?;
-        let limits = instance_limits(application.limits());
+        let Spec { limits, settings } = application.spec()?.clone();
+        let limits = instance_limits(limits);
         let largest = if application.is_managed() {
             instance_limits(InstanceType::Standard4.limits())
         } else {
@@ -193,14 +193,14 @@ pub(crate) fn standby_target(
     let Some(namespace) = &application.namespace_id else {
         return Ok(None);
     };
-    // Control has checked the settings; what an older version has stored asks for nothing.
-    let settings = application.settings().unwrap_or_default();
+    // A configuration that makes no sense asks for nothing; its starts say why they are refused.
+    let min_instances = application.spec().map_or(0, |it| it.settings.min_instances);
     Ok(store.namespace(namespace)?.map(|namespace| StandbyTarget {
         id: application.id.clone(),
         name: application.name.clone(),
         script: namespace.script,
         unique_key: namespace.unique_key,
-        min_instances: settings.min_instances,
+        min_instances,
         max_instances: application.max_instances,
     }))
 }

@@ -59,8 +59,10 @@ impl Node {
         }
         self.supervisor.set_all(scripts);
         for application in self.store.applications()? {
-            self.engine
-                .expect_disks(disk_bytes(application.limits().disk_mb));
+            match application.spec() {
+                Ok(spec) => self.engine.expect_disks(disk_bytes(spec.limits.disk_mb)),
+                Err(reason) => tracing::error!("{reason}"),
+            }
             if let Some(target) = standby_target(&self.store, &application)? {
                 self.standbys.application(target);
             }
@@ -170,7 +172,8 @@ impl Node {
             );
             return Ok(());
         };
-        let size = application.limits();
+        let spec = application.spec().map_err(anyhow::Error::msg)?;
+        let (size, settings) = (spec.limits, &spec.settings);
         self.engine.expect_disks(disk_bytes(size.disk_mb));
         let target = standby_target(&self.store, &application)?;
         let keep = |target| self.standbys.application(target);
@@ -185,7 +188,6 @@ impl Node {
             .await
             .with_context(|| format!("the image of application \"{}\"", application.name))?;
         target.into_iter().for_each(keep);
-        let settings = application.settings().map_err(anyhow::Error::msg)?;
         let class = self.engine.isolation_class(&image, settings.isolation)?;
         let rolled = self
             .engine

@@ -287,7 +287,7 @@ fn one_application_per_name_and_per_namespace() {
         namespace_id: Some(namespace.into()),
         version: 1,
         max_instances: 3,
-        configuration: serde_json::json!({"image": "x:1"}),
+        configuration: serde_json::json!({"image": "x:1"}).into(),
         extra: serde_json::json!({}),
         created_ms: 1,
         modified_ms: 1,

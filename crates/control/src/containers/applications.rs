@@ -12,7 +12,7 @@ use axum::extract::{Path, Query, State};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use wharf_model::{Application, InstanceState, InstanceView, MANAGED_POLICY};
+use wharf_model::{Application, Configuration, InstanceState, InstanceView, MANAGED_POLICY};
 use wharf_store::{Store, StoreError};
 
 use crate::containers::checks;
@@ -58,7 +58,7 @@ async fn show(app: &Arc<App>, application: &Application) -> Value {
         "name": application.name,
         "version": application.version,
         "max_instances": application.max_instances,
-        "configuration": application.configuration,
+        "configuration": application.configuration.sent(),
         "created_at": timestamp(application.created_ms),
         "updated_at": timestamp(application.modified_ms),
         "health": {"instances": health(&app.effects.instances(&application.id).await)},
@@ -184,7 +184,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Body) -> ApiRes
         ));
     };
     let now = now_ms();
-    let application = Application {
+    let mut application = Application {
         id: uuid::Uuid::new_v4().to_string(),
         name: new.name,
         namespace_id: Some(namespace_id.clone()),
@@ -193,7 +193,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Body) -> ApiRes
             Some(value) => checks::max_instances(&value)?,
             None => MAX_INSTANCES,
         },
-        configuration: new.configuration,
+        configuration: Configuration::from(new.configuration),
         extra: Value::Object(new.extra),
         created_ms: now,
         modified_ms: now,
@@ -201,7 +201,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Body) -> ApiRes
     let application = if application.is_managed() {
         managed(application, namespace_id.clone()).inspect_err(log_refusal)?
     } else {
-        checks::configuration(&application.configuration)?;
+        application.configuration = checks::configuration(application.configuration.sent())?;
         let Some(image) = application.image().filter(|image| !image.is_empty()) else {
             return Err(ApiError::bad_request(
                 "an application's \"configuration\" needs an \"image\"",
@@ -269,10 +269,12 @@ fn managed(mut application: Application, namespace_id: String) -> ApiResult<Appl
     application.id = namespace_id;
     // wrangler has no setting for it.
     application.max_instances = u32::MAX;
-    if application.configuration.is_null() {
-        application.configuration = json!({});
-    }
-    checks::managed_configuration(&application.configuration)?;
+    let sent = application.configuration.sent();
+    let sent = match sent.is_null() {
+        true => &json!({}),
+        false => sent,
+    };
+    application.configuration = checks::managed_configuration(sent)?;
     Ok(application)
 }
 
@@ -332,7 +334,7 @@ fn patched(before: &Application, patch: Map<String, Value>) -> ApiResult<Patched
                 wanted_image = image
                     .filter(|image| before.image() != Some(image))
                     .map(str::to_owned);
-                application.configuration = with_image(value, before.image());
+                application.configuration = with_image(value, before.image()).into();
             }
             "max_instances" if before.is_managed() => {
                 return Err(ApiError::bad_request(

@@ -1,13 +1,13 @@
 //! What of an application's configuration is refused. Pure.
 
 use serde_json::{Map, Value};
-use wharf_model::{Application, InstanceType, MANAGED_POLICY, Settings};
+use wharf_model::{Application, Configuration, MANAGED_POLICY};
 
 use crate::envelope::{ApiError, ApiResult};
 use crate::fields;
 
-/// Checks `configuration`, all but whether its image exists.
-pub(crate) fn configuration(configuration: &Value) -> ApiResult<()> {
+/// Reads `configuration`; checks all but whether its image exists.
+pub(crate) fn configuration(configuration: &Value) -> ApiResult<Configuration> {
     if !configuration.is_object() {
         return Err(ApiError::bad_request(
             "an application needs a \"configuration\"",
@@ -16,29 +16,6 @@ pub(crate) fn configuration(configuration: &Value) -> ApiResult<()> {
     fields::CONFIGURATION.check_value(Some(configuration))?;
     fields::DISK.check_value(configuration.get("disk"))?;
     observability(configuration.get("observability"))?;
-    if let Some(kind) = configuration.get("instance_type").filter(|v| !v.is_null())
-        && kind.as_str().and_then(InstanceType::parse).is_none()
-    {
-        return Err(ApiError::bad_request(format!(
-            "unknown instance_type {kind}; there are lite, basic, standard-1, standard-2, standard-3 and standard-4"
-        )));
-    }
-    let number = |name: &str, value: Option<&Value>| match value {
-        None | Some(Value::Null) => Ok(()),
-        Some(value) if value.as_f64().is_some_and(|n| n > 0.0) => Ok(()),
-        Some(value) => Err(ApiError::bad_request(format!(
-            "{name} must be a positive number, not {value}"
-        ))),
-    };
-    number("vcpu", configuration.get("vcpu"))?;
-    number("memory_mib", configuration.get("memory_mib"))?;
-    number(
-        "disk.size_mb",
-        configuration
-            .get("disk")
-            .and_then(|disk| disk.get("size_mb")),
-    )?;
-    Settings::read(configuration).map_err(ApiError::bad_request)?;
     let ssh = configuration
         .get("wrangler_ssh")
         .and_then(|ssh| ssh.get("enabled"))
@@ -48,7 +25,7 @@ pub(crate) fn configuration(configuration: &Value) -> ApiResult<()> {
             "SSH sessions into containers (\"ssh\": {\"enabled\": true})",
         ));
     }
-    Ok(())
+    Configuration::parse(configuration.clone()).map_err(ApiError::bad_request)
 }
 
 /// Checks an application's fields beside its configuration, as they come with a create or a change.
@@ -82,8 +59,8 @@ fn observability(value: Option<&Value>) -> ApiResult<()> {
 }
 
 /// Checks `configuration` of an application that its Durable Object manages: image and size come with each start.
-pub(crate) fn managed_configuration(value: &Value) -> ApiResult<()> {
-    configuration(value)?;
+pub(crate) fn managed_configuration(value: &Value) -> ApiResult<Configuration> {
+    let read = configuration(value)?;
     for key in value.as_object().into_iter().flat_map(Map::keys) {
         match key.as_str() {
             // The last is refused above, unless it is empty.
@@ -95,7 +72,7 @@ pub(crate) fn managed_configuration(value: &Value) -> ApiResult<()> {
             }
         }
     }
-    Ok(())
+    Ok(read)
 }
 
 /// What is said of a container with `"scheduling_policy": "durable_object"` and nothing that it may start.

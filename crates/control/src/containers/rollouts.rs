@@ -68,14 +68,19 @@ pub(crate) async fn create(
                 check_image(&inner, image).await?;
             }
             let mut after = before.clone();
-            after.configuration = match image {
+            let target = match image {
                 Some(_) => target,
                 None => with_image(target, before.image()),
             };
+            after.configuration = target.into();
             let rollout = Rollout {
                 id: uuid::Uuid::new_v4().to_string(),
                 application: id,
-                body: record(&new, &before.configuration, &after.configuration),
+                body: record(
+                    &new,
+                    before.configuration.sent(),
+                    after.configuration.sent(),
+                ),
                 created_ms: now_ms(),
             };
             let shown = show(&rollout);

@@ -17,7 +17,7 @@ use crate::containers::images;
 use crate::deploying::source;
 use crate::envelope::{ApiError, ApiResult, ok, timestamp};
 use crate::upload::metadata::annotations;
-use crate::{App, fields, settings, versions};
+use crate::{App, fields, versions};
 
 /// As many as Cloudflare shows.
 const SHOWN: u32 = 10;
@@ -27,7 +27,7 @@ pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Path((_, script)): Path<(String, String)>,
 ) -> ApiResult {
-    settings::existing(&app, &script).await?;
+    app.existing(&script).await?;
     let deployments = app
         .db(move |store| store.deployments(&script, SHOWN))
         .await?;
@@ -40,7 +40,7 @@ pub(crate) async fn one(
     State(app): State<Arc<App>>,
     Path((_, script, id)): Path<(String, String, String)>,
 ) -> ApiResult {
-    settings::existing(&app, &script).await?;
+    app.existing(&script).await?;
     let deployments = app
         .db(move |store| store.deployments(&script, u32::MAX))
         .await?;
@@ -97,7 +97,7 @@ pub(crate) async fn create(
     headers: HeaderMap,
     request: Body,
 ) -> ApiResult {
-    settings::existing(&app, &script).await?;
+    app.existing(&script).await?;
     let new: NewBody = body::json(request).await?;
     let id = only_version(&new)?;
     let version = versions::find(&app, &script, &id).await?;

@@ -125,6 +125,14 @@ pub(crate) struct App {
 }
 
 impl App {
+    /// The script, or the error that wrangler takes for "not there".
+    pub(crate) async fn existing(self: &Arc<Self>, script: &str) -> ApiResult<wharf_model::Script> {
+        let name = script.to_owned();
+        self.db(move |store| store.script(&name))
+            .await?
+            .ok_or_else(|| ApiError::worker_not_found(script))
+    }
+
     /// Runs a piece of work with the store where blocking is allowed.
     pub(crate) async fn db<T, E>(
         self: &Arc<Self>,

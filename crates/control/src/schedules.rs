@@ -11,7 +11,7 @@ use wharf_cron::Schedule;
 use wharf_model::Script;
 
 use crate::envelope::{ApiError, ApiResult, ok, timestamp};
-use crate::{App, body, settings};
+use crate::{App, body};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,7 +34,7 @@ pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Path((_, script)): Path<(String, String)>,
 ) -> ApiResult {
-    Ok(ok(show(&settings::existing(&app, &script).await?)))
+    Ok(ok(show(&app.existing(&script).await?)))
 }
 
 /// `PUT workers/scripts/<name>/schedules`: these and no others.
@@ -43,7 +43,7 @@ pub(crate) async fn replace(
     Path((_, script)): Path<(String, String)>,
     request: Body,
 ) -> ApiResult {
-    settings::existing(&app, &script).await?;
+    app.existing(&script).await?;
     let triggers: Vec<Trigger> = body::json(request).await?;
     let mut crons: Vec<String> = Vec::new();
     for Trigger { cron } in triggers {
@@ -56,7 +56,7 @@ pub(crate) async fn replace(
     let inner = Arc::clone(&app);
     let shown = app
         .exclusively(script.clone(), async move {
-            let before = settings::existing(&inner, &script).await?;
+            let before = inner.existing(&script).await?;
             set(&inner, &script, crons).await?;
             if let Err(reason) = inner.effects.script_changed(&script).await {
                 set(&inner, &script, before.schedules).await?;
@@ -64,7 +64,7 @@ pub(crate) async fn replace(
                     "The schedules can't be set: {reason}"
                 )));
             }
-            Ok(show(&settings::existing(&inner, &script).await?))
+            Ok(show(&inner.existing(&script).await?))
         })
         .await?;
     Ok(ok(shown))

@@ -10,7 +10,7 @@ use wharf_model::{Binding, Script, Version};
 use crate::App;
 use crate::deployments::Force;
 use crate::envelope::{ApiError, ApiResult, Page, WORKER_NOT_FOUND, ok, timestamp};
-use crate::settings::{existing, tags};
+use crate::settings::tags;
 use crate::versions::etag;
 
 fn show(script: &Script, deployed: Option<&Version>, tags: Value) -> Value {
@@ -50,7 +50,7 @@ fn show(script: &Script, deployed: Option<&Version>, tags: Value) -> Value {
 }
 
 async fn look(app: &Arc<App>, name: &str) -> ApiResult<(Script, Value)> {
-    let script = existing(app, name).await?;
+    let script = app.existing(name).await?;
     let name = name.to_owned();
     let (deployed, settings) = app
         .db(move |store| {
@@ -161,7 +161,7 @@ pub(crate) async fn references(
     State(app): State<Arc<App>>,
     Path((_, name)): Path<(String, String)>,
 ) -> ApiResult {
-    existing(&app, &name).await?;
+    app.existing(&name).await?;
     let incoming = app.db(move |store| incoming(store, &name)).await?;
     let incoming: Vec<Value> = incoming
         .into_iter()
@@ -181,7 +181,7 @@ pub(crate) async fn tail_producers(
     State(app): State<Arc<App>>,
     Path((_, name)): Path<(String, String)>,
 ) -> ApiResult {
-    existing(&app, &name).await?;
+    app.existing(&name).await?;
     Ok(ok(json!([])))
 }
 
@@ -201,7 +201,7 @@ pub(crate) async fn delete(
     Path((_, name)): Path<(String, String)>,
     Query(Force { force }): Query<Force>,
 ) -> ApiResult {
-    existing(&app, &name).await?;
+    app.existing(&name).await?;
     let inner = Arc::clone(&app);
     app.exclusively(name.clone(), async move {
         let script = name.clone();

@@ -13,7 +13,7 @@ use wharf_store::{NewDeployment, SecretChange, Upload};
 
 use crate::deploying::source;
 use crate::envelope::{ApiError, ApiResult, Page, now_ms, ok};
-use crate::{App, body, settings, versions};
+use crate::{App, body, versions};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,7 +36,7 @@ fn show(name: &str) -> Value {
 
 /// The secrets of a script that exists.
 async fn known(app: &Arc<App>, script: &str) -> ApiResult<BTreeMap<String, String>> {
-    settings::existing(app, script).await?;
+    app.existing(script).await?;
     let script = script.to_owned();
     app.db(move |store| store.secrets(&script)).await
 }
@@ -93,7 +93,7 @@ pub(crate) async fn put(
     headers: HeaderMap,
     request: Body,
 ) -> ApiResult {
-    settings::existing(&app, &script).await?;
+    app.existing(&script).await?;
     let secret: Secret = body::json(request).await?;
     let name = secret.name.clone().unwrap_or_default();
     let change = value(&name, secret)?;
@@ -122,7 +122,7 @@ pub(crate) async fn bulk(
     headers: HeaderMap,
     request: Body,
 ) -> ApiResult {
-    settings::existing(&app, &script).await?;
+    app.existing(&script).await?;
     let bulk: Bulk = body::json(request).await?;
     let changes = changes(bulk.secrets)?;
     apply(&app, script.clone(), source(&headers), changes).await?;
@@ -236,7 +236,7 @@ pub(crate) async fn patch_latest(
     headers: HeaderMap,
     request: Body,
 ) -> ApiResult {
-    settings::existing(&app, &script).await?;
+    app.existing(&script).await?;
     let patch: LatestPatch = body::json(request).await?;
     if let Some(other) = patch.rest.keys().next() {
         return Err(ApiError::unsupported(format!(

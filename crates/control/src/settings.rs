@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use wharf_model::{Binding, Script};
+use wharf_model::Binding;
 use wharf_store::{ScriptSettings, SecretChange};
 
 use crate::deploying::source;
@@ -17,16 +17,8 @@ use crate::upload::multipart;
 use crate::versions::{etag, show_bindings};
 use crate::{App, body, fields, secrets};
 
-/// The script, or the error that wrangler takes for "not there".
-pub(crate) async fn existing(app: &Arc<App>, script: &str) -> ApiResult<Script> {
-    let name = script.to_owned();
-    app.db(move |store| store.script(&name))
-        .await?
-        .ok_or_else(|| ApiError::worker_not_found(script))
-}
-
 async fn script_settings_of(app: &Arc<App>, script: &str) -> ApiResult<ScriptSettings> {
-    existing(app, script).await?;
+    app.existing(script).await?;
     let name = script.to_owned();
     app.db(move |store| store.script_settings(&name)).await
 }
@@ -62,7 +54,7 @@ pub(crate) async fn version_settings(
     State(app): State<Arc<App>>,
     Path((_, name)): Path<(String, String)>,
 ) -> ApiResult {
-    let script = existing(&app, &name).await?;
+    let script = app.existing(&name).await?;
     let (version, settings) = app
         .db(move |store| {
             let deployed = store.deployed_version(&name)?;
@@ -121,7 +113,7 @@ pub(crate) async fn patch_version_settings(
     headers: HeaderMap,
     request: Body,
 ) -> ApiResult {
-    existing(&app, &script).await?;
+    app.existing(&script).await?;
     let parts = multipart::read(&app, &headers, request, "settings").await?;
     let patch: SettingsPatch = serde_json::from_str(&parts.metadata)
         .map_err(|error| ApiError::bad_request(format!("the settings can't be read: {error}")))?;
@@ -215,7 +207,7 @@ pub(crate) async fn patch_script_settings(
     Path((_, script)): Path<(String, String)>,
     request: Body,
 ) -> ApiResult {
-    existing(&app, &script).await?;
+    app.existing(&script).await?;
     let patch: Map<String, Value> = body::json(request).await?;
     fields::SCRIPT_SETTINGS.check(&patch)?;
     observability(patch.get("observability"))?;
@@ -274,7 +266,7 @@ pub(crate) async fn set_subdomain(
     headers: HeaderMap,
     request: Body,
 ) -> ApiResult {
-    existing(&app, &script).await?;
+    app.existing(&script).await?;
     let new: Subdomain = body::json(request).await?;
     if new.previews_enabled == Some(true)
         && !asks_for_previews_unasked(&headers)

@@ -8,13 +8,13 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use wharf_model::{Binding, Version};
 
+use crate::App;
 use crate::account::USER;
 use crate::containers::images;
 use crate::deploying::{check_script_name, not_started, source};
 use crate::envelope::{ApiError, ApiResult, Page, ok, ok_with_info, timestamp};
 use crate::upload::multipart;
 use crate::upload::prepare::{Prepared, Request, prepare};
-use crate::{App, settings};
 
 /// `PUT workers/scripts/<name>`: upload and deploy.
 pub(crate) async fn put_script(
@@ -100,7 +100,7 @@ pub(crate) async fn list(
     Path((_, script)): Path<(String, String)>,
     Query(page): Query<Page>,
 ) -> ApiResult {
-    settings::existing(&app, &script).await?;
+    app.existing(&script).await?;
     let (offset, limit) = page.window();
     let (versions, total) = app
         .db(move |store| {
@@ -122,7 +122,7 @@ pub(crate) async fn one(
     State(app): State<Arc<App>>,
     Path((_, script, id)): Path<(String, String, String)>,
 ) -> ApiResult {
-    settings::existing(&app, &script).await?;
+    app.existing(&script).await?;
     let version = find(&app, &script, &id).await?;
     Ok(ok(show(&version)))
 }

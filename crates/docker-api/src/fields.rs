@@ -107,14 +107,14 @@ fn is_given(value: &Value, _: &Map<String, Value>) -> bool {
 
 /// Whether a query parameter is a flag that is set.
 fn is_flag(value: &Value, _: &Map<String, Value>) -> bool {
-    crate::script::is_true(value.as_str())
+    crate::request::is_true(value.as_str())
 }
 
 /// Whether a query parameter is a flag that is given and not set.
 fn is_off(value: &Value, _: &Map<String, Value>) -> bool {
     value
         .as_str()
-        .is_some_and(|text| !text.is_empty() && !crate::script::is_true(Some(text)))
+        .is_some_and(|text| !text.is_empty() && !crate::request::is_true(Some(text)))
 }
 
 /// Writes known fields' names as they are published.

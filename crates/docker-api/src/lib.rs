@@ -14,6 +14,7 @@ mod operations;
 pub mod operator;
 mod peer;
 mod ports;
+mod request;
 pub mod script;
 mod serve;
 mod storage;

@@ -14,7 +14,6 @@ use crate::peer::Peer;
 use crate::storage::{self, Storage};
 use crate::version::versioned;
 use axum::body::Body;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -23,7 +22,6 @@ use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::future::Future;
 use std::pin::Pin;
@@ -272,7 +270,7 @@ async fn remove(
         Kind::Sidecar => shared.sidecars.remove(&name)?,
         Kind::Helper => shared.storage.remove_helper(&name),
         Kind::Instance => {
-            let force = is_true(query.force.as_deref());
+            let force = crate::request::is_true(query.force.as_deref());
             shared.engine.remove(&shared.owner, &name, force).await?;
         }
     }
@@ -344,7 +342,7 @@ pub(crate) fn read_create(name: &str, body: &[u8]) {
 /// Whether the handler of a create can read a body.
 #[cfg(test)]
 pub(crate) fn reads_create(body: &serde_json::Value) -> bool {
-    typed::<body::Body>(body).is_ok()
+    crate::request::typed::<body::Body>(body).is_ok()
 }
 
 /// Reads what a prelude sent along with a start.
@@ -383,24 +381,4 @@ pub(crate) fn read_start_options(text: &str) {
         assert!(limits.cpu_millis.is_some_and(|millis| millis >= 10));
         assert!(limits.memory_bytes.is_some() && limits.disk_bytes.is_some());
     }
-}
-
-/// Docker's booleans in queries: anything but nothing and these is true.
-pub(crate) fn is_true(text: Option<&str>) -> bool {
-    let text = text.unwrap_or("").trim().to_ascii_lowercase();
-    !matches!(text.as_str(), "" | "0" | "no" | "false" | "none")
-}
-
-/// The fields that a handler reads of a JSON body.
-fn typed<T: DeserializeOwned>(body: &serde_json::Value) -> Result<T, ApiError> {
-    T::deserialize(body)
-        .map_err(|error| ApiError::bad_request(format!("the request body is not valid: {error}")))
-}
-
-/// A JSON body, whatever its Content-Type (workerd sends none with an empty one).
-pub(crate) fn parse<T: DeserializeOwned>(
-    body: Result<Bytes, BytesRejection>,
-) -> Result<T, ApiError> {
-    serde_json::from_slice(&body?)
-        .map_err(|error| ApiError::bad_request(format!("the request body is not valid: {error}")))
 }

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use tokio::net::{UnixListener, UnixStream};
 use wharf_docker_api::script::router;
 use wharf_engine::{Inspect, Limits, Owner};
-use wharf_node::standby::{StandbyTarget, Standbys, Status};
-use wharf_node::{ApplicationInfo, Applications};
+use wharf_node::standby::{Standbys, Status};
+use wharf_node::{ApplicationInfo, Applications, Observer, StandbyTarget};
 use wharf_testkit::engine::{Daemon, World};
 use wharf_testkit::eventually;
 
@@ -37,8 +37,9 @@ impl Applications for Deployed {
         Box::pin(async { Ok(self.info.lock().unwrap().clone()) })
     }
 
-    fn standbys(&self) -> Option<Standbys> {
-        self.standbys.clone()
+    fn observer(&self) -> Option<Arc<dyn Observer>> {
+        let standbys = self.standbys.clone()?;
+        Some(Arc::new(standbys))
     }
 }
 

@@ -16,7 +16,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use wharf_sandbox::netns::{self, Connecting, Listeners};
 
-use crate::pool::OWN_PORT;
+/// What Wharf itself listens on inside, by TCP.
+pub(crate) const OWN_PORT: u16 = 64001;
 
 /// The stock of each family; fewer of IPv6, since almost everything listens on IPv4. Each takes a
 /// descriptor of the daemon, so idle containers have none ([`Inside::keep_lean`]).

@@ -391,7 +391,7 @@ impl Network {
     /// The TCP ports that the container listens on, at any address of its own; `None` if the kernel cannot say.
     pub fn listening(&self) -> Option<Vec<u16>> {
         let mut ports = self.shared().inside.listening()?;
-        ports.retain(|port| *port != pool::OWN_PORT);
+        ports.retain(|port| *port != inside::OWN_PORT);
         Some(ports)
     }
 

@@ -13,15 +13,12 @@ use wharf_sandbox::netns::{self, Listeners, Redirect};
 
 use crate::NetError;
 use crate::ca::{Ca, CaKey};
-use crate::inside::STOCK;
+use crate::inside::{OWN_PORT, STOCK};
 
 /// Where redirected traffic arrives. Above the ports that the kernel gives to clients (32768-60999), and the same in every version
 /// of Wharf: a daemon adopts namespaces that an earlier one made.
-const TCP_PORT: u16 = 64001;
+const TCP_PORT: u16 = OWN_PORT;
 const DNS_PORT: u16 = 64053;
-
-/// What Wharf itself listens on inside, by TCP.
-pub(crate) const OWN_PORT: u16 = TCP_PORT;
 
 /// Where to a namespace redirects.
 pub(crate) const REDIRECT: Redirect = Redirect {

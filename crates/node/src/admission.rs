@@ -20,12 +20,14 @@ use wharf_engine::{
 };
 use wharf_net::Network;
 
-use crate::applications::{ApplicationInfo, Applications};
+use crate::application::ApplicationInfo;
+use crate::applications::{Applications, Observer};
 use crate::environment;
 use crate::object::Object;
+use crate::recipe::{Recipe, StandbyTarget};
+use crate::refusal::{Refusal, RefusalKind};
 use crate::request::{ImageChoice, StartRequest};
 use crate::size::lower;
-use crate::standby::{Recipe, StandbyTarget, Standbys};
 
 /// Who calls.
 #[derive(Clone)]
@@ -39,46 +41,6 @@ pub enum Caller {
     },
     /// Whoever runs the machine.
     Operator,
-}
-
-/// Why a start is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Refusal {
-    /// Of which kind it is, for the dialect's status.
-    pub kind: RefusalKind,
-    /// The reason and the remedy, for the deployer.
-    pub message: String,
-}
-
-/// Kinds of [`Refusal`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RefusalKind {
-    /// The start makes no sense.
-    Invalid,
-    /// The start names an image that its caller may not use.
-    Image,
-    /// The start asks for more than there is for it.
-    TooLarge,
-    /// There is nothing to start yet, or no room.
-    Unavailable,
-}
-
-impl Refusal {
-    fn new(kind: RefusalKind, message: impl Into<String>) -> Refusal {
-        Refusal {
-            kind,
-            message: message.into(),
-        }
-    }
-
-    pub(crate) fn invalid(message: impl Into<String>) -> Refusal {
-        Refusal::new(RefusalKind::Invalid, message)
-    }
-
-    pub(crate) fn too_large(message: impl Into<String>) -> Refusal {
-        Refusal::new(RefusalKind::TooLarge, message)
-    }
 }
 
 /// What a start is given.
@@ -218,15 +180,19 @@ impl Caller {
 
     /// Of a start that can be repeated for any object of its application: who is to be told when
     /// it is done, and what.
-    pub fn repeatable(&self, create: &Create, start: &StartRequest) -> Option<(Standbys, Recipe)> {
+    pub fn repeatable(
+        &self,
+        create: &Create,
+        start: &StartRequest,
+    ) -> Option<(Arc<dyn Observer>, Recipe)> {
         let (Caller::Script { applications, .. }, Some(network)) = (self, &create.network) else {
             return None;
         };
-        let standbys = applications.standbys()?;
+        let observer = applications.observer()?;
         let policy = network.policy();
         let alone = create.volumes.is_empty() && create.snapshot.is_none();
         (alone && network.is_plain(&policy))
-            .then(|| (standbys, Recipe::new(start, policy.internet)))
+            .then(|| (observer, Recipe::new(start, policy.internet)))
     }
 }
 

@@ -4,62 +4,16 @@
 //! start ([`crate::admission`] does).
 
 use std::pin::Pin;
+use std::sync::Arc;
 
-use wharf_engine::{Isolation, Limits};
 use wharf_model::{Application, InstanceType, Spec};
 use wharf_store::{Store, StoreError};
 
+use crate::application::ApplicationInfo;
+use crate::recipe::{Recipe, StandbyTarget};
 use crate::size::instance_limits;
-use crate::standby::{StandbyTarget, Standbys};
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// What a start needs to know of the application behind a Durable Object.
-#[derive(Debug, Clone)]
-pub struct ApplicationInfo {
-    /// Application id.
-    pub id: String,
-    /// Name, for error texts.
-    pub name: String,
-    /// Image reference to start where the start names none.
-    pub image: Option<String>,
-    /// Image references that a start may name besides.
-    pub named_images: Vec<String>,
-    /// Limits of a start that names no size.
-    pub limits: Limits,
-    /// What a start may ask for at most with a size of its own.
-    pub largest: Limits,
-    /// Most instances at a time.
-    pub max_instances: u32,
-    /// Instances to keep started ahead; with any, no instance is told its object's id.
-    pub min_instances: u32,
-    /// What separates its instances from the machine; `None` leaves it to the image's label and
-    /// the node.
-    pub isolation: Option<Isolation>,
-    /// Whether set-user-id programs and file capabilities have no effect in its instances.
-    pub no_new_privileges: bool,
-    /// Values of the CLOUDFLARE_* variables, to replace workerd's placeholders.
-    pub variables: Vec<(String, String)>,
-}
-
-impl ApplicationInfo {
-    #[cfg(test)]
-    pub(crate) fn for_tests() -> ApplicationInfo {
-        ApplicationInfo {
-            id: "app".into(),
-            name: "hello".into(),
-            image: Some("hello:1".into()),
-            named_images: Vec::new(),
-            limits: Limits::default(),
-            largest: Limits::default(),
-            max_instances: 3,
-            min_instances: 0,
-            isolation: None,
-            no_new_privileges: false,
-            variables: Vec::new(),
-        }
-    }
-}
 
 /// Finds applications.
 pub trait Applications: Send + Sync + 'static {
@@ -72,10 +26,16 @@ pub trait Applications: Send + Sync + 'static {
         object_id: &'a str,
     ) -> Boxed<'a, Result<ApplicationInfo, String>>;
 
-    /// Who keeps instances started ahead, if anybody does.
-    fn standbys(&self) -> Option<Standbys> {
+    /// Who is told of starts that could be repeated, if anybody is.
+    fn observer(&self) -> Option<Arc<dyn Observer>> {
         None
     }
+}
+
+/// Is told of starts.
+pub trait Observer: Send + Sync {
+    /// An instance was created that any object of its application could have.
+    fn started(&self, target: StandbyTarget, recipe: Recipe);
 }
 
 /// Where a node says that it is: the values of `CLOUDFLARE_COUNTRY_A2`, `CLOUDFLARE_LOCATION` and
@@ -94,16 +54,20 @@ pub struct Region {
 pub struct StoredApplications {
     region: Region,
     store: Store,
-    standbys: Option<Standbys>,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl StoredApplications {
-    /// With `standbys` told of every start that could be repeated.
-    pub fn new(region: Region, store: Store, standbys: Option<Standbys>) -> StoredApplications {
+    /// With an observer of every start that could be repeated.
+    pub fn new(
+        region: Region,
+        store: Store,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> StoredApplications {
         StoredApplications {
             region,
             store,
-            standbys,
+            observer,
         }
     }
 
@@ -180,8 +144,8 @@ impl Applications for StoredApplications {
         Box::pin(async move { self.look_up(script, unique_key, object_id) })
     }
 
-    fn standbys(&self) -> Option<Standbys> {
-        self.standbys.clone()
+    fn observer(&self) -> Option<Arc<dyn Observer>> {
+        self.observer.clone()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The variables that the platform sets in a container (contract: workerd, 1.3).
 
-use crate::applications::ApplicationInfo;
+use crate::application::ApplicationInfo;
 
 const OBJECT_ID: &str = "CLOUDFLARE_DURABLE_OBJECT_ID";
 /// What workerd appends, with values that say nothing.

@@ -21,11 +21,14 @@
 
 pub mod addresses;
 pub mod admission;
+pub mod application;
 pub mod applications;
 mod environment;
 pub mod housekeeping;
 pub mod object;
+pub mod recipe;
 pub mod reconcile;
+pub mod refusal;
 pub mod request;
 pub mod schedule;
 pub mod size;
@@ -40,12 +43,15 @@ use wharf_snapshot::Snapshots;
 use wharf_store::Store;
 use wharf_workerd::Supervisor;
 
-pub use admission::{Admitted, Caller, Place, Refusal, RefusalKind};
-pub use applications::{ApplicationInfo, Applications, Region, StoredApplications};
+pub use admission::{Admitted, Caller, Place};
+pub use application::ApplicationInfo;
+pub use applications::{Applications, Observer, Region, StoredApplications};
 pub use object::Object;
+pub use recipe::{Recipe, StandbyTarget};
+pub use refusal::{Refusal, RefusalKind};
 pub use request::{ImageChoice, StartRequest};
 pub use size::Size;
-pub use standby::{StandbyTarget, Standbys};
+pub use standby::Standbys;
 
 use addresses::Addresses;
 

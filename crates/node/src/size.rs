@@ -5,8 +5,8 @@
 use wharf_engine::Limits;
 use wharf_model::InstanceType;
 
-use crate::admission::Refusal;
-use crate::applications::ApplicationInfo;
+use crate::application::ApplicationInfo;
+use crate::refusal::Refusal;
 
 /// The smallest CPU quota, thousandths of a core: the kernel's smallest is a hundredth.
 const LEAST_CPU_MILLIS: u64 = 10;

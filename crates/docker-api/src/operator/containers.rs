@@ -5,7 +5,7 @@ use super::filters::Filters;
 use crate::errors::ApiError;
 use crate::json as docker_json;
 use crate::ports;
-use crate::script::is_true;
+use crate::request::is_true;
 use axum::Json;
 use axum::extract::{Query, State};
 use serde_json::{Value, json};

@@ -2,7 +2,7 @@
 
 use super::Operator;
 use crate::errors::ApiError;
-use crate::script::is_true;
+use crate::request::is_true;
 use crate::{frames, json, upgrade};
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};

@@ -31,9 +31,9 @@ pub(crate) async fn create(
     peer: Option<Extension<Peer>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
-    let mut fields: Value = super::parse(body)?;
+    let mut fields: Value = crate::request::parse(body)?;
     fields::normalise(&mut fields, fields::create::BODY);
-    let body: Body = super::typed(&fields)?;
+    let body: Body = crate::request::typed(&fields)?;
     let name = query.name.filter(|name| !name.is_empty());
     match shared.kind_of_new(name.as_deref(), &body) {
         Kind::Sidecar => {
@@ -149,12 +149,12 @@ async fn place(
     let seen = target.map(|target| (target, start.clone()));
     let create = admitted.create(shared.owner.clone(), name, image, start, place);
     let repeatable = seen.and_then(|(target, start)| {
-        let (standbys, recipe) = shared.caller.repeatable(&create, &start)?;
-        Some((standbys, target, recipe))
+        let (observer, recipe) = shared.caller.repeatable(&create, &start)?;
+        Some((observer, target, recipe))
     });
     let created = create_or_replace(shared, create, by_workerd).await?;
-    if let Some((standbys, target, recipe)) = repeatable {
-        standbys.started(target, recipe);
+    if let Some((observer, target, recipe)) = repeatable {
+        observer.started(target, recipe);
     }
     Ok(created)
 }

@@ -80,7 +80,7 @@ async fn set_labels(
     Path(name): Path<String>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<StatusCode, ApiError> {
-    let Labels { token, labels } = super::parse(body)?;
+    let Labels { token, labels } = crate::request::parse(body)?;
     check_labels(&labels)?;
     let Shared { owner, engine, .. } = &shared;
     let set = engine.set_labels(owner, &name, token.as_deref(), labels);
@@ -98,7 +98,7 @@ async fn set_inactivity(
     Path(name): Path<String>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<StatusCode, ApiError> {
-    let Inactivity { token, ms } = super::parse(body)?;
+    let Inactivity { token, ms } = crate::request::parse(body)?;
     let Shared { owner, engine, .. } = &shared;
     let set = engine.set_inactivity(owner, &name, token.as_deref(), ms);
     done(set.await)

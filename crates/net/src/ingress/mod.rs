@@ -30,9 +30,9 @@ pub(crate) mod sniff;
 pub(crate) mod tunnel;
 mod wait;
 
-use ready::DialError;
 pub(crate) use ready::Lookouts;
 use tunnel::Upstream;
+use wait::DialError;
 
 /// How many connections one ingress serves at a time; more wait to be accepted.
 const CONNECTIONS: usize = 4096;

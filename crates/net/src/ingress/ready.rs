@@ -8,28 +8,16 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use wharf_sandbox::netns::Pause;
 
 use super::hold;
-use super::wait::{self, Behind};
+use super::wait::{self, Behind, DialError, age};
 use crate::inside::Attempt;
 use crate::pulse::Held;
 use crate::{Shared, Target, succession};
-
-/// Why there is no connection.
-#[derive(Debug)]
-pub(super) enum DialError {
-    /// Nobody listens, and the time to wait for it is over; the process has been running for this long, or has not been started.
-    NotListening(Option<Duration>),
-    /// The process has ended; this is how.
-    Ended(Arc<str>),
-    /// The kernel refused.
-    Io(io::Error),
-}
 
 /// The tasks that look at ports.
 #[derive(Debug, Default)]
@@ -107,14 +95,6 @@ async fn watch_port(shared: Arc<Shared>, port: u16, seen: watch::Sender<u64>) {
                 () = seen.closed() => {}
             },
         }
-    }
-}
-
-/// How long the process has been running.
-pub(super) fn age(target: &Target) -> Option<Duration> {
-    match target {
-        Target::Running(since) => Some(since.elapsed()),
-        Target::Pending | Target::Ended(_) => None,
     }
 }
 

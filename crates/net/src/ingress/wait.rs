@@ -9,13 +9,24 @@
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::hold;
-use super::ready::{DialError, age};
 use crate::Target;
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) enum DialError {
+    /// Nobody listens, and the time to wait for it is over; the process has been running for this long, or has not been started.
+    NotListening(Option<Duration>),
+    /// The process has ended; this is how.
+    Ended(Arc<str>),
+    /// The kernel refused.
+    Io(io::Error),
+}
 
 /// The program that a held connection waits for.
 pub(super) trait Behind {
@@ -33,6 +44,14 @@ pub(super) trait Behind {
 
     /// Ends when the process has started or ended, or the port was seen to listen.
     fn news(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// How long the process has been running.
+pub(super) fn age(target: &Target) -> Option<Duration> {
+    match target {
+        Target::Running(since) => Some(since.elapsed()),
+        Target::Pending | Target::Ended(_) => None,
+    }
 }
 
 /// Dials `port`, and waits within `bound` until somebody listens there.

@@ -12,9 +12,9 @@ mod memory;
 mod policy;
 
 use crate::admission::{Caller, Place};
-use crate::applications::Applications;
+use crate::applications::{Applications, Observer};
 use crate::object::Object;
-use crate::request::StartRequest;
+use crate::recipe::{Recipe, StandbyTarget};
 use learning::Learning;
 use policy::{Effect, Event, Memory, Policy};
 use serde::Serialize;
@@ -29,23 +29,6 @@ use wharf_engine::{Create, Engine, OwnNetwork, Owner, Standby, StandbyEvent};
 const LOOK: Duration = Duration::from_secs(5);
 /// What part of the machine's memory they may hold, and what part they leave.
 const SHARE: u64 = 10;
-
-/// An application that asks for instances to be started ahead.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StandbyTarget {
-    /// Its id.
-    pub id: String,
-    /// Its name, for people.
-    pub name: String,
-    /// The script whose objects get them.
-    pub script: String,
-    /// Of the Durable Object namespace (contract: workerd, 1.1).
-    pub unique_key: String,
-    /// How many at least; 0: none, whatever it starts.
-    pub min_instances: u32,
-    /// It never runs more.
-    pub max_instances: u32,
-}
 
 /// How it stands with an application's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -94,32 +77,6 @@ enum Message {
         recipe: Box<Recipe>,
     },
     Stop(oneshot::Sender<()>),
-}
-
-/// What is started, but for what is one object's own.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Recipe {
-    start: StartRequest,
-    internet: bool,
-}
-
-impl Recipe {
-    /// Learns from a start that was seen.
-    pub(crate) fn new(start: &StartRequest, internet: bool) -> Self {
-        Recipe {
-            start: start.portable(),
-            internet,
-        }
-    }
-
-    /// What `@cloudflare/containers` starts where the class says nothing: the image's command, no
-    /// variables, with internet.
-    fn usual() -> Self {
-        Recipe {
-            start: StartRequest::default(),
-            internet: true,
-        }
-    }
 }
 
 impl Standbys {
@@ -193,15 +150,16 @@ impl Standbys {
         let _ = receiver.await;
     }
 
-    /// An instance was created.
-    pub fn started(&self, target: StandbyTarget, recipe: Recipe) {
-        let recipe = Box::new(recipe);
-        self.tell(Message::Started { target, recipe });
-    }
-
     fn tell(&self, message: Message) {
         // Stopped: then nothing is kept any more.
         let _ = self.messages.send(message);
+    }
+}
+
+impl Observer for Standbys {
+    fn started(&self, target: StandbyTarget, recipe: Recipe) {
+        let recipe = Box::new(recipe);
+        self.tell(Message::Started { target, recipe });
     }
 }
 

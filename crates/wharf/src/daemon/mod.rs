@@ -219,9 +219,9 @@ async fn start(
         networks.clone(),
     )
     .await?;
-    let applications = |standbys| {
+    let applications = |observer| {
         let region = parts::region(&config);
-        Arc::new(StoredApplications::new(region, store.clone(), standbys))
+        Arc::new(StoredApplications::new(region, store.clone(), observer))
     };
     let budget = config.containers.standby_mib.map(|mib| mib << 20);
     let standbys = Standbys::new(engine.clone(), applications(None), budget);
@@ -230,7 +230,7 @@ async fn start(
         engine: engine.clone(),
         networks: networks.clone(),
         snapshots: snapshots.clone(),
-        applications: applications(Some(standbys.clone())),
+        applications: applications(Some(Arc::new(standbys.clone()))),
     };
     let supervisor = Supervisor::new(
         parts::workerd_config(&config, opened.workerd),

@@ -11,7 +11,7 @@
 //! (the mount option `discard`), removing many small files took four times as long. Its content is
 //! of no use after a crash of the machine: no journal, no barriers.
 
-use crate::exhaustion::UsedUp;
+use crate::exhaustion::{UsedUp, is_exhaustion};
 use crate::sys;
 use rustix::fs::{FileType, IFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -448,16 +448,24 @@ fn attach_loop(file: &File) -> io::Result<(PathBuf, File)> {
     for _ in 0..ATTEMPTS {
         let device = PathBuf::from(format!(
             "/dev/loop{}",
-            sys::free_loop_device(control.as_fd())?
+            sys::free_loop_device(control.as_fd()).map_err(attaching)?
         ));
         let opened = open(&device)?;
         match sys::configure_loop_device(opened.as_fd(), file.as_fd()) {
             Ok(()) => return Ok((device, opened)),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {} // Somebody was faster.
-            Err(error) => return Err(error),
+            Err(error) => return Err(attaching(error)),
         }
     }
     Err(UsedUp("no free loop device (max_loop of the kernel's module loop)".to_owned()).into())
+}
+
+/// Says what was being done, unless the error names what is used up.
+fn attaching(error: io::Error) -> io::Error {
+    match is_exhaustion(&error) {
+        true => error,
+        false => io::Error::new(error.kind(), format!("attaching a loop device: {error}")),
+    }
 }
 
 #[cfg(test)]

@@ -23,7 +23,11 @@ impl World {
 
     /// With more lines in the configuration's `[containers]`.
     pub fn with(ms: u64, more: &str) -> World {
-        let mut node = Node::start();
+        World::on(Node::start(), ms, more)
+    }
+
+    /// On a node that runs already, and is started again.
+    pub fn on(mut node: Node, ms: u64, more: &str) -> World {
         node.stop();
         let config = node.dir.path().join("wharf.toml");
         let text = CONFIG

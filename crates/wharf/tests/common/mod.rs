@@ -34,6 +34,8 @@ pub struct Node {
     pub dir: tempfile::TempDir,
     child: Option<Child>,
     extra: Vec<String>,
+    /// Shell commands before the daemon's, in a mount namespace that is its own.
+    mounts: Option<String>,
     pub gateway: SocketAddr,
     pub control: SocketAddr,
 }
@@ -72,6 +74,7 @@ impl Node {
             dir,
             child: None,
             extra: extra.iter().map(|s| s.to_string()).collect(),
+            mounts: None,
             gateway: any,
             control: any,
         };
@@ -82,6 +85,12 @@ impl Node {
     /// Arguments of `wharf up` from the next launch on.
     pub fn set_extra(&mut self, extra: &[&str]) {
         self.extra = extra.iter().map(|s| s.to_string()).collect();
+    }
+
+    /// From the next launch on, the daemon has a mount namespace of its own, where these commands
+    /// of the shell were run.
+    pub fn set_mounts(&mut self, commands: &str) {
+        self.mounts = Some(commands.to_owned());
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -115,7 +124,27 @@ impl Node {
             .append(true)
             .open(self.log_file())
             .unwrap();
-        let mut command = self.command();
+        let mut command = match &self.mounts {
+            None => self.command(),
+            Some(mounts) => {
+                let plain = self.command();
+                let mut command = Command::new("unshare");
+                let script = format!("{mounts} && exec \"$@\"");
+                command
+                    .args([
+                        "--mount",
+                        "--propagation=private",
+                        "sh",
+                        "-c",
+                        &script,
+                        "sh",
+                    ])
+                    .arg(plain.get_program())
+                    .args(plain.get_args())
+                    .env("WHARF_WORKERD", tools().join("workerd"));
+                command
+            }
+        };
         command
             .arg("up")
             .args([

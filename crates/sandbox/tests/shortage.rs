@@ -75,6 +75,41 @@ async fn a_daemon_without_descriptors_loses_that_start_alone() {
 }
 
 #[tokio::test]
+async fn a_new_daemon_with_few_descriptors_ends_what_it_cannot_adopt_and_adopts_the_rest() {
+    let place = Place::new();
+    let config = place.config(20_000);
+    let (first, _) = Spawner::start(config.clone()).await.unwrap();
+    for id in ["a", "b", "c"] {
+        let (spec, fds) = place.container(id, "sleep 1000");
+        first.spawn(&spec, fds).await.unwrap();
+    }
+    drop(first);
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
+    let mut before = 0;
+    wharf_testkit::eventually("the first connection to be closed", async || {
+        let now = open();
+        (std::mem::replace(&mut before, now) == now).then_some(())
+    })
+    .await;
+    // Room for the connection and the two descriptors of one process.
+    let files = limit_files(None, Some(open() + 4));
+    let adopted = Spawner::start(config).await;
+    limit_files(None, files);
+    let (spawner, survivors) = adopted.unwrap();
+    let adopted: Vec<&str> = survivors.iter().map(|s| &*s.process.id).collect();
+    assert!((1..3).contains(&adopted.len()), "{adopted:?}");
+    for id in ["a", "b", "c"] {
+        if adopted.contains(&id) {
+            assert!(spawner.signal(id, 0).await.unwrap(), "{id}");
+        } else {
+            // Its id is free.
+            assert_eq!(place.run(&spawner, id, "exit 3").await.exit.code, 3);
+        }
+    }
+    place.finish(spawner).await;
+}
+
+#[tokio::test]
 async fn without_a_free_range_of_ids_a_start_is_refused_until_one_comes_back() {
     let place = Place::new();
     let mut config = place.config(20_000);

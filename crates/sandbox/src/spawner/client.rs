@@ -51,18 +51,39 @@ impl Spawner {
     pub async fn start(config: SpawnerConfig) -> Result<(Spawner, Vec<Survivor>), SpawnError> {
         let socket = std::path::absolute(&config.socket).map_err(failed)?;
         let config = SpawnerConfig { socket, ..config };
-        let (link, survivors) = connect_or_start(&config).await?;
+        let Greeted {
+            link,
+            survivors,
+            lost,
+        } = connect_or_start(&config).await?;
         let shared = Shared {
             config,
             link: Mutex::new(link),
             reconnecting: tokio::sync::Mutex::new(()),
         };
-        Ok((
-            Spawner {
-                shared: Arc::new(shared),
-            },
-            survivors,
-        ))
+        let spawner = Spawner {
+            shared: Arc::new(shared),
+        };
+        spawner.end_lost(lost).await;
+        Ok((spawner, survivors))
+    }
+
+    /// Ends processes whose descriptors did not come: nobody could hear them any more.
+    async fn end_lost(&self, lost: Vec<String>) {
+        for id in lost {
+            tracing::error!(
+                id,
+                "the descriptors of a running process were lost: it is ended (are there enough? raise LimitNOFILE= of the service, or ulimit -n)"
+            );
+            let ended = async {
+                self.kill(&id).await?;
+                self.wait(&id).await?;
+                self.forget(&id).await
+            };
+            if let Err(error) = ended.await {
+                tracing::error!(id, %error, "the process could not be ended");
+            }
+        }
     }
 
     /// The spawner's own process number.
@@ -228,10 +249,15 @@ impl Spawner {
             return Ok(link);
         }
         tracing::warn!("the connection to the spawner is gone; connecting anew");
-        let (link, survivors) = connect_or_start(&self.shared.config).await?;
-        for survivor in survivors {
+        let Greeted {
+            link,
+            survivors,
+            lost,
+        } = connect_or_start(&self.shared.config).await?;
+        let survivors = survivors.into_iter().map(|it| it.process.id);
+        for id in survivors.chain(lost) {
             let mut state = lock(&link.state);
-            let body = state.discard(survivor.process.id);
+            let body = state.discard(id);
             let (_, frame) = state.frame(body, Vec::new()).map_err(failed)?;
             link.queue
                 .send(frame)
@@ -257,7 +283,7 @@ fn process(id: String, pid: i32, streams: Vec<OwnedFd>) -> Result<Process, Spawn
     })
 }
 
-async fn connect_or_start(config: &SpawnerConfig) -> Result<(Link, Vec<Survivor>), SpawnError> {
+async fn connect_or_start(config: &SpawnerConfig) -> Result<Greeted, SpawnError> {
     let mut last = String::new();
     for _ in 0..ATTEMPTS {
         match Wire::connect(config).await {
@@ -285,8 +311,16 @@ async fn connect_or_start(config: &SpawnerConfig) -> Result<(Link, Vec<Survivor>
     )))
 }
 
+/// What a spawner says first.
+struct Greeted {
+    link: Link,
+    survivors: Vec<Survivor>,
+    /// Ids of processes whose descriptors were lost on the way.
+    lost: Vec<String>,
+}
+
 /// The first messages. `Ok(None)`: it was of another version and has been asked to end.
-async fn greet(mut wire: Wire) -> io::Result<Option<(Link, Vec<Survivor>)>> {
+async fn greet(mut wire: Wire) -> io::Result<Option<Greeted>> {
     wire.outbox.push(Frame::new(
         &Request {
             number: 0,
@@ -323,7 +357,7 @@ async fn greet(mut wire: Wire) -> io::Result<Option<(Link, Vec<Survivor>)>> {
         return Ok(None);
     }
     let mut state = State::default();
-    let mut survivors = Vec::new();
+    let (mut survivors, mut lost) = (Vec::new(), Vec::new());
     for _ in 0..count {
         let (
             Message::Survivor {
@@ -337,10 +371,13 @@ async fn greet(mut wire: Wire) -> io::Result<Option<(Link, Vec<Survivor>)>> {
         else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "no survivor"));
         };
-        let mut streams = streams?;
+        state.exits.insert(id.clone(), watch::Sender::new(exit));
+        let Ok(mut streams) = streams else {
+            lost.push(id);
+            continue;
+        };
         let disk = (streams.len() > 2).then(|| streams.remove(2));
-        let process = process(id.clone(), pid, streams).map_err(io::Error::other)?;
-        state.exits.insert(id, watch::Sender::new(exit));
+        let process = process(id, pid, streams).map_err(io::Error::other)?;
         survivors.push(Survivor {
             label,
             process,
@@ -355,7 +392,11 @@ async fn greet(mut wire: Wire) -> io::Result<Option<(Link, Vec<Survivor>)>> {
         state: Arc::new(Mutex::new(state)),
     };
     tokio::spawn(drive(wire, Arc::clone(&link.state), queue));
-    Ok(Some((link, survivors)))
+    Ok(Some(Greeted {
+        link,
+        survivors,
+        lost,
+    }))
 }
 
 /// Starts the executable and waits until the spawner listens.

@@ -4,7 +4,7 @@
 mod support;
 
 use support::{Place, read_all};
-use wharf_sandbox::{SpawnError, Spawner};
+use wharf_sandbox::{IsolationSpec, SpawnError, Spawner};
 use wharf_testkit::{is_alive, kill, until};
 
 #[tokio::test]
@@ -150,6 +150,24 @@ async fn everything_ends_when_daemon_and_spawner_are_killed_and_nobody_comes() {
     drop(spawner);
     until("the warden ends", || !is_alive(warden)).await;
     assert!(!is_alive(container.pid) && !is_alive(bare.pid));
+    place.assert_gone(pid).await;
+}
+
+#[tokio::test]
+async fn a_container_on_gvisor_ends_with_daemon_and_spawner_too() {
+    let place = Place::new();
+    let (spawner, _) = place.start_with(300).await;
+    let (mut spec, fds) = place.container("c", "echo ready; sleep 1000");
+    spec.isolation = IsolationSpec::Gvisor {
+        runsc: wharf_testkit::runsc(),
+    };
+    let container = spawner.spawn(&spec, fds).await.unwrap();
+    let pid = spawner.pid();
+    let warden = warden(pid).await;
+    kill(pid as i32);
+    drop(spawner);
+    until("the warden ends", || !is_alive(warden)).await;
+    assert!(!is_alive(container.pid));
     place.assert_gone(pid).await;
 }
 

@@ -1,10 +1,12 @@
 //! `cargo xtask demo`: the whole path once, from nothing to an answer out of a container.
 
-use crate::node::{Http, Node, Profile, build, check_port};
-use crate::{debian, hello, interrupt};
-use anyhow::{Context, Result, bail};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::node::{Http, Node, Profile, build, check_port};
+use crate::{debian, hello, interrupt};
 
 /// What the demo can be told.
 #[derive(Debug, clap::Args)]

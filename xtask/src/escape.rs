@@ -2,10 +2,12 @@
 //!
 //! Owns: building it with the feature that can take walls down. Must not: leave that feature in what else is built: it is a build of its own.
 
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
 use crate::progress::{run as run_command, step};
 use crate::{debian, setup};
-use anyhow::{Result, bail};
-use std::process::Command;
 
 /// What the suite can be told.
 #[derive(Debug, clap::Args)]

@@ -3,10 +3,12 @@
 //! The targets are in fuzz/, a workspace of its own for cargo-fuzz. That wants a nightly compiler for the sanitizers' flags; the pinned stable
 //! one takes them with RUSTC_BOOTSTRAP=1. No sanitizer is used: apart from one crate there is no unsafe code, and panics and hangs are what counts.
 
-use crate::setup;
-use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup;
 
 const CARGO_FUZZ: &str = "0.13.2";
 

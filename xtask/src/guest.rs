@@ -3,15 +3,17 @@
 //! What a developer's machine has (a new kernel, cgroup v1) is not what users have. The guest's file system is its initial ramdisk: busybox,
 //! the test programs with their libraries, and the kernel modules that the sandbox needs.
 
-use crate::guest_kernel::{self, Package};
-use crate::progress::{run, step};
-use crate::{debian, setup};
-use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::guest_kernel::{self, Package};
+use crate::progress::{run, step};
+use crate::{debian, setup};
 
 /// What the sandbox uses that Debian builds as modules.
 const MODULES: [&str; 8] = [

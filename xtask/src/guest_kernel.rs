@@ -4,10 +4,11 @@
 #[expect(unreachable_pub, reason = "it is a public module of its own crate")]
 mod package;
 
+use anyhow::Result;
+
+pub(crate) use self::package::Package;
 use crate::progress::step;
 use crate::{debian, setup};
-use anyhow::Result;
-pub(crate) use package::Package;
 
 /// Gets it, if it is not there.
 pub(crate) fn get() -> Result<Package> {

@@ -1,10 +1,12 @@
 //! examples/hello, ready to be deployed: its npm packages installed, its server compiled.
 
-use crate::progress::{run, step};
-use crate::{debian, setup};
-use anyhow::Result;
 use std::path::PathBuf;
 use std::process::Command;
+
+use anyhow::Result;
+
+use crate::progress::{run, step};
+use crate::{debian, setup};
 
 /// Returns the example's folder.
 pub(crate) fn prepare() -> Result<PathBuf> {

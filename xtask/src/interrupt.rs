@@ -1,7 +1,8 @@
 //! Ctrl-C: set a flag and let every step's guards clean up.
 
-use anyhow::{Result, bail};
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, bail};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 

@@ -1,14 +1,16 @@
 //! A node of this checkout for demo, bench and conformance: built, started, deployed to, and ended with nothing left.
 
-use crate::progress::{run, step};
-use crate::{interrupt, setup};
-use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::progress::{run, step};
+use crate::{interrupt, setup};
 
 /// A running `wharf up` with a data directory of its own.
 pub(crate) struct Node {

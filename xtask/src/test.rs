@@ -1,8 +1,9 @@
 //! `cargo xtask test`: everything that must hold, in the order in which a failure is cheapest to learn of.
 
+use anyhow::{Context, Result, bail};
+
 use crate::base_image::{Kind, base_image};
 use crate::{debian, escape, guest_kernel, hello, setup};
-use anyhow::{Context, Result, bail};
 
 /// Runs the checks and all tests.
 pub(crate) fn run(filter: &[String]) -> Result<()> {

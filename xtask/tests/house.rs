@@ -252,6 +252,62 @@ fn functions_of_the_executable_are_short() {
     }
 }
 
+/// What a line at the top of a file brings: the standard library, other crates, this crate.
+fn group(line: &str) -> Option<usize> {
+    let path = line.strip_prefix("use ")?;
+    let root = path.split([':', ';', ' ']).next()?;
+    Some(match root {
+        "std" | "core" | "alloc" => 0,
+        "crate" | "super" | "self" => 2,
+        _ => 1,
+    })
+}
+
+#[test]
+fn imports_come_after_modules_and_begin_with_the_standard_library() {
+    for place in ["crates", "xtask"] {
+        for file in sources(&root().join(place)) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let mut last = None;
+            for (number, line) in text.lines().enumerate() {
+                // The top of a file ends with its first item.
+                let is_module = line.ends_with(';') && line.contains("mod ");
+                if line.starts_with("#[cfg(test)]") {
+                    break;
+                }
+                let at_left = !line.is_empty() && !line.starts_with([' ', '}', ')', '/', '#', ']']);
+                if at_left && !is_module && !line.contains("use ") {
+                    break;
+                }
+                let place = format!("{}:{}", file.display(), number + 1);
+                if is_module && at_left {
+                    assert!(last.is_none(), "{place}: modules stand before imports");
+                }
+                if let Some(group) = group(line) {
+                    let order = "the standard library, other crates, this crate";
+                    assert!(last <= Some(group), "{place}: imports are {order}");
+                    last = Some(group);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_module_is_a_file_of_its_name() {
+    for place in ["crates", "xtask"] {
+        for file in sources(&root().join(place)) {
+            // A folder of tests would be a test by its name.
+            let in_tests = file.components().any(|it| it.as_os_str() == "tests");
+            assert!(
+                in_tests || !file.ends_with("mod.rs"),
+                "{}: call it by its folder's name, beside the folder",
+                file.display()
+            );
+        }
+    }
+}
+
 fn sources(place: &Path) -> Vec<PathBuf> {
     if place.is_file() {
         return vec![place.to_owned()];

@@ -25,8 +25,8 @@ use serde_json::Value;
 use wharf_model::fields::Fate;
 use wharf_model::{Binding, DurableObjectNamespace, Version};
 
-pub use durable_object::no_namespace;
-pub use service::{Entry, bound_entries};
+pub use self::durable_object::no_namespace;
+pub use self::service::{Entry, bound_entries};
 
 /// All kinds.
 pub const KINDS: &[&dyn Kind] = &[

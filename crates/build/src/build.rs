@@ -2,6 +2,17 @@
 //!
 //! Owns: the order of things, progress, cache keys. Blocking work (hashing, copying, committing) runs on the blocking pool.
 
+mod layers;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::mpsc::UnboundedSender;
+use wharf_image::{Image, ImageStore, Layer};
+use wharf_net::Networks;
+use wharf_sandbox::Spawner;
+
 use crate::cache::Cache;
 use crate::dockerignore::Dockerignore;
 use crate::instruction::{Instruction, Step};
@@ -12,15 +23,6 @@ use crate::state::State;
 use crate::tree::Tree;
 use crate::trouble::{Context, Result as Tried, Trouble};
 use crate::{BuildError, BuildRequest, Progress, words};
-mod layers;
-
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use tokio::sync::mpsc::UnboundedSender;
-use wharf_image::{Image, ImageStore, Layer};
-use wharf_net::Networks;
-use wharf_sandbox::Spawner;
 
 /// Time of an image that no step of any build made a layer for.
 const EPOCH: &str = "1970-01-01T00:00:00Z";

@@ -3,13 +3,15 @@
 //!
 //! Owns: `<cache_dir>/steps/<key>` and the directories of `--mount=type=cache`, `<cache_dir>/mounts/<id>`. Must not: hold layers.
 
-use crate::source::field;
-use crate::trouble::{Context, Result};
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use wharf_image::{Digest, Layer};
+
+use crate::source::field;
+use crate::trouble::{Context, Result};
 
 /// What a step made.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -146,8 +146,9 @@ impl Change {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn applied(text: &str, mode: u32, is_dir: bool) -> u32 {
         Chmod::parse(text).expect(text).apply(mode, is_dir)

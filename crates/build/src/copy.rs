@@ -3,17 +3,19 @@
 //! A directory source gives its contents; a file goes into the destination if that is a directory or is written with a final slash, else it becomes the
 //! destination. Existing directories keep their place (links to directories are followed, inside the root), other entries are replaced.
 
-use crate::chmod::Chmod;
-use crate::source::{Entry, Origin, Source};
-use crate::tree::{self, Attributes, Stream, Tree};
-use crate::trouble::{Context, Result, Trouble};
-use crate::{unpack, users};
-use rustix::fs::{AtFlags, FileType};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{AtFlags, FileType};
+
+use crate::chmod::Chmod;
+use crate::source::{Entry, Origin, Source};
+use crate::tree::{self, Attributes, Stream, Tree};
+use crate::trouble::{Context, Result, Trouble};
+use crate::{unpack, users};
 
 /// What to copy where; all variables substituted.
 #[derive(Debug, Default)]
@@ -274,9 +276,10 @@ impl Writer<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
     use super::*;
     use crate::dockerignore::Dockerignore;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     struct Place {
         from: tempfile::TempDir,

@@ -66,8 +66,9 @@ fn clean(pattern: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn excluded(file: &str, path: &str) -> bool {
         Dockerignore::parse(file).expect("parses").excludes(path)

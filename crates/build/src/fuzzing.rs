@@ -1,11 +1,12 @@
 //! Entrances for fuzzing; not part of the interface.
 
+use std::collections::BTreeMap;
+
 use crate::chmod::Chmod;
 use crate::dockerignore::Dockerignore;
 use crate::instruction::Instruction;
 use crate::state::State;
 use crate::{BuildError, instruction, parse, plan, words};
-use std::collections::BTreeMap;
 
 /// A Dockerfile, and a .dockerignore after the first NUL: both are read, stages planned, and the
 /// arguments of all instructions substituted, as far as that needs no files.

@@ -1,10 +1,12 @@
 //! Mount points that the sandbox had to make in a RUN's upper directory: found before, taken out after, so that they do not become part of the layer.
 
-use crate::tree::{self, Tree};
-use crate::trouble::{Context, Result};
-use rustix::fs::{AtFlags, FileType};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType};
+
+use crate::tree::{self, Tree};
+use crate::trouble::{Context, Result};
 
 /// A mount point that the parent does not have.
 #[derive(Debug)]
@@ -104,9 +106,10 @@ fn same(upper: &Tree, parent: &Tree, path: &Path) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::fs;
     use std::os::unix::fs::symlink;
+
+    use super::*;
 
     #[test]
     fn only_what_the_mounts_made_goes() {

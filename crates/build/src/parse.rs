@@ -344,8 +344,9 @@ pub(crate) fn raw_words(text: &str, escape: char) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn lines(text: &str) -> Vec<Line> {
         parse(text).expect("parses").lines

@@ -157,8 +157,9 @@ fn bad(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn go(pattern: &str, text: &str) -> bool {
         Pattern::new(pattern, false).expect(pattern).matches(text)

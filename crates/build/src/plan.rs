@@ -1,10 +1,11 @@
 //! Stages: which there are, which are needed for the target, and in which order. Pure.
 
+use std::collections::BTreeMap;
+
 use crate::BuildError;
 use crate::instruction::{Instruction, Step};
 use crate::parse::fail;
 use crate::words;
-use std::collections::BTreeMap;
 
 /// Where a stage or a COPY --from begins.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,18 +2,20 @@
 //!
 //! Owns: the life of that process. When the build is dropped, the process is killed, and only then is its upper directory removed.
 
-use crate::cache::Scratch;
-use crate::instruction::{CacheMount, Command, Run};
-use crate::trouble::{Context, Result, Trouble};
-use crate::{PROCESS_LABEL, Progress};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use wharf_net::{Networks, Policy};
 use wharf_sandbox::{Exit, Limits, Mount, ProcessSpec, Root, SpawnError, SpawnFds, Spawner};
+
+use crate::cache::Scratch;
+use crate::instruction::{CacheMount, Command, Run};
+use crate::trouble::{Context, Result, Trouble};
+use crate::{PROCESS_LABEL, Progress};
 
 /// A bound against fork bombs; nothing else is limited.
 const PIDS: u64 = 4096;

@@ -80,8 +80,9 @@ fn build(
 
 #[cfg(test)]
 mod tests {
-    use crate::words;
     use proptest::prelude::*;
+
+    use crate::words;
 
     fn with(value: &str, needle: &str, word: &str) -> Result<String, String> {
         words::expand(word, '\\', &|name| match name {

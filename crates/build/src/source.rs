@@ -2,16 +2,18 @@
 //!
 //! Owns: reading sources. Must not: write anything.
 
-use crate::dockerignore::Dockerignore;
-use crate::pattern::{self, Pattern};
-use crate::tree::{self, Node, Tree};
-use crate::trouble::{Context, Result, Trouble};
-use rustix::fs::FileType;
-use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::FileType;
+use sha2::{Digest, Sha256};
+
+use crate::dockerignore::Dockerignore;
+use crate::pattern::{self, Pattern};
+use crate::tree::{self, Node, Tree};
+use crate::trouble::{Context, Result, Trouble};
 
 /// Where sources are read from.
 #[derive(Debug)]
@@ -311,8 +313,9 @@ pub(crate) fn field(hash: &mut Sha256, bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
 
     fn context(files: &[&str], ignore: &str) -> (tempfile::TempDir, Origin) {
         let dir = tempfile::tempdir().expect("dir");

@@ -1,12 +1,14 @@
 //! The image configuration while a stage is built, and the variables in scope. Pure: metadata instructions are functions on [`State`].
 
-use crate::instruction::Command;
-use crate::plan::PLATFORM_ARGS;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
 use oci_spec::image::{
     Arch, Config, ConfigBuilder, HistoryBuilder, ImageConfiguration, ImageConfigurationBuilder, Os,
     RootFsBuilder,
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::instruction::Command;
+use crate::plan::PLATFORM_ARGS;
 
 /// Docker's default for images without one.
 pub(crate) const DEFAULT_PATH: &str =

@@ -3,11 +3,6 @@
 //!
 //! Owns: path resolution, reading and making single entries. Must not: know what COPY means.
 
-use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid,
-    XattrFlags,
-};
-use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -15,6 +10,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid,
+    XattrFlags,
+};
+use rustix::io::Errno;
 
 /// As the kernel: more links than this is a loop.
 const MAX_LINKS: usize = 40;
@@ -407,8 +408,9 @@ fn finish_unopened(dir: impl AsFd, name: &OsStr, a: &Attributes) -> io::Result<(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::os::unix::fs::symlink;
+
+    use super::*;
 
     fn tree(dir: &Path) -> Tree {
         Tree::of_host(dir).expect("tree")

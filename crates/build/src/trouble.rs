@@ -1,7 +1,8 @@
 //! Errors inside one step, before the line of the Dockerfile is added.
 
-use crate::BuildError;
 use std::io;
+
+use crate::BuildError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Trouble {

@@ -1,14 +1,16 @@
 //! ADD of a local tar archive (plain, gzip, zstd): unpacked into a tree. Whatever the archive says, nothing is written outside the tree.
 
-use crate::tree::{self, Attributes, Stream, Tree};
-use crate::trouble::{Context, Result, Trouble};
-use rustix::fs::{AtFlags, FileType};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType};
 use tar::EntryType;
+
+use crate::tree::{self, Attributes, Stream, Tree};
+use crate::trouble::{Context, Result, Trouble};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -229,9 +231,10 @@ fn attributes<R: Read>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::io::Write;
     use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
 
     fn archive(fill: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());

@@ -1,10 +1,11 @@
 //! `--chown` values and the owner of a WORKDIR: names are looked up in the target's /etc/passwd and
 //! /etc/group.
 
-use crate::tree::Tree;
-use crate::trouble::{Context, Result};
 use std::io::Read;
 use std::path::Path;
+
+use crate::tree::Tree;
+use crate::trouble::{Context, Result};
 
 /// Name, id, and for users the primary group.
 type Row = (String, u32, u32);

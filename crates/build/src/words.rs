@@ -13,9 +13,10 @@
 //! Single quotes are literal, double quotes substitute, the escape character takes the meaning off
 //! what follows. Pure.
 
-use crate::shell_pattern;
 use std::iter::Peekable;
 use std::str::Chars;
+
+use crate::shell_pattern;
 
 /// Where values come from; `None` is unset.
 pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -284,8 +285,9 @@ fn unknown(name: &str, modifier: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn env(name: &str) -> Option<String> {
         match name {

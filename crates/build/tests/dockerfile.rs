@@ -8,8 +8,10 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use support::Node;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use self::support::Node;
 
 #[tokio::test]
 async fn from_scratch_with_one_file() {

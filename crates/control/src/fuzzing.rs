@@ -1,13 +1,15 @@
 //! Entrances for fuzzing; not part of the interface.
 
-use crate::containers::checks;
-use crate::upload::metadata::Metadata;
-use crate::upload::multipart;
+use std::convert::Infallible;
+
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::{FutureExt, stream};
 use http::{HeaderMap, HeaderValue, header};
-use std::convert::Infallible;
+
+use crate::containers::checks;
+use crate::upload::metadata::Metadata;
+use crate::upload::multipart;
 
 /// Parts of an upload, which random bytes would not often be.
 const PIECES: &[&str] = &[

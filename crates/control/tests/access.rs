@@ -4,9 +4,10 @@
 mod common;
 
 use axum::body::Body;
-use common::{Node, multipart, upload};
 use http::{Method, Request, header};
 use serde_json::json;
+
+use self::common::{Node, multipart, upload};
 
 #[tokio::test]
 async fn a_wrong_token_gets_401_and_code_10000_everywhere() {

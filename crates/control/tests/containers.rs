@@ -3,9 +3,10 @@
 
 mod common;
 
-use common::Node;
 use http::Method;
 use serde_json::{Value, json};
+
+use self::common::Node;
 
 /// A Worker with a container class; returns its namespace's id as `wrangler deploy` finds it.
 async fn worker(node: &Node, script: &str) -> String {

@@ -5,10 +5,11 @@ mod common;
 
 use std::sync::atomic::Ordering;
 
-use common::{Node, multipart, upload};
 use http::Method;
 use serde_json::{Value, json};
 use wharf_model::{Binding, ModuleKind};
+
+use self::common::{Node, multipart, upload};
 
 fn deploy_of(version: &str) -> Value {
     json!({"strategy": "percentage", "versions": [{"version_id": version, "percentage": 100}], "annotations": {}})

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use common::{BOUNDARY, Node, Reply, multipart};
 use http::{Method, header};
 use serde_json::{Value, json};
 use wharf_model::{Binding, Version};
+
+use self::common::{BOUNDARY, Node, Reply, multipart};
 
 fn secrets(version: &Version) -> BTreeMap<&str, &str> {
     version

@@ -9,9 +9,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Node, upload};
 use http::Method;
 use serde_json::{Map, Value, json};
+
+use self::common::{Node, upload};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fate {

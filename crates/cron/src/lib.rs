@@ -9,12 +9,12 @@ mod fields;
 mod runner;
 mod timetable;
 
-pub use runner::{Cron, Triggers, run};
-
 use croner::Cron as Pattern;
 use croner::parser::{CronParser, Seconds, Year};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
+
+pub use self::runner::{Cron, Triggers, run};
 
 /// How far ahead a due time is looked for.
 const HORIZON_YEARS: i64 = 4;

@@ -2,12 +2,14 @@
 //!
 //! Owns: waiting. Must not: decide what is due; the timetable does.
 
-use crate::timetable::{Due, Key, Timetable};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+use crate::timetable::{Due, Key, Timetable};
 
 /// The clock may be set while the task sleeps, so it looks at least so often.
 const LOOK_MS: u64 = 10_000;
@@ -116,9 +118,11 @@ async fn once(triggers: Arc<dyn Triggers>, key: Key, due_ms: i64) -> Key {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::sync::Mutex;
+
     use tokio::time::Instant;
+
+    use super::*;
 
     /// A quarter past some minute.
     const START_MS: i64 = 1_767_225_600_000 + 15_000;

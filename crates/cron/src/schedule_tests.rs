@@ -1,6 +1,7 @@
-use super::*;
 use jiff::civil::Weekday;
 use proptest::prelude::*;
+
+use super::*;
 
 fn ms(text: &str) -> i64 {
     text.parse::<Timestamp>().unwrap().as_millisecond()

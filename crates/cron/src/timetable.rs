@@ -6,8 +6,9 @@
 //! A due time that comes while the one before still runs is skipped, as is one that was noticed more than a minute late (the node
 //! was down or asleep): nothing is caught up, nothing piles up, nothing runs twice.
 
-use crate::{Cron, Schedule};
 use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{Cron, Schedule};
 
 /// A due time that is older than this when it is noticed was missed, milliseconds.
 const LATE_MS: i64 = 60_000;

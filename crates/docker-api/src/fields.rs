@@ -11,10 +11,11 @@ pub(crate) mod create;
 pub(crate) mod others;
 pub(crate) mod queries;
 
-use crate::errors::ApiError;
 use http::StatusCode;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+
+use crate::errors::ApiError;
 
 /// Whether a value asks for something; the second is the object that it is a field of.
 type Asks = fn(&Value, &Map<String, Value>) -> bool;

@@ -3,18 +3,20 @@
 //! What stands between a client's bytes and the engine: HTTP with its bounds, the version in the path, queries and bodies, and what is read out of
 //! names, filters, ports and commands. The engine itself is not here; crates/docker-api/tests/bad_input.rs has both.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Query, Request};
+use axum::response::{IntoResponse, Response};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
 use crate::errors::ApiError;
 use crate::operator::read_filters;
 use crate::script::{read_create, read_start_options};
 use crate::serve::{Bounds, connection};
 use crate::version::versioned;
-use axum::Router;
-use axum::extract::{Query, Request};
-use axum::response::{IntoResponse, Response};
-use std::collections::BTreeMap;
-use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::watch;
 
 /// Far above what any input needs, far below what a person waits for.
 const WAIT: Duration = Duration::from_secs(10);
@@ -147,8 +149,9 @@ async fn handle(query: Query<BTreeMap<String, String>>, request: Request) -> Res
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]

@@ -1,10 +1,11 @@
 //! Docker's JSON for containers, and how times are written in it.
 
-use crate::ports;
-use crate::script::security::NO_NEW_PRIVILEGES;
 use serde_json::{Value, json};
 use wharf_engine::Inspect;
 use wharf_engine::lifecycle::State;
+
+use crate::ports;
+use crate::script::security::NO_NEW_PRIVILEGES;
 
 /// What Docker writes for a time that has not come.
 const NO_TIME: &str = "0001-01-01T00:00:00Z";

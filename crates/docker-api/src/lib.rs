@@ -21,6 +21,6 @@ mod storage;
 mod upgrade;
 mod version;
 
-pub use json::time;
-pub use serve::{Bounds, serve_unix, serve_unix_within};
-pub use version::API_VERSION;
+pub use self::json::time;
+pub use self::serve::{Bounds, serve_unix, serve_unix_within};
+pub use self::version::API_VERSION;

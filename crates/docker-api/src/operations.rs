@@ -5,11 +5,12 @@
 //! neither has (404); the check of queries. Must not: know on which socket an operation is served.
 //! A parameter that no published schema has is ignored, as Docker does.
 
-use crate::errors::ApiError;
-use crate::fields::{self, Field, queries as q};
 use axum::extract::Query;
 use http::{Method, StatusCode, Uri};
 use serde_json::{Map, Value};
+
+use crate::errors::ApiError;
+use crate::fields::{self, Field, queries as q};
 
 /// Docker's path with `{}` for what the client chooses, and `{*}` for a name that may hold slashes.
 #[derive(Clone, Copy)]

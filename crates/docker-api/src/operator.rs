@@ -9,11 +9,8 @@ mod filters;
 mod images;
 mod output;
 
-use crate::errors::ApiError;
-use crate::fields::{self, others};
-use crate::operations::absent;
-use crate::storage::Storage;
-use crate::version::{API_VERSION, OLDEST, versioned};
+use std::sync::Arc;
+
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
@@ -22,10 +19,15 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::sync::Arc;
 use wharf_build::Builder;
 use wharf_engine::{Engine, Owner};
 use wharf_image::{ImageError, ImageStore};
+
+use crate::errors::ApiError;
+use crate::fields::{self, others};
+use crate::operations::absent;
+use crate::storage::Storage;
+use crate::version::{API_VERSION, OLDEST, versioned};
 
 /// Largest JSON body, bytes; a Dockerfile travels in one.
 const MAX_JSON: usize = 8 << 20;

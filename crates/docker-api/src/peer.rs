@@ -1,6 +1,7 @@
 //! The process at the other end of a connection.
 
 use std::io;
+
 use tokio::net::UnixStream;
 
 /// Who is connected, as the kernel tells; in the extensions of each request.

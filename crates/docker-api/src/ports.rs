@@ -1,11 +1,13 @@
 //! Docker's shapes of published ports.
 
-use crate::errors::ApiError;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 use wharf_engine::Published;
+
+use crate::errors::ApiError;
 
 /// `HostConfig.PortBindings`: by `80/tcp`.
 pub(crate) type Bindings = BTreeMap<String, Option<Vec<Binding>>>;

@@ -1,9 +1,10 @@
 //! Reading what every request has: a JSON body, and Docker's booleans in queries.
 
-use crate::errors::ApiError;
 use axum::extract::rejection::BytesRejection;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
+
+use crate::errors::ApiError;
 
 /// Docker's booleans in queries: anything but nothing and these is true.
 pub(crate) fn is_true(text: Option<&str>) -> bool {

@@ -6,13 +6,19 @@
 //! then `C` itself, which joins the sidecar's network. Sidecars live in this router. On a process's own socket
 //! they are gone with it, except those that a container uses: the engine holds their network.
 
-use crate::errors::ApiError;
-use crate::exec;
-use crate::json;
-use crate::operations::absent;
-use crate::peer::Peer;
-use crate::storage::{self, Storage};
-use crate::version::versioned;
+mod body;
+mod create;
+mod kind;
+pub mod prelude;
+pub(crate) mod security;
+mod sidecar;
+mod start_options;
+mod surroundings;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::middleware::Next;
@@ -23,25 +29,20 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
 use wharf_engine::lifecycle::Until;
 use wharf_engine::{Engine, EngineError, Owner};
 use wharf_node::{Applications, Caller};
 use wharf_snapshot::Snapshots;
 
-mod body;
-mod create;
-mod kind;
-pub mod prelude;
-pub(crate) mod security;
-mod sidecar;
-mod start_options;
-mod surroundings;
-
-use kind::Kind;
-use sidecar::Sidecars;
+use self::kind::Kind;
+use self::sidecar::Sidecars;
+use crate::errors::ApiError;
+use crate::exec;
+use crate::json;
+use crate::operations::absent;
+use crate::peer::Peer;
+use crate::storage::{self, Storage};
+use crate::version::versioned;
 
 /// The label that keeps the image name which workerd asked for. Longer than an object's own label can be.
 const ASKED_IMAGE_LABEL: &str = "dev.wharf.asked-image";

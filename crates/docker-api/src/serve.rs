@@ -1,23 +1,25 @@
 //! Serves a router on a Unix socket, within bounds: a client that is slow, silent or many harms nobody but itself.
 
-use crate::peer::Peer;
-use axum::body::{Body, HttpBody};
-use bytes::Bytes;
-use hyper::body::{Frame, Incoming, SizeHint};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use bytes::Bytes;
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 use tower::ServiceExt;
+
+use crate::peer::Peer;
 
 /// How long requests in progress may go on after `shutdown`.
 const LINGER: Duration = Duration::from_secs(2);

@@ -1,13 +1,14 @@
 //! What holds for every request: the API version in the path, `/v1.43/info`, accepted within the range that this dialect follows and else refused in
 //! Docker's words; the headers by which a client learns the version; and the one shape of all errors.
 
-use crate::errors::ApiError;
-use crate::operations::check_query;
 use axum::Router;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, Uri, header};
 use tower::ServiceExt;
+
+use crate::errors::ApiError;
+use crate::operations::check_query;
 
 /// The Docker API version that this dialect follows.
 pub const API_VERSION: &str = "1.43";

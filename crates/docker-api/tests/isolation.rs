@@ -1,11 +1,12 @@
 //! One script's sockets, and everything that they must not reach of another's: whatever name is asked for, however it is written.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-use http::Request;
-use serde_json::{Value, json};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+
+use http::Request;
+use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use wharf_docker_api::script;
 use wharf_engine::lifecycle::State;

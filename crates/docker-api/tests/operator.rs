@@ -1,10 +1,11 @@
 //! The operator's socket as Docker's clients and workerd under `wrangler dev` use it, against real containers.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-use http::Request;
-use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use http::Request;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;

@@ -1,12 +1,13 @@
 //! The conversation of workerd with its Docker socket (contract: workerd, 1.3), word for word, against real containers.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-use http::Request;
-use serde_json::{Value, json};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+
+use http::Request;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;

@@ -1,13 +1,14 @@
 //! Instances started ahead of workerd's requests: its conversation (contract: workerd, 1.3), word for word, against real containers.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-use http::Request;
-use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+
+use http::Request;
+use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use wharf_docker_api::script::router;
 use wharf_engine::{Inspect, Limits, Owner};

@@ -1,14 +1,15 @@
 //! workerd's conversation about snapshots (contract: workerd, 1.3), word for word, and what hostile or plain Docker clients get.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-use bytes::Bytes;
-use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Full};
-use serde_json::{Value, json};
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use serde_json::{Value, json};
 use tower::ServiceExt;
 use wharf_docker_api::script::router;
 use wharf_engine::{Isolation, Limits, Owner};

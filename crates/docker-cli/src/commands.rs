@@ -2,12 +2,14 @@
 
 mod containers;
 
+use std::io::{IsTerminal, Read, Write};
+
+use hyper::Method;
+use serde_json::{Value, json};
+
 use crate::args::{self, Command};
 use crate::client::{Client, ClientError, empty, escape, json_body};
 use crate::template;
-use hyper::Method;
-use serde_json::{Value, json};
-use std::io::{IsTerminal, Read, Write};
 
 type Outcome = Result<i32, ClientError>;
 

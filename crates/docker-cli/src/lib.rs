@@ -7,9 +7,9 @@ pub mod client;
 mod commands;
 pub mod template;
 
-pub use client::{Client, ClientError};
-
 use clap::Parser;
+
+pub use self::client::{Client, ClientError};
 
 /// Runs a docker command line (without the program's name); returns the exit code. `host` is used when neither `--host` nor DOCKER_HOST is given.
 pub async fn main(args: Vec<String>, host: String) -> i32 {

@@ -179,8 +179,9 @@ fn print(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
 
     #[test]
     fn what_wrangler_asks_for() {

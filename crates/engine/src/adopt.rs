@@ -10,12 +10,6 @@
 //! | none | a script's | directory removed |
 //! | none | the operator's | kept; exit code 255, as with Docker, if it ran when the spawner died |
 
-use crate::directories::GONE_PREFIX;
-use crate::disks::DiskLease;
-use crate::instance::{Ask, Handle, Instance, unseen_exit};
-use crate::lifecycle::{EndedBy, State};
-use crate::record::{Label, Record};
-use crate::{EngineError, Owner, Shared, insert, log, now_ms};
 use std::collections::HashSet;
 use std::fs::Permissions;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -23,8 +17,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
 use tokio::sync::watch;
 use wharf_sandbox::{Disk, Exit, Process, Survivor};
+
+use crate::directories::GONE_PREFIX;
+use crate::disks::DiskLease;
+use crate::instance::{Ask, Handle, Instance, unseen_exit};
+use crate::lifecycle::{EndedBy, State};
+use crate::record::{Label, Record};
+use crate::{EngineError, Owner, Shared, insert, log, now_ms};
 
 /// How long the output that an ended process left is read.
 const LEFT_OUTPUT: Duration = Duration::from_secs(1);

@@ -51,8 +51,9 @@ impl Cleanup {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::sync::mpsc;
+
+    use super::*;
 
     #[tokio::test]
     async fn it_is_done_later_in_order_and_at_once_when_that_is_asked_for() {

@@ -1,6 +1,12 @@
 //! Turns a request into an instance that can be started: image, disk, directories, record. Must
 //! not: start anything.
 
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use crate::instance::Instance;
 use crate::lifecycle::State;
 use crate::preload::{self, Preloads};
@@ -9,11 +15,6 @@ use crate::{
     Create, EngineError, FromSnapshot, Isolation, Shared, blocking, files, insert, isolation,
     merge, standby,
 };
-use std::fs::Permissions;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Makes an instance and returns its id. Without a trace if it fails.
 pub(crate) async fn create(shared: &Arc<Shared>, request: Create) -> Result<String, EngineError> {

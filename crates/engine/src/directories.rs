@@ -16,14 +16,15 @@
 //! without a journal (as ext4 can be) every new file looks through all that were removed in the
 //! last seconds, which at some hundred starts a second is most of what a start costs.
 
-use crate::cleanup::Cleanup;
-use crate::log;
-use crate::record::{self, Record};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::cleanup::Cleanup;
+use crate::log;
+use crate::record::{self, Record};
 
 /// Begins the names of directories that are no instance's.
 pub(crate) const GONE_PREFIX: &str = ".gone-";

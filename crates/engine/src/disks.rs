@@ -12,15 +12,17 @@
 //! background, but not at once: a start has just taken it, and is more urgent. A disk whose
 //! instance is gone is emptied and handed out again, which costs a tenth of a new one.
 
-use crate::cleanup::Cleanup;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
 use wharf_sandbox::Disk;
 use wharf_sandbox::disk::Template;
+
+use crate::cleanup::Cleanup;
 
 /// Ready ones of each size.
 const READY: usize = 32;

@@ -4,11 +4,12 @@
 //! meant. Must not: keep them. They belong to whoever holds the handle, run on without one, and end
 //! with the container.
 
+use wharf_sandbox::{ExecProcess, ExecSpec, ExecStreams, SpawnError, Streams};
+
 use crate::lifecycle::State;
 use crate::merge::set_env;
 use crate::record::InstanceSpec;
 use crate::{Engine, EngineError, Owner};
-use wharf_sandbox::{ExecProcess, ExecSpec, ExecStreams, SpawnError, Streams};
 
 /// A process to start in a running instance.
 #[derive(Debug, Clone)]

@@ -4,19 +4,21 @@
 //! Writing goes through the overlay: the process's own while one runs, else one that is mounted for
 //! the purpose, because an upper directory that is mounted changes only by its mount.
 
-use crate::instance::Handle;
-use crate::lifecycle::State;
-use crate::record::InstanceSpec;
-use crate::{Engine, EngineError, Owner, Shared, blocking, isolation, missing};
-use rustix::fs::{Mode, OFlags};
 use std::collections::HashSet;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
 use tokio::sync::OwnedMutexGuard;
 use wharf_image::{Extraction, ImageError};
 use wharf_sandbox::{Mount, stopped};
+
+use crate::instance::Handle;
+use crate::lifecycle::State;
+use crate::record::InstanceSpec;
+use crate::{Engine, EngineError, Owner, Shared, blocking, isolation, missing};
 
 /// Where the sandbox mounts something in every container; made in the upper directory where the
 /// image has nothing there.

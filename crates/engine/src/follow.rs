@@ -4,12 +4,14 @@
 //! The log is two segments ([`crate::log`]). Segments are counted; a follower reads one to its end
 //! before it takes the next.
 
-use crate::instance::View;
-use crate::log::{self, Entry, Grown};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::PathBuf;
+
 use tokio::sync::watch;
+
+use crate::instance::View;
+use crate::log::{self, Entry, Grown};
 
 /// The most bytes that are read at a time.
 const CHUNK: u64 = 256 * 1024;

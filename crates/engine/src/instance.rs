@@ -1,6 +1,25 @@
 //! The task that owns one instance: it feeds the lifecycle machine with requests and with what
 //! happens, and carries out its effects.
 
+mod handle;
+mod handover;
+mod start;
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use wharf_net::Target;
+use wharf_sandbox::{Exit, Process, SpawnError};
+
+use self::handle::Request;
+pub(crate) use self::handle::{Ask, Handle, NewLife, View};
+use self::handover::Ahead;
+use self::start::{Started, start_process};
 use crate::disks::DiskLease;
 use crate::lifecycle::{
     Answer, Effect, EndedBy, Event, Fault, HardTimeout, Machine, State, Token, describe,
@@ -8,24 +27,6 @@ use crate::lifecycle::{
 use crate::own_network::Published;
 use crate::record::{InstanceSpec, InstanceStatus, Record};
 use crate::{EngineError, Shared, Usage, log, now_ms};
-use start::{Started, start_process};
-use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
-use wharf_net::Target;
-use wharf_sandbox::{Exit, Process, SpawnError};
-
-mod handle;
-mod handover;
-mod start;
-
-use handle::Request;
-pub(crate) use handle::{Ask, Handle, NewLife, View};
-use handover::Ahead;
 
 /// How long an exit waits for the rest of the output. Its processes are dead, so the pipes end as
 /// soon as they are read empty.

@@ -12,13 +12,15 @@
 mod gvisor;
 mod microvm;
 
-use crate::merge::ImageDefaults;
-use crate::{EngineError, blocking};
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
+
 use wharf_model::Isolation;
 use wharf_sandbox::{IsolationClass, IsolationSpec};
+
+use crate::merge::ImageDefaults;
+use crate::{EngineError, blocking};
 
 /// The image's label (`LABEL wharf.isolation=gvisor`).
 pub const LABEL: &str = "wharf.isolation";
@@ -128,10 +130,12 @@ fn find(program: &str, path: Option<&OsStr>) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use Isolation::{Gvisor, Microvm, Namespace};
     use std::path::Path;
+
+    use Isolation::{Gvisor, Microvm, Namespace};
     use wharf_microvm::initrd::GuestKernel;
+
+    use super::*;
 
     #[test]
     fn the_more_specific_wins_and_a_label_never_weakens_the_node() {

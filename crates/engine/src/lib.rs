@@ -28,29 +28,30 @@ mod table;
 mod types;
 mod usage;
 
-pub use exec::{Exec, ExecError};
-pub use files::{Files, FromSnapshot, Held, Volume, VolumeMount};
-pub use follow::Follower;
-pub use log::Entry;
-pub use merge::parse_signal;
-pub use object::StartOptions;
-pub use own_network::{OwnNetwork, Published};
-pub use preload::Preload;
-pub use record::owns;
-pub use standby::{Standby, StandbyEvent};
-pub use surroundings::Surroundings;
-pub use types::{Application, Create, EngineConfig, EngineError, Inspect, Owner, Refusal};
-pub use usage::Usage;
-pub use wharf_model::Isolation;
-pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize, Tmpfs};
-
-use crate::instance::{Ask, Handle, Instance};
-use crate::lifecycle::{Answer, EndedBy, Fault, Until};
-use crate::record::{InstanceSpec, InstanceStatus};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use tokio::task::JoinSet;
+pub use wharf_model::Isolation;
+pub use wharf_sandbox::{ExecProcess, ExecStreams, Limits, Streams, Terminal, TerminalSize, Tmpfs};
+
+pub use self::exec::{Exec, ExecError};
+pub use self::files::{Files, FromSnapshot, Held, Volume, VolumeMount};
+pub use self::follow::Follower;
+pub use self::log::Entry;
+pub use self::merge::parse_signal;
+pub use self::object::StartOptions;
+pub use self::own_network::{OwnNetwork, Published};
+pub use self::preload::Preload;
+pub use self::record::owns;
+pub use self::standby::{Standby, StandbyEvent};
+pub use self::surroundings::Surroundings;
+pub use self::types::{Application, Create, EngineConfig, EngineError, Inspect, Owner, Refusal};
+pub use self::usage::Usage;
+use crate::instance::{Ask, Handle, Instance};
+use crate::lifecycle::{Answer, EndedBy, Fault, Until};
+use crate::record::{InstanceSpec, InstanceStatus};
 
 /// How often the host gets back what instances have removed from their disks.
 const TRIM_EVERY: Duration = Duration::from_secs(60);

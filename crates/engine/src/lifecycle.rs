@@ -20,13 +20,14 @@
 //!   ...) carry theirs; those of an earlier one change nothing.
 //! * Every token that comes in is answered exactly once, at the latest by the removal.
 
+mod ended;
+
 use wharf_sandbox::Exit;
 
-mod ended;
 #[cfg(test)]
 mod tests;
 
-pub use ended::{EndedBy, describe};
+pub use self::ended::{EndedBy, describe};
 
 /// State of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 

@@ -1,7 +1,8 @@
 //! What runs: the image's configuration and the request merged as Docker merges them. Pure.
 
-use crate::{Create, EngineError};
 use std::collections::BTreeMap;
+
+use crate::{Create, EngineError};
 
 /// Docker's default search path on Linux.
 pub(crate) const DEFAULT_PATH: &str =

@@ -4,9 +4,10 @@
 //! Owns: start options, labels, inactivity, the reasons of failed starts. Must not: know where
 //! these come from.
 
+use std::collections::BTreeMap;
+
 use crate::instance::Ask;
 use crate::{Application, Engine, EngineError, Owner, adopt, missing};
-use std::collections::BTreeMap;
 
 /// Options of `ctx.container.start()` that Docker has no word for (contract: workerd, 1.4).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

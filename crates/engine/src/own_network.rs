@@ -1,8 +1,9 @@
 //! The network that an instance gets for itself alone, anew with each start: what it may reach, and
 //! which of its ports the host shows.
 
-use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
 use wharf_net::{NetError, Network, Networks, Policy};
 
 /// What an instance's own network is like.

@@ -15,15 +15,17 @@
 
 mod make;
 
-use crate::record::{InstanceSpec, PreloadKey};
-use crate::{Create, Shared, merge};
-use serde::Serialize;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use serde::Serialize;
 use wharf_sandbox::{Limits, ProcessImage};
+
+use crate::record::{InstanceSpec, PreloadKey};
+use crate::{Create, Shared, merge};
 
 /// The label of an image that asks for it: the modules to import ahead.
 pub(crate) const LABEL: &str = "wharf.preload";

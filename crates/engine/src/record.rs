@@ -1,18 +1,20 @@
 //! What outlives the daemon: `instance.json` in the instance's directory, and the label that the
 //! spawner keeps with the process.
 
-use crate::Owner;
-use crate::lifecycle::EndedBy;
-use crate::merge::Merged;
-use rustix::fs::{CWD, RenameFlags};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::{CWD, RenameFlags};
+use serde::{Deserialize, Serialize};
 use wharf_sandbox::{Exit, Limits};
+
+use crate::Owner;
+use crate::lifecycle::EndedBy;
+use crate::merge::Merged;
 
 /// The record's file in an instance's directory.
 pub(crate) const FILE: &str = "instance.json";

@@ -10,10 +10,11 @@
 
 pub(crate) mod reading;
 
-pub use reading::own_descriptors;
+use std::fmt;
 
 use serde::Serialize;
-use std::fmt;
+
+pub use self::reading::own_descriptors;
 
 /// A kind of thing that runs out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -173,8 +174,9 @@ pub(crate) fn admit(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn descriptors(used: u64) -> Figure {
         Figure::new(Resource::Descriptors, used, 1000, 4, 4096).start_takes(24)

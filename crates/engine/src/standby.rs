@@ -11,14 +11,16 @@
 //! twice: who takes one out of the pool is the only one who has it. Must not: decide how many there
 //! are, nor of what.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
 use crate::instance::{Ask, Handle, NewLife};
 use crate::lifecycle::{Answer, EndedBy, State};
 use crate::record::{Handover, InstanceSpec};
 use crate::{Create, Engine, EngineError, Isolation, Owner, Shared, merge};
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
 
 /// How long after its start one that listens on no port is taken to be ready. Not everything that
 /// is waited for listens.

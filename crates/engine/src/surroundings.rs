@@ -2,10 +2,12 @@
 //! can only be read, directories in memory, its host name, /etc/hosts and /etc/resolv.conf. Plain
 //! data, and the two files' text. Must not: mount anything.
 
-use crate::{EngineError, Isolation, isolation};
-use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
 use wharf_sandbox::Tmpfs;
+
+use crate::{EngineError, Isolation, isolation};
 
 /// What a start asks for; the default is what every other container has.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

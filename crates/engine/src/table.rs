@@ -1,11 +1,12 @@
 //! The table of all instances: by id, by owner and name; who is idle; how many of an application
 //! run. Behind one short lock, never held over an await.
 
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
 use crate::instance::Handle;
 use crate::resources::User;
 use crate::{Application, EngineError, Owner, Refusal};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::Arc;
 
 /// The most instances without a process that are kept per script; the oldest go first.
 const MAX_IDLE: usize = 100;

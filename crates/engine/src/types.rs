@@ -1,13 +1,14 @@
 //! What callers of the engine say and are told: whose an instance is, what it is created from, how
 //! it stands, and what can go wrong. Plain data. Must not: do anything.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use crate::isolation::MicrovmConfig;
 use crate::lifecycle::{self, EndedBy};
 use crate::{
     FromSnapshot, Isolation, Limits, OwnNetwork, Published, StartOptions, Surroundings, VolumeMount,
 };
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 /// Whom an instance belongs to. A script's lookups are within its own, so that none can see
 /// another's; the operator sees everyone's.

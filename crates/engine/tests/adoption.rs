@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::time::Duration;
+
 use tokio::runtime::Runtime;
 use wharf_engine::lifecycle::State;
 use wharf_engine::{Application, EngineError, Owner, StartOptions};

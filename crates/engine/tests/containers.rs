@@ -1,6 +1,7 @@
 //! Real containers through the engine.
 
 use std::time::Duration;
+
 use wharf_engine::Isolation;
 use wharf_engine::lifecycle::{EndedBy, State, Until};
 use wharf_engine::{Application, EngineError, Owner};

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io::Read;
+
 use wharf_engine::{EngineError, Exec, ExecError, ExecStreams, Owner, Streams};
 use wharf_testkit::engine::{Daemon, World, script_owner, shell};
 

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
 use wharf_engine::{EngineError, FromSnapshot, VolumeMount};
 use wharf_testkit::engine::{Daemon, World, script_owner, shell};
 use wharf_testkit::until;

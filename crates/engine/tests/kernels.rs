@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::path::Path;
+
 use tokio::runtime::Runtime;
 use wharf_engine::lifecycle::State;
 use wharf_engine::{Create, EngineError, Isolation, Owner};

@@ -6,7 +6,6 @@
 //!              \-> body not read to its end, or an error: dropped
 //! ```
 
-use crate::{Endpoint, Guard};
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
@@ -18,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 use crate::body::RequestBody;
+use crate::{Endpoint, Guard};
 
 /// workerd's HTTP server closes idle connections after 5 s; one that it may close at this moment is not worth its risk.
 const MAX_IDLE: Duration = Duration::from_secs(3);

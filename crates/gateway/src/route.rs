@@ -39,8 +39,9 @@ pub(crate) fn normalise(bases: &[String]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn script(host: &str) -> Option<String> {
         let bases = normalise(&["localhost".to_owned(), ".Apps.Example.org".to_owned()]);

@@ -86,8 +86,9 @@ impl Hasher {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn of_the_empty_string_is_the_known_one() {

@@ -63,12 +63,13 @@ fn extract_from(archive: impl Read, to: Extraction, root: u32) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::tar_read::{Entry, Kind};
-    use crate::tar_write::TarWriter;
     use std::fs;
     use std::os::unix::fs::symlink;
     use std::path::Path;
+
+    use super::*;
+    use crate::tar_read::{Entry, Kind};
+    use crate::tar_write::TarWriter;
 
     fn archive(entries: &[(Kind, &str, &str)]) -> Vec<u8> {
         let mut tar = TarWriter::new(Vec::new());

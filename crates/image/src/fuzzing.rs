@@ -1,9 +1,10 @@
 //! Entrances for fuzzing; not part of the interface.
 
+use std::path::Path;
+
 use crate::manifest::Manifest;
 use crate::tar_read::TarReader;
 use crate::{Digest, Reference};
-use std::path::Path;
 
 /// Kinds of entries, as a header has them: files, links, devices, directories, FIFOs, and what
 /// describes the next entry.

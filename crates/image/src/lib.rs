@@ -22,9 +22,6 @@
 //! Reading never touches SQLite: after each write the whole index is loaded into a `Catalog`, and the lookups of the start path
 //! are lookups in its maps.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
-
 mod catalog;
 mod content;
 mod digest;
@@ -46,13 +43,16 @@ mod tar_write;
 mod types;
 mod unpack;
 
-pub use digest::Digest;
-pub use error::ImageError;
-pub use extract::{Extraction, extract, extract_as};
-pub use reference::{Reference, is_repository, is_tag};
-pub use repository::Referrer;
-pub use types::{Image, Layer};
-pub use unpack::is_image_xattr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock};
+
+pub use self::digest::Digest;
+pub use self::error::ImageError;
+pub use self::extract::{Extraction, extract, extract_as};
+pub use self::reference::{Reference, is_repository, is_tag};
+pub use self::repository::Referrer;
+pub use self::types::{Image, Layer};
+pub use self::unpack::is_image_xattr;
 
 /// Archives, with every length in them bounded.
 pub mod tar {
@@ -60,7 +60,7 @@ pub mod tar {
     pub use crate::tar_write::TarWriter;
 }
 
-use error::{Context, Result, held};
+use self::error::{Context, Result, held};
 
 /// The store. Cheap to clone. One process at a time has a directory open: opening removes temporaries.
 #[derive(Debug, Clone)]

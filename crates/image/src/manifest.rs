@@ -248,8 +248,9 @@ pub(crate) fn canonical(value: &serde_json::Value) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
 
     fn image(config_type: &str) -> serde_json::Value {
         json!({"schemaVersion": 2, "config": {"mediaType": config_type, "digest": Digest::of(b"c").as_str(), "size": 1},

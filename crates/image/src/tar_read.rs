@@ -576,8 +576,9 @@ fn parse_pax(mut bytes: &[u8]) -> Result<Pax> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn drain(bytes: &[u8]) -> Result<Vec<Entry>> {
         let mut reader = TarReader::new(bytes);

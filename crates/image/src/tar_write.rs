@@ -158,9 +158,10 @@ fn pax_time(seconds: i64, nanos: u32) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::tar_read::TarReader;
-    use proptest::prelude::*;
 
     proptest! {
         #[test]

@@ -8,8 +8,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{HOST, config, set_mtime};
 use wharf_image::{Digest, ImageStore};
+
+use self::common::{HOST, config, set_mtime};
 
 const DIR: &str = "WHARF_IMAGE_CRASH_TEST_DIR";
 const FILES: usize = 20;

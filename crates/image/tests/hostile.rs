@@ -5,8 +5,9 @@ mod common;
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
-use common::{Fixture, Tar, fixture, picture, plain_layer};
 use wharf_image::ImageError;
+
+use self::common::{Fixture, Tar, fixture, picture, plain_layer};
 
 /// A file outside the layer, beside the store, whose picture must not change.
 struct Outside {

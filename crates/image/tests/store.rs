@@ -3,8 +3,9 @@
 
 mod common;
 
-use common::{HOST, Tar, config, fixture, plain_layer};
 use wharf_image::{Digest, ImageError, ImageStore};
+
+use self::common::{HOST, Tar, config, fixture, plain_layer};
 
 #[test]
 fn an_image_is_found_by_every_name_it_has() {

@@ -8,8 +8,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use common::{Tar, fixture, os, picture, plain_layer, set_mtime, transplant};
 use proptest::prelude::*;
+
+use self::common::{Tar, fixture, os, picture, plain_layer, set_mtime, transplant};
 
 fn run(script: &str, dir: &Path) {
     output_of(Command::new("sh").args(["-euc", script]).current_dir(dir));

@@ -3,16 +3,18 @@
 //! Owns: the connection with the container's main agent, and the raw mode of its terminal. Must
 //! not: hold any power: it only relays.
 
-use crate::outside::{End, Outside, refuse, terminal_size};
-use crate::wire::{ToGuest, send};
+use std::io::Read;
+use std::process::ExitCode;
+
 use anyhow::{Context, Result};
 use rustix::fd::OwnedFd;
 use rustix::fs::FileType;
 use rustix::termios::{OptionalActions, isatty, tcgetattr, tcsetattr};
-use std::io::Read;
-use std::process::ExitCode;
 use tokio::net::UnixStream;
 use wharf_sandbox::microvm::{ExecRequest, inherited};
+
+use crate::outside::{End, Outside, refuse, terminal_size};
+use crate::wire::{ToGuest, send};
 
 /// Exit code when the machine is gone: as if killed, which the process is.
 const LOST: u8 = 137;

@@ -13,19 +13,21 @@ mod network;
 mod port;
 mod process;
 
-use crate::mux::{self, Side};
-use crate::wire::{ToGuest, VERSION, receive};
-use crate::{SPAWNER, initrd, keep};
-use anyhow::{Context, Result, anyhow, bail};
-use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
-use rustix::system::{RebootCommand, finit_module, reboot};
 use std::ffi::CStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
+use rustix::system::{RebootCommand, finit_module, reboot};
 use wharf_sandbox::microvm::VERB;
 use wharf_sandbox::{Spawner, SpawnerConfig};
+
+use crate::mux::{self, Side};
+use crate::wire::{ToGuest, VERSION, receive};
+use crate::{SPAWNER, initrd, keep};
 
 /// Where the container's root file system is mounted.
 const ROOT: &str = "/container";

@@ -296,8 +296,9 @@ impl<W: Write> Cpio<W> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::process::Command;
+
+    use super::*;
 
     #[test]
     fn the_newest_kernel_is_found_by_number() {

@@ -13,20 +13,22 @@
 mod machine;
 mod network;
 
+use std::convert::Infallible;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use rustix::fd::OwnedFd;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use wharf_sandbox::microvm::{LastWords, REQUEST, Request, inherited};
+
+use self::machine::Machine;
+pub(crate) use self::machine::TAG;
 use crate::exec::SOCKET;
 use crate::mux::{self, Opener, Side, Stream};
 use crate::outside::{End, Outside, refuse};
 use crate::wire::{FromGuest, ToGuest, VERSION, receive, send};
-use anyhow::{Context, Result, anyhow};
-use machine::Machine;
-pub(crate) use machine::TAG;
-use rustix::fd::OwnedFd;
-use std::convert::Infallible;
-use std::process::ExitCode;
-use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
-use wharf_sandbox::microvm::{LastWords, REQUEST, Request, inherited};
 
 /// How long the guest's kernel and agent may take to come up. Emulated, on a busy machine, that is
 /// many seconds.

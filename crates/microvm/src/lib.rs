@@ -33,6 +33,7 @@ pub mod package;
 mod wire;
 
 use std::process::ExitCode;
+
 use wharf_sandbox::microvm::{EXEC, KEEP};
 
 /// Second argument: of the guest's first process.

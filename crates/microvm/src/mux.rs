@@ -2,10 +2,11 @@
 //!
 //! Owns: the task that drives the connection. Must not: know what is in the streams.
 
-use futures_util::future::poll_fn;
 use std::collections::VecDeque;
 use std::io;
 use std::task::Poll;
+
+use futures_util::future::poll_fn;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
@@ -104,8 +105,9 @@ pub(crate) fn connect(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
 
     #[tokio::test]
     async fn both_sides_open_streams_and_one_that_is_not_read_holds_up_no_other() {

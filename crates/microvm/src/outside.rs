@@ -9,15 +9,17 @@
 //!    \--Refused--> reported, this process ends
 //! ```
 
-use crate::wire::{CHUNK, Frame, Word, receive_frame, send_frame};
+use std::io;
+
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use std::io;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use wharf_sandbox::TerminalSize;
 use wharf_sandbox::microvm::LastWords;
+
+use crate::wire::{CHUNK, Frame, Word, receive_frame, send_frame};
 
 /// Frames under way to the guest.
 const UNDER_WAY: usize = 4;

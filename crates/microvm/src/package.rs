@@ -10,12 +10,13 @@
 //! ```
 //! (xtask compiles this file, too: it gets the kernel for the tests before anything else is built.)
 
-use anyhow::{Context, Result, bail};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use anyhow::{Context, Result, bail};
 
 /// Depends on the current kernel package.
 const META: &str = "linux-image-cloud-amd64";

@@ -10,10 +10,11 @@
 //! frame:    kind (1 byte), length (4 bytes, little-endian), content
 //! ```
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::SocketAddr;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use wharf_sandbox::TerminalSize;
 use wharf_sandbox::microvm::{ExecRequest, LastWords, Request};

@@ -7,13 +7,15 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
-use support::{Place, next_line, read_all};
+
 use wharf_sandbox::{
     ExecSpec, ExecStreams, Exit, IsolationSpec, Machine, Process, ProcessSpec, Root, SpawnError,
     Spawner, Streams, TerminalSize,
 };
 use wharf_testkit::is_alive;
 use wharf_testkit::set_id::{self, DOCKER, LOOK, gained, nothing_gained};
+
+use self::support::{Place, next_line, read_all};
 
 #[tokio::test]
 async fn its_kernel_is_not_the_hosts_and_the_rest_is_as_asked() {

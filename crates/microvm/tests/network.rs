@@ -6,8 +6,10 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
-use support::{Place, next_line};
+
 use wharf_sandbox::netns::{self, Listeners};
+
+use self::support::{Place, next_line};
 
 #[tokio::test]
 async fn it_is_reached_and_reaches_as_without_a_machine() {

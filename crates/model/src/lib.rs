@@ -9,11 +9,11 @@ pub mod instance;
 pub mod names;
 pub mod version;
 
-pub use application::{
+pub use self::application::{
     Application, Configuration, InstanceType, Isolation, Limits, MANAGED_POLICY, Settings, Spec,
 };
-pub use instance::{InstanceState, InstanceView};
-pub use version::{
+pub use self::instance::{InstanceState, InstanceView};
+pub use self::version::{
     AssetFile, Assets, Binding, ContainerDeclaration, DurableObjectNamespace, Module, ModuleKind,
     Script, Version,
 };

@@ -45,15 +45,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use wharf_sandbox::netns;
 
-pub use ca::{Ca, CaKey};
-pub use egress::Egress;
-pub use outbound::{Dial, Direct};
-
-use bandwidth::Bandwidth;
-use inside::Inside;
-use pool::{Pool, Prepared};
-pub use succession::NotEmpty;
-use succession::Succession;
+use self::bandwidth::Bandwidth;
+pub use self::ca::{Ca, CaKey};
+pub use self::egress::Egress;
+use self::inside::Inside;
+pub use self::outbound::{Dial, Direct};
+use self::pool::{Pool, Prepared};
+pub use self::succession::NotEmpty;
+use self::succession::Succession;
 
 /// What the container's /etc/resolv.conf names. Nothing has this address; as all queries, those to it are redirected.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 88, 71, 1);

@@ -136,9 +136,10 @@ fn as_in_table(address: SocketAddr) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::net::{TcpListener, TcpStream};
     use std::time::Instant;
+
+    use super::*;
 
     #[test]
     fn the_kernel_and_its_table_know_whose_a_connection_is() {

@@ -45,8 +45,9 @@ impl Ports {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::collections::BTreeSet;
+
+    use super::*;
 
     #[test]
     fn each_comes_once_before_the_first_comes_again() {

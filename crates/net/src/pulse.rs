@@ -117,8 +117,9 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::sync::mpsc;
+
+    use super::*;
 
     const LONG: Duration = Duration::from_secs(20);
 

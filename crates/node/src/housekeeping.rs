@@ -1,9 +1,11 @@
 //! What is removed in the background: blobs, layers and upload sessions that nothing names any more, and snapshots that nobody uses.
 
-use crate::Node;
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use wharf_engine::Owner;
+
+use crate::Node;
 
 /// From one round to the next.
 const EVERY: Duration = Duration::from_secs(600);

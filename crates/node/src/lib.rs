@@ -43,17 +43,16 @@ use wharf_snapshot::Snapshots;
 use wharf_store::Store;
 use wharf_workerd::Supervisor;
 
-pub use admission::{Admitted, Caller, Place};
-pub use application::ApplicationInfo;
-pub use applications::{Applications, Observer, Region, StoredApplications};
-pub use object::Object;
-pub use recipe::{Recipe, StandbyTarget};
-pub use refusal::{Refusal, RefusalKind};
-pub use request::{ImageChoice, StartRequest};
-pub use size::Size;
-pub use standby::Standbys;
-
-use addresses::Addresses;
+use self::addresses::Addresses;
+pub use self::admission::{Admitted, Caller, Place};
+pub use self::application::ApplicationInfo;
+pub use self::applications::{Applications, Observer, Region, StoredApplications};
+pub use self::object::Object;
+pub use self::recipe::{Recipe, StandbyTarget};
+pub use self::refusal::{Refusal, RefusalKind};
+pub use self::request::{ImageChoice, StartRequest};
+pub use self::size::Size;
+pub use self::standby::Standbys;
 
 /// The parts that decisions are carried out by. Cheap to clone.
 #[derive(Clone)]

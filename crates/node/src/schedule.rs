@@ -1,10 +1,12 @@
 //! Cron triggers of all scripts: tells the runner what the store says, and runs what is due through the supervisor.
 
-use crate::Node;
 use std::pin::Pin;
 use std::sync::Arc;
+
 use tokio::sync::watch;
 use wharf_cron::{Cron, Triggers};
+
+use crate::Node;
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

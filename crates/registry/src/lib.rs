@@ -8,14 +8,6 @@
 //! A token opens every repository, so blobs belong to the node and not to a repository: `HEAD` finds a blob that any repository has, and a client
 //! that looks before it pushes sends no layer twice.
 
-use std::sync::Arc;
-
-use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::response::Response;
-use http::{HeaderValue, Method, header};
-use wharf_image::ImageStore;
-
 mod auth;
 mod blobs;
 mod error;
@@ -24,8 +16,16 @@ mod manifests;
 mod route;
 mod uploads;
 
-use error::{ApiError, Code};
-use route::Route;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use http::{HeaderValue, Method, header};
+use wharf_image::ImageStore;
+
+use self::error::{ApiError, Code};
+use self::route::Route;
 
 /// What a token opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

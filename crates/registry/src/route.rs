@@ -139,8 +139,9 @@ fn decode(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn route(path: &str) -> Route {
         Route::parse(path).unwrap()

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
+
 use wharf_sandbox::{
     Capabilities, DiskMount, IdRanges, IsolationSpec, Limits, ProcessSpec, Root, SpawnFds, Spawner,
     SpawnerConfig, disk::Template, netns,

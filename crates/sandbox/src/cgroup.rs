@@ -14,15 +14,16 @@ mod manager;
 mod support;
 mod usage;
 
-pub(crate) use manager::Manager;
-pub use support::{Controller, Support, Version, describe};
-pub use usage::Usage;
-
-use rustix::fs::{Mode, OFlags};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use usage::Counts;
+
+use rustix::fs::{Mode, OFlags};
+
+pub(crate) use self::manager::Manager;
+pub use self::support::{Controller, Support, Version, describe};
+use self::usage::Counts;
+pub use self::usage::Usage;
 
 /// The cgroup of one process, in every hierarchy.
 #[derive(Debug)]

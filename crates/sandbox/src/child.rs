@@ -35,25 +35,27 @@ pub(crate) mod scratch;
 mod stage;
 pub(crate) mod user;
 
-use crate::cgroup::Cgroup;
-use crate::spec::{Capabilities, ProcessSpec, Root};
-use crate::sys::{self, BpfInstruction, Disposition};
-use crate::userns::UserNamespace;
-use crate::weak::{self, Wall};
-use class::IsolationClass;
-#[cfg(doc)]
-use class::SignalRoute;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Uid};
-use rustix::io::Errno;
-use rustix::process::DumpableBehavior;
-use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
-use stage::Stage;
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
+use rustix::process::DumpableBehavior;
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
+
+use self::class::IsolationClass;
+#[cfg(doc)]
+use self::class::SignalRoute;
+use self::stage::Stage;
+use crate::cgroup::Cgroup;
+use crate::spec::{Capabilities, ProcessSpec, Root};
+use crate::sys::{self, BpfInstruction, Disposition};
+use crate::userns::UserNamespace;
+use crate::weak::{self, Wall};
 
 /// Docker's default for images that set no PATH; only for the look-up of the program.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

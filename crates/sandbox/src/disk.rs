@@ -11,14 +11,6 @@
 //! (the mount option `discard`), removing many small files took four times as long. Its content is
 //! of no use after a crash of the machine: no journal, no barriers.
 
-use crate::exhaustion::{UsedUp, is_exhaustion};
-use crate::sys;
-use rustix::fs::{FileType, IFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
-use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, open_tree,
-};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -28,6 +20,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{FileType, IFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, open_tree,
+};
+
+use crate::exhaustion::{UsedUp, is_exhaustion};
+use crate::sys;
 
 /// Smaller disks are made this big.
 const SMALLEST: u64 = 16 << 20;
@@ -470,9 +472,10 @@ fn attaching(error: io::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::io::Write;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::*;
 
     #[test]
     fn many_are_made_at_once() {

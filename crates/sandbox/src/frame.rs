@@ -5,16 +5,17 @@
 //! payload (JSON). Descriptors travel with the frame's first byte, so they arrive before the frame
 //! is complete, and in order. Must not: know any message.
 
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Arguments and environment may hold megabytes (execve(2)); this is above what exec takes.
 pub(crate) const MAX_PAYLOAD: usize = 16 * 1024 * 1024;
@@ -219,9 +220,10 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> io::Result<T> 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
+
+    use super::*;
 
     #[test]
     fn big_frames_and_their_descriptors_arrive_in_order() {

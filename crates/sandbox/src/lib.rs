@@ -39,19 +39,19 @@ pub mod weak;
 #[cfg(not(feature = "weak"))]
 mod weak;
 
-pub use cgroup::Usage;
-pub use child::class::IsolationClass;
-pub use disk::{Disk, DiskUsage};
-pub use exhaustion::is_exhaustion;
-pub use exit::Exit;
-pub use process_end::process_end;
-pub use process_image::{ImageError, PYTHON_RESUME, ProcessImage};
-pub use received::received;
-pub use spawner::{
+pub use self::cgroup::Usage;
+pub use self::child::class::IsolationClass;
+pub use self::disk::{Disk, DiskUsage};
+pub use self::exhaustion::is_exhaustion;
+pub use self::exit::Exit;
+pub use self::process_end::process_end;
+pub use self::process_image::{ImageError, PYTHON_RESUME, ProcessImage};
+pub use self::received::received;
+pub use self::spawner::{
     ExecProcess, Process, SpawnError, Spawner, SpawnerConfig, Streams, Survivor, Terminal,
 };
-pub use spec::{
+pub use self::spec::{
     Capabilities, DiskMount, ExecSpec, ExecStreams, IsolationSpec, Limits, Machine, Mount,
     ProcessSpec, Root, SpawnFds, TerminalSize, Tmpfs,
 };
-pub use userns::{IdRanges, files_as, root_of_process};
+pub use self::userns::{IdRanges, files_as, root_of_process};

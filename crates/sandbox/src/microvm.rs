@@ -13,13 +13,15 @@
 //! The report is that of any process: closed when the program runs; else one byte of exit code and
 //! a message.
 
-use crate::cgroup::Usage;
-use crate::exit::Exit;
-use crate::spec::{Capabilities, Limits};
-use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Usage;
+use crate::exit::Exit;
+use crate::spec::{Capabilities, Limits};
 
 /// First argument under which an executable is the agent.
 pub const VERB: &str = "__microvm";

@@ -8,16 +8,18 @@
 //! Layers are handed to the kernel as `/proc/self/fd/N`: no limit on path length, no escaping of
 //! `:` and `,`.
 
-use crate::sys;
-use crate::weak::{self, Wall};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, OpenTreeFlags,
     fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_change, open_tree,
 };
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+
+use crate::sys;
+use crate::weak::{self, Wall};
 
 /// The kernel's limit (OVL_MAX_STACK).
 const MAX_LAYERS: usize = 500;
@@ -253,9 +255,10 @@ fn detached_by_thread(lower: &[&Path], upper: Option<(&Path, &Path)>) -> io::Res
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::fs;
     use std::path::PathBuf;
+
+    use super::*;
 
     type MountFn = fn(&[&Path], Option<(&Path, &Path)>) -> io::Result<OwnedFd>;
     const MOUNT_FNS: [(&str, MountFn); 2] = [

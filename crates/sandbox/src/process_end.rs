@@ -1,7 +1,8 @@
 //! The end of a process that is not the spawner's: a client at the other side of a socket, say.
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::unix::AsyncFd;
 
 /// Waits for the end of a process; returns at once if it has ended. The caller vouches that the
@@ -24,8 +25,9 @@ pub async fn process_end(pid: i32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::time::Duration;
+
+    use super::*;
 
     #[tokio::test]
     async fn the_end_is_seen_while_waiting_and_afterwards() {

@@ -26,14 +26,15 @@ mod python;
 mod restore;
 mod tracee;
 
-pub use python::RESUME as PYTHON_RESUME;
-pub(crate) use restore::{Outcome, restore};
-
-use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::python::RESUME as PYTHON_RESUME;
+pub(crate) use self::restore::{Outcome, restore};
 
 /// The descriptor at which a new process has the image until it is restored, closed in every case
 /// before the program's first instruction.

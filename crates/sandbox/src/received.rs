@@ -1,9 +1,10 @@
 //! Whether a peer has received what it was sent.
 
-use crate::sys;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
+
+use crate::sys;
 
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
@@ -23,10 +24,11 @@ pub async fn received(socket: BorrowedFd<'_>, limit: Duration) -> io::Result<()>
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::io::{Read, Write};
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
+
+    use super::*;
 
     #[tokio::test]
     async fn it_waits_for_the_peer() {

@@ -15,9 +15,9 @@
 //! which the kernel neither writes a file nor starts the host's handler (core(5)), and gpg ends
 //! when it is refused.
 
-use crate::sys::BpfInstruction;
-
 mod runtime;
+
+use crate::sys::BpfInstruction;
 
 /// Which kind of process a filter is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

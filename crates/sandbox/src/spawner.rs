@@ -14,12 +14,12 @@ mod restorer;
 mod server;
 mod warden;
 
-pub use client::{ExecProcess, Spawner, Streams, Terminal};
-pub use process::run;
-
-use crate::exit::Exit;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+
+pub use self::client::{ExecProcess, Spawner, Streams, Terminal};
+pub use self::process::run;
+use crate::exit::Exit;
 
 /// How to start or find the spawner.
 #[derive(Debug, Clone)]

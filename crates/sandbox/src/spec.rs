@@ -1,8 +1,9 @@
 //! What to run and behind which walls: the request to the spawner.
 
-use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
 
 /// A process to start.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -347,8 +348,9 @@ pub struct SpawnFds {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
 
     #[test]
     fn isolation_classes_have_the_names_that_earlier_spawners_know() {

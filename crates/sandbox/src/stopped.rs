@@ -3,13 +3,15 @@
 //!
 //! Must not: attach anything in the host's mount namespace.
 
-use crate::child::mounts::{mount_disk, mount_root, put};
-use crate::spec::{DiskMount, Mount};
-use crate::sys;
-use rustix::mount::{MountPropagationFlags, mount_change};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountPropagationFlags, mount_change};
+
+use crate::child::mounts::{mount_disk, mount_root, put};
+use crate::spec::{DiskMount, Mount};
+use crate::sys;
 
 /// What the files of a container that does not run are made of.
 #[derive(Debug, Clone, Copy)]
@@ -72,9 +74,10 @@ fn files_only(parts: &Parts<'_>) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::fs;
     use std::os::fd::AsRawFd;
+
+    use super::*;
 
     #[test]
     fn volumes_are_in_their_places() {

@@ -5,10 +5,11 @@
 
 pub(crate) mod ptrace;
 
-use crate::weak::{self, Wall};
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::weak::{self, Wall};
 
 /// CLONE_INTO_CGROUP of clone3(2); wider than the integer type that libc gives the other CLONE_
 /// constants.
@@ -132,8 +133,9 @@ pub(crate) unsafe fn fork_inside(
 /// Whoever a child of this process becomes could otherwise write to the file through
 /// `/proc/<pid>/exe` (CVE-2019-5736).
 pub(crate) fn run_from_read_only_mount() -> io::Result<()> {
-    use rustix::mount::{OpenTreeFlags, open_tree};
     use std::os::unix::ffi::OsStringExt;
+
+    use rustix::mount::{OpenTreeFlags, open_tree};
     let exe = "/proc/self/exe";
     if rustix::fs::statvfs(exe)?
         .f_flag

@@ -12,13 +12,15 @@
 //!   (none) --make--> ready --take--> with a container --give back--> ready
 //! ```
 
-use crate::exhaustion::UsedUp;
-use crate::sys::{self, Forked};
-use rustix::process::{DumpableBehavior, Pid, Signal, Uid, WaitOptions, set_dumpable_behavior};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::process::{DumpableBehavior, Pid, Signal, Uid, WaitOptions, set_dumpable_behavior};
+
+use crate::exhaustion::UsedUp;
+use crate::sys::{self, Forked};
 
 /// How many ids a container has: 0 to 65535, as with every other container engine.
 pub(crate) const IDS: u32 = 65_536;

@@ -64,10 +64,12 @@ pub(crate) use down::{is_down, leak_descriptors};
 
 #[cfg(feature = "weak")]
 mod down {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use rustix::io::FdFlags;
+
     use super::Wall;
     use crate::sys;
-    use rustix::io::FdFlags;
-    use std::sync::atomic::{AtomicU32, Ordering};
 
     static DOWN: AtomicU32 = AtomicU32::new(0);
 

@@ -4,9 +4,10 @@
 
 mod support;
 
-use support::{Place, Ran, all_is_made_ahead, children};
 use wharf_sandbox::{IdRanges, Limits, Spawner, SpawnerConfig};
 use wharf_testkit::{is_alive, kill, until};
+
+use self::support::{Place, Ran, all_is_made_ahead, children};
 
 /// A spawner that has had a container, and has made others ahead since.
 async fn warm(place: &Place) -> Spawner {

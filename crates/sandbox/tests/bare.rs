@@ -6,8 +6,10 @@ mod support;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use support::{Place, bind, first_line, run};
+
 use wharf_sandbox::Mount;
+
+use self::support::{Place, bind, first_line, run};
 
 /// No process can be started in there: everything is done by the shell itself.
 const STATUS: &str = r#"

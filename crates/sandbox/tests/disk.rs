@@ -5,9 +5,11 @@ mod support;
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use support::Place;
+
 use wharf_sandbox::disk::Template;
 use wharf_sandbox::{Disk, DiskMount, ProcessSpec, Root, SpawnFds};
+
+use self::support::Place;
 
 /// A container whose root is on `disk`.
 fn on_disk(place: &Place, id: &str, disk: &Disk, script: &str) -> (ProcessSpec, SpawnFds) {

@@ -7,11 +7,13 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use support::{Place, read_all};
+
 use wharf_sandbox::{
     ExecProcess, ExecSpec, ExecStreams, Exit, SpawnError, Spawner, Streams, Terminal, TerminalSize,
 };
 use wharf_testkit::{is_alive, until};
+
+use self::support::{Place, read_all};
 
 const IDLE: &str = "echo ready; sleep 1000";
 

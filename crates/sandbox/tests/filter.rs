@@ -8,8 +8,10 @@ use std::io::Error;
 use std::os::fd::FromRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use support::Place;
+
 use wharf_sandbox::netns;
+
+use self::support::Place;
 
 const LANDLOCK_CREATE_RULESET: i64 = 444;
 

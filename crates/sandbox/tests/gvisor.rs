@@ -6,12 +6,14 @@ mod support;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use support::{Place, Ran, file, read_all};
+
 use wharf_sandbox::{
     Capabilities, ExecSpec, ExecStreams, Exit, IsolationSpec, ProcessSpec, Root, SpawnError,
     Spawner, Streams, TerminalSize,
 };
 use wharf_testkit::is_alive;
+
+use self::support::{Place, Ran, file, read_all};
 
 fn on_gvisor(spec: &mut ProcessSpec) {
     spec.isolation = IsolationSpec::Gvisor {

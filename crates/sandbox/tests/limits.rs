@@ -3,7 +3,7 @@
 
 mod support;
 
-use support::Place;
+use self::support::Place;
 
 #[tokio::test]
 async fn what_is_asked_for_is_set() {

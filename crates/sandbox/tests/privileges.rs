@@ -5,11 +5,13 @@
 mod support;
 
 use std::path::Path;
-use support::{Place, Ran, all_is_made_ahead};
+
 use wharf_sandbox::{
     Capabilities, ExecSpec, ExecStreams, ProcessSpec, Root, SpawnFds, Spawner, SpawnerConfig,
 };
 use wharf_testkit::set_id::{self, DOCKER, LOOK, gained, nothing_gained};
+
+use self::support::{Place, Ran, all_is_made_ahead};
 
 /// A layer with such programs.
 fn programs(place: &Place) -> std::path::PathBuf {

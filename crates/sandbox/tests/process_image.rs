@@ -6,8 +6,10 @@ mod support;
 
 use std::io::Read;
 use std::os::fd::AsFd;
-use support::{Place, Ran, bind};
+
 use wharf_sandbox::{PYTHON_RESUME, ProcessImage, ProcessSpec, Root, SpawnFds, Spawner};
+
+use self::support::{Place, Ran, bind};
 
 const LIMIT: u64 = 1 << 30;
 

@@ -5,8 +5,10 @@ mod support;
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use support::{Place, read_all};
+
 use wharf_sandbox::{Exit, Root, SpawnError};
+
+use self::support::{Place, read_all};
 
 fn refused(result: Result<support::Ran, SpawnError>) -> (String, i32) {
     match result {

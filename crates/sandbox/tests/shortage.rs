@@ -5,8 +5,9 @@
 mod support;
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
-use support::{Place, warden_of};
 use wharf_sandbox::{IdRanges, SpawnError, Spawner};
+
+use self::support::{Place, warden_of};
 
 /// Sets how many files a process may have open; returns what it was.
 fn limit_files(pid: Option<u32>, files: Option<u64>) -> Option<u64> {

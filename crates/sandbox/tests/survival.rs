@@ -3,9 +3,10 @@
 
 mod support;
 
-use support::{Place, read_all};
 use wharf_sandbox::{IsolationSpec, SpawnError, Spawner};
 use wharf_testkit::{is_alive, kill, until};
+
+use self::support::{Place, read_all};
 
 #[tokio::test]
 async fn a_new_daemon_finds_processes_exits_and_output() {

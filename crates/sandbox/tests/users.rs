@@ -4,8 +4,10 @@
 mod support;
 
 use std::os::unix::fs::MetadataExt;
-use support::{Place, bind};
+
 use wharf_sandbox::{IdRanges, IsolationSpec, Root, SpawnError, Spawner, SpawnerConfig};
+
+use self::support::{Place, bind};
 
 const RANGES: IdRanges = IdRanges {
     first: 0x7000_0000,

@@ -5,8 +5,10 @@ mod support;
 
 use std::collections::HashMap;
 use std::os::unix::fs::symlink;
-use support::{Place, bind, file};
+
 use wharf_sandbox::{Capabilities, Root, SpawnError, netns};
+
+use self::support::{Place, bind, file};
 
 #[tokio::test]
 async fn namespaces_are_its_own() {

@@ -3,19 +3,21 @@
 //! Files of layers that never change become hard links, which cost nothing; others are cloned (FICLONE) where the file system can, else
 //! copied by the kernel, holes left out. Iterative: a container can make a tree as deep as it likes.
 
-use crate::error::{Context, Result, SnapshotError};
-use crate::metadata;
-use crate::view::{Dir, Node, View};
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat, XattrFlags, makedev,
-};
-use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat, XattrFlags, makedev,
+};
+use rustix::io::Errno;
+
+use crate::error::{Context, Result, SnapshotError};
+use crate::metadata;
+use crate::view::{Dir, Node, View};
 
 /// Most entries of one copy.
 const MAX_ENTRIES: u64 = 5_000_000;

@@ -25,8 +25,8 @@ mod pack;
 mod store;
 mod view;
 
-pub use copy::{Allowance, Copied, Form, copy, prune};
-pub use error::SnapshotError;
-pub use pack::pack;
-pub use store::{Draft, Kind, Snapshot, SnapshotConfig, Snapshots, Usage};
-pub use view::{Dir, Layer, Node, View};
+pub use self::copy::{Allowance, Copied, Form, copy, prune};
+pub use self::error::SnapshotError;
+pub use self::pack::pack;
+pub use self::store::{Draft, Kind, Snapshot, SnapshotConfig, Snapshots, Usage};
+pub use self::view::{Dir, Layer, Node, View};

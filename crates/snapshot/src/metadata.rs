@@ -1,9 +1,10 @@
 //! Owner, mode, attributes and times from one file to another.
 
-use rustix::fs::{Gid, Mode, Stat, Timespec, Timestamps, Uid};
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{Gid, Mode, Stat, Timespec, Timestamps, Uid};
 use xattr::FileExt;
 
 /// When it was last changed, for both times: the time of the last access is nobody's.

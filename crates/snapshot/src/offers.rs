@@ -1,10 +1,11 @@
 //! Drafts that wait for their name, under tokens: 122 random bits, bound to the owner, good for one use and a short time.
 
-use crate::copy::Copied;
-use crate::store::{Draft, new_id};
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::copy::Copied;
+use crate::store::{Draft, new_id};
 
 #[derive(Debug, Default)]
 pub(crate) struct Offers(Mutex<HashMap<String, Offer>>);

@@ -1,15 +1,17 @@
 //! Writes what a view shows as a tar archive, as Docker's archive endpoint does. The files may change meanwhile.
 
-use crate::error::{Context, Result};
-use crate::metadata;
-use crate::view::{Node, View};
-use rustix::fs::FileType;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::FileType;
 use wharf_image::tar::{Entry, Kind, TarWriter};
+
+use crate::error::{Context, Result};
+use crate::metadata;
+use crate::view::{Node, View};
 
 /// Writes `from` under the name `name` (Docker writes `.` for the contents of a directory); what a directory holds lies below it.
 ///

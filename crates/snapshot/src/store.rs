@@ -1,9 +1,5 @@
 //! Snapshots on disk and in memory: in, out, how much, and for how long.
 
-use crate::copy::{Allowance, Copied};
-use crate::error::{Context, Result, SnapshotError};
-use crate::offers::Offers;
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Write;
@@ -11,6 +7,12 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::copy::{Allowance, Copied};
+use crate::error::{Context, Result, SnapshotError};
+use crate::offers::Offers;
 
 /// What is allowed.
 #[derive(Debug, Clone)]

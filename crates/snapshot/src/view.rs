@@ -4,14 +4,15 @@
 //! that has a name decides; directories are merged downwards until one is opaque or the name is something else; a character device 0/0
 //! hides the name. The layers are hostile: the kernel resolves every path without links, and links are followed here, inside the view.
 
-use rustix::fs::{AtFlags, Dir as RawDir, FileType, Mode, OFlags, ResolveFlags, Stat};
-use rustix::io::Errno;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir as RawDir, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
 
 /// The kernel's limit on symbolic links in one path.
 const MAX_LINKS: usize = 40;

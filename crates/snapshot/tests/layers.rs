@@ -1,14 +1,15 @@
 //! What the kernel's overlay shows and what a view of the same layers shows is the same, whatever was done to them.
 #![allow(clippy::unwrap_used)]
 
-use proptest::prelude::*;
-use rustix::fs::{AtFlags, Mode, OFlags};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use rustix::fs::{AtFlags, Mode, OFlags};
 use wharf_sandbox::overlay;
 use wharf_snapshot::{Allowance, Form, Layer, View, copy, prune};
 

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::Path;
+
 use wharf_snapshot::{Copied, Draft, Kind, Snapshot, SnapshotConfig, SnapshotError, Snapshots};
 
 const CONFIG: SnapshotConfig = SnapshotConfig {

@@ -18,12 +18,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use crash::{a_kill_at_any_instant_loses_nothing_acknowledged, run_until_killed};
-pub use history::*;
-pub use leases::*;
-pub use model::random_histories_match_the_model;
-pub use records::*;
-
+pub use self::crash::{a_kill_at_any_instant_loses_nothing_acknowledged, run_until_killed};
+pub use self::history::*;
+pub use self::leases::*;
+pub use self::model::random_histories_match_the_model;
+pub use self::records::*;
 use crate::meta::{Compare, MetaStore, Op, Outcome, Record, Revision, Txn, wait};
 
 /// How a store under test is opened.

@@ -32,17 +32,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub use self::applications::Rollout;
+pub use self::assets::{ManifestEntry, StoredAsset, UploadSession};
+pub use self::blobs::GcReport;
+pub use self::deploys::{
+    Classes, Committed, Deployment, NewDeployment, SecretChange, Undo, Upload,
+};
+pub use self::locks::{Lock, Place};
+pub use self::scripts::ScriptSettings;
+pub use self::tokens::RegistryToken;
 use crate::meta::MetaStore;
 use crate::meta::sqlite::{Clock, SqliteStore};
 use crate::objects::files::FileObjects;
-
-pub use applications::Rollout;
-pub use assets::{ManifestEntry, StoredAsset, UploadSession};
-pub use blobs::GcReport;
-pub use deploys::{Classes, Committed, Deployment, NewDeployment, SecretChange, Undo, Upload};
-pub use locks::{Lock, Place};
-pub use scripts::ScriptSettings;
-pub use tokens::RegistryToken;
 
 /// Why a call to the store failed.
 #[derive(Debug, thiserror::Error)]

@@ -9,8 +9,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::{assert_whole, deploy, version};
 use wharf_store::Store;
+
+use self::common::{assert_whole, deploy, version};
 
 const DIR: &str = "WHARF_STORE_CRASH_DIR";
 const SCRIPTS: [&str; 3] = ["one", "two", "three"];

@@ -9,10 +9,11 @@ use std::pin::pin;
 use std::sync::mpsc;
 use std::task::{Context, Poll, Waker};
 
-use common::{deploy, version};
 use wharf_store::meta::sqlite::{Clock, SqliteStore};
 use wharf_store::meta::{List, MetaStore, wait};
 use wharf_store::{Place, Store};
+
+use self::common::{deploy, version};
 
 fn is_waiting(place: Place) -> bool {
     let mut turn = pin!(place.turn());

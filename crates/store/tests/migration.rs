@@ -4,11 +4,12 @@
 
 mod common;
 
-use common::{deploy, version};
 use rusqlite::Connection;
 use wharf_store::meta::sqlite::{Clock, SqliteStore};
 use wharf_store::meta::{List, MetaStore, wait};
 use wharf_store::{RegistryToken, Store};
+
+use self::common::{deploy, version};
 
 const OLD: &str = include_str!("fixtures/schema2.sql");
 

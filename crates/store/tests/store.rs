@@ -8,11 +8,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{assert_whole, deploy, version};
 use wharf_model::{Application, Binding, DurableObjectNamespace};
 use wharf_store::meta::sqlite::{Clock, SqliteStore};
 use wharf_store::meta::{MetaStore, Op, Txn, wait};
 use wharf_store::{Classes, NewDeployment, Store, StoreError, StoredAsset};
+
+use self::common::{assert_whole, deploy, version};
 
 fn open() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();

@@ -1,14 +1,16 @@
 //! A real engine: real spawner, real namespaces, an image made of busybox.
 
-use crate::{Place, busybox, eventually};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
 use wharf_engine::isolation::MicrovmConfig;
 use wharf_engine::{Create, Engine, EngineConfig, Isolation, Owner, StartOptions};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Networks};
 use wharf_sandbox::{Limits, Spawner};
 use wharf_snapshot::{SnapshotConfig, Snapshots};
+
+use crate::{Place, busybox, eventually};
 
 /// Everything that outlives one engine.
 pub struct World {

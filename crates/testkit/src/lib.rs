@@ -10,13 +10,14 @@ pub mod engine;
 mod place;
 pub mod set_id;
 
-pub use place::Place;
+use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
-use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use self::place::Place;
 
 /// Waits for something that has no event to wait for.
 ///

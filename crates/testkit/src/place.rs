@@ -1,12 +1,14 @@
 //! A directory with its own spawner.
 
-use crate::{is_alive, kill, until};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
 use tempfile::TempDir;
 use wharf_sandbox::{IdRanges, Spawner, SpawnerConfig, Survivor};
+
+use crate::{is_alive, kill, until};
 
 /// A directory, a cgroup name, and whatever spawner runs there. Also after a failed test nothing stays.
 #[derive(Debug)]

@@ -1,9 +1,10 @@
 //! Programs that gain privileges when they are executed, and what they say of themselves.
 
-use rustix::fs::{XattrFlags, setxattr};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
+
+use rustix::fs::{XattrFlags, setxattr};
 
 /// Docker's default set.
 pub const DOCKER: &str = "00000000a80425fb";

@@ -2,17 +2,19 @@
 
 mod describe;
 
-use crate::config::Config;
-use clap::{Args, Parser, Subcommand};
-use describe::describe;
-use hyper::Method;
-use serde_json::{Value, json};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Parser, Subcommand};
+use hyper::Method;
+use serde_json::{Value, json};
 use wharf_docker_cli::Client;
 use wharf_docker_cli::client::{empty, escape, stream};
+
+use self::describe::describe;
+use crate::config::Config;
 
 /// Run Cloudflare Containers apps on your own machine.
 #[derive(Debug, Parser)]
@@ -303,8 +305,9 @@ async fn status(socket: &Path, json: bool) -> anyhow::Result<i32> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use clap::CommandFactory;
+
+    use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -2,9 +2,10 @@
 //!
 //! Owns: every key, its default and its meaning ([`Config::documented`] prints them). Must not: start anything.
 
-use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
 use wharf_sandbox::IdRanges;
 
 /// Where a node's configuration is looked for when `--config` is not given.

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS};
+use self::common::{Node, Project, WRANGLERS};
 
 const WRANGLER: &str = WRANGLERS[1];
 

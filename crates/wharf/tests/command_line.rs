@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::Node;
+use self::common::Node;
 
 #[test]
 fn a_busy_port_is_named_with_its_mend() {

@@ -4,9 +4,10 @@
 
 mod common;
 
-use common::direct::World;
-use common::{Node, WRANGLERS, kill, wait_until};
 use serde_json::{Value, json};
+
+use self::common::direct::World;
+use self::common::{Node, WRANGLERS, kill, wait_until};
 
 /// A file of the process's cgroup: version 1's, else version 2's.
 fn cgroup(pid: &Value, controller: &str, v1: &str, v2: &str) -> String {

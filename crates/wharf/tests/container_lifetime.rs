@@ -4,10 +4,12 @@
 
 mod common;
 
-use common::direct::World;
-use common::{Node, WRANGLERS, kill, wait_until};
-use serde_json::{Value, json};
 use std::io::{Read, Write};
+
+use serde_json::{Value, json};
+
+use self::common::direct::World;
+use self::common::{Node, WRANGLERS, kill, wait_until};
 
 #[test]
 fn containers_outlive_workerd_and_are_reaped_if_their_object_does_not_wake() {

@@ -4,8 +4,9 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS, wait_until};
 use std::path::Path;
+
+use self::common::{Node, Project, WRANGLERS, wait_until};
 
 /// Asks for `n` lives of an object's container, one after the other: started, asked, destroyed.
 const WORKER: &str = r#"import { DurableObject } from "cloudflare:workers";

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS, wait_until};
+use self::common::{Node, Project, WRANGLERS, wait_until};
 
 fn hello(node: &Node) -> serde_json::Value {
     let answer = node.get("hello", "/api/hello");

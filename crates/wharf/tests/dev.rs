@@ -4,12 +4,14 @@
 
 mod common;
 
-use common::{Node, Project, wait_until};
-use rustix::process::{Pid, Signal};
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Child;
+
+use rustix::process::{Pid, Signal};
+
+use self::common::{Node, Project, wait_until};
 
 /// A running `wrangler dev`, ended with its whole process group.
 struct Dev {

@@ -5,9 +5,11 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS};
-use serde_json::{Value, json};
 use std::io::{Read, Write};
+
+use serde_json::{Value, json};
+
+use self::common::{Node, Project, WRANGLERS};
 
 const HOSTILE: &str = r#"
 import { connect } from "cloudflare:sockets";

@@ -4,8 +4,9 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS, tools};
 use std::process::Output;
+
+use self::common::{Node, Project, WRANGLERS, tools};
 
 fn docker(node: &Node, args: &[&str]) -> Output {
     node.command().arg("docker").args(args).output().unwrap()

@@ -4,8 +4,9 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS};
 use std::time::{Duration, Instant};
+
+use self::common::{Node, Project, WRANGLERS};
 
 /// `/<object>/<what>?<variables>`: the variables are the container's.
 const WORKER: &str = r#"import { Container } from "@cloudflare/containers";

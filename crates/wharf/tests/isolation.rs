@@ -4,9 +4,10 @@
 
 mod common;
 
-use common::direct::World;
-use common::{WRANGLERS, wait_until};
 use serde_json::{Value, json};
+
+use self::common::direct::World;
+use self::common::{WRANGLERS, wait_until};
 
 impl World {
     fn deploy(&self, settings: Value, label: &str) -> std::process::Output {

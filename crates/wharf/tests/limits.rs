@@ -4,9 +4,11 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS, wait_until};
-use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use self::common::{Node, Project, WRANGLERS, wait_until};
 
 const GREEDY: &str = r#"
 let kept = [];

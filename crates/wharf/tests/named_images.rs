@@ -4,8 +4,9 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS};
 use serde_json::{Value, json};
+
+use self::common::{Node, Project, WRANGLERS};
 
 /// The only pinned wrangler that knows named images.
 const V: &str = WRANGLERS[1];

@@ -4,11 +4,13 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS, wait_until};
-use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use self::common::{Node, Project, WRANGLERS, wait_until};
 
 struct World {
     node: Node,

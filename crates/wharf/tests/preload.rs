@@ -4,8 +4,9 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS, tools, wait_until};
 use serde_json::{Value, json};
+
+use self::common::{Node, Project, WRANGLERS, tools, wait_until};
 
 const WORKER: &str = r#"import { DurableObject } from "cloudflare:workers";
 export class Box extends DurableObject {

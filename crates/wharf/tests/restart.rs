@@ -4,10 +4,11 @@
 
 mod common;
 
-use common::direct::World;
-use common::{Node, Project, WRANGLERS, wait_until};
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
+
+use self::common::direct::World;
+use self::common::{Node, Project, WRANGLERS, wait_until};
 
 /// A Worker without containers whose answer is `version`.
 fn worker(version: &str) -> String {

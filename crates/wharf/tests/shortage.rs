@@ -5,13 +5,15 @@
 
 mod common;
 
-use common::direct::World;
-use common::{Node, spawner_of, wait_until};
-use rustix::process::{Pid, Resource, Rlimit};
-use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
+
+use rustix::process::{Pid, Resource, Rlimit};
+use serde_json::{Value, json};
+
+use self::common::direct::World;
+use self::common::{Node, spawner_of, wait_until};
 
 /// Sets how many files a process may have open.
 fn limit_files(pid: i32, files: u64) {

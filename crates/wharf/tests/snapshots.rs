@@ -4,10 +4,12 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS, wait_until};
-use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::Command;
+
+use serde_json::{Value, json};
+
+use self::common::{Node, Project, WRANGLERS, wait_until};
 
 /// `/<object>/<operation>` with the argument as JSON.
 const WORKER: &str = r#"import { DurableObject } from "cloudflare:workers";

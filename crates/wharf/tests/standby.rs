@@ -4,9 +4,11 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS, wait_until};
-use serde_json::{Value, json};
 use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use self::common::{Node, Project, WRANGLERS, wait_until};
 
 /// Adds `"unsafe"` to the first container of a project.
 fn keep(project: &Project, min_instances: u32) {

@@ -4,10 +4,11 @@
 
 mod common;
 
-use common::{Node, Project, WRANGLERS, tools};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+use self::common::{Node, Project, WRANGLERS, tools};
 
 /// One wrangler, as `target/tools` has it.
 #[derive(Clone, Copy)]

@@ -16,15 +16,17 @@
 //!   engine.sock               what workerd does not send to the engine (`prelude`); the daemon listens
 //! ```
 
-use crate::prelude;
-use crate::text::{quote, quote_list};
-use crate::{CF_BLOB_HEADER, Desired, FORWARDED_PROTO_HEADER};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+
 use wharf_bindings::{Entry, WorkerdBinding};
 use wharf_model::names::APPLICATION_IMAGE;
 use wharf_model::{Binding, ModuleKind, Version};
+
+use crate::prelude;
+use crate::text::{quote, quote_list};
+use crate::{CF_BLOB_HEADER, Desired, FORWARDED_PROTO_HEADER};
 
 /// Host of the `CONNECT` request that opens a Cap'n Proto connection between two scripts' processes.
 pub const CONNECT_HOST: &str = "wharf";

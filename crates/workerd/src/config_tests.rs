@@ -1,6 +1,7 @@
-use super::*;
 use serde_json::json;
 use wharf_model::{AssetFile, Assets, DurableObjectNamespace, Module};
+
+use super::*;
 
 fn desired() -> Desired {
     Desired {

@@ -2,10 +2,11 @@
 //!
 //! Owns: making it from a [`Plan`], its permissions, its removal. Must not: know what the files mean.
 
-use crate::config::Plan;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+
+use crate::config::Plan;
 
 /// Longest path of a Unix socket (unix(7): `sun_path` has 108 bytes with the final zero).
 const SOCKET_PATH_BYTES: usize = 107;

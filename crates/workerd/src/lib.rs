@@ -32,6 +32,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use wharf_net::Network;
 

@@ -1,6 +1,8 @@
-use super::*;
-use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
 
 const BOUNDS: Bounds = Bounds {
     start_ms: 30_000,

@@ -2,12 +2,14 @@
 //!
 //! Owns: when to look. Must not: decide what it means ([`crate::watchdog`]), or end anything.
 
-use crate::watchdog::Watchdog;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+
+use crate::watchdog::Watchdog;
 
 /// A clock tick of /proc (proc(5), USER_HZ: 100 on every architecture that workerd has), milliseconds.
 const TICK_MS: u64 = 10;

@@ -2,6 +2,20 @@
 //!
 //! Owns: the order of things at start and at the end, the reason texts. Must not: decide whether a process runs; the script's machine does.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use wharf_bindings::Entry;
+use wharf_net::{NetError, Network, Policy};
+use wharf_sandbox::{Exit, Limits, ProcessSpec, Root, SpawnError, SpawnFds};
+
 use crate::config::{Place, Plan, plan};
 use crate::folder::{self, Folder, FolderError};
 use crate::output::Output;
@@ -10,18 +24,6 @@ use crate::relay;
 use crate::supervisor::Inner;
 use crate::walls::Program;
 use crate::{Desired, EnginePaths, config::ConfigError, prelude};
-use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::net::unix::pipe;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use wharf_bindings::Entry;
-use wharf_net::{NetError, Network, Policy};
-use wharf_sandbox::{Exit, Limits, ProcessSpec, Root, SpawnError, SpawnFds};
 
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;

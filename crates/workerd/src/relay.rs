@@ -5,12 +5,9 @@
 //! ended, a WebSocket none; for Cap'n Proto see `rpc_relay`.
 //! Must not: look into requests.
 
-use crate::Lease;
-use crate::config::Outgoing;
-use crate::folder;
-use crate::rpc_relay::{self, Far};
-use crate::script::Script;
-use crate::supervisor::Inner;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
@@ -19,12 +16,17 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use wharf_bindings::Entry;
+
+use crate::Lease;
+use crate::config::Outgoing;
+use crate::folder;
+use crate::rpc_relay::{self, Far};
+use crate::script::Script;
+use crate::supervisor::Inner;
 
 type Body = BoxBody<Bytes, hyper::Error>;
 

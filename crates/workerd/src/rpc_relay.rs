@@ -12,16 +12,18 @@
 //! of the connection, and makes every new call on it. The relay repeats that first exchange with the next process; the answer must
 //! be the same, byte for byte. Where this does not hold, the connection is closed, and the caller sees a lost connection.
 
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
+use wharf_bindings::Entry;
+
 use crate::Lease;
 use crate::config::CONNECT_HOST;
 use crate::rpc::{Books, Head, Lost, Message, On, Splitter};
 use crate::script::Script;
-use std::collections::HashSet;
-use std::path::Path;
-use std::sync::Arc;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::UnixStream;
-use wharf_bindings::Entry;
 
 /// A larger first exchange is not kept.
 const GREETING_BYTES: usize = 4096;

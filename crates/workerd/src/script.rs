@@ -5,16 +5,18 @@
 //! All effects are carried out under one short lock and none of them blocks, so their order is the machine's order, and a request
 //! to a ready script costs one lock.
 
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use wharf_bindings::Entry;
+
 use crate::machine::{Effect, Event, Machine, Phase, ProcessId, Target, Waiter};
 use crate::process::{self, Prepared, Process, Purpose, Running, StartError, Stop};
 use crate::supervisor::Inner;
 use crate::{Desired, Lease, ScriptStatus, WorkerdError};
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use tokio::sync::{oneshot, watch};
-use tokio_util::sync::CancellationToken;
-use wharf_bindings::Entry;
 
 type Answer = Result<Lease, WorkerdError>;
 

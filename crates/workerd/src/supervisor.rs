@@ -2,6 +2,20 @@
 //!
 //! Owns: the map of scripts, numbers of processes, the run directory. Must not: know the states of a script.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use tokio_util::task::TaskTracker;
+use wharf_bindings::{Entry, bound_entries};
+use wharf_net::Networks;
+use wharf_sandbox::{Spawner, Survivor};
+
 use crate::machine::Bounds;
 use crate::process::{self, LABEL_PREFIX, Process, Purpose, Stop};
 use crate::script::Script;
@@ -9,18 +23,6 @@ use crate::walls::Program;
 use crate::{
     Desired, ScheduledOutcome, ScriptStatus, Sockets, Supervisor, WorkerdConfig, WorkerdError,
 };
-use bytes::Bytes;
-use http::{Request, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use tokio_util::task::TaskTracker;
-use wharf_bindings::{Entry, bound_entries};
-use wharf_net::Networks;
-use wharf_sandbox::{Spawner, Survivor};
 
 /// A process that does not listen by then is ended.
 const START_MS: u64 = 30_000;

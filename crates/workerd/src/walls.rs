@@ -5,6 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
 use wharf_sandbox::Mount;
 
 /// What the C library opens by itself, besides what a program is linked with: for names, and to end a thread.

@@ -5,9 +5,11 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use support::{World, get, service};
+
 use wharf_model::{AssetFile, Assets, Binding};
 use wharf_testkit::eventually;
+
+use self::support::{World, get, service};
 
 const CALLEE: &str = r#"
 import { WorkerEntrypoint, RpcTarget } from "cloudflare:workers";

@@ -3,7 +3,7 @@
 
 mod support;
 
-use support::{World, with_class};
+use self::support::{World, with_class};
 
 #[tokio::test]
 async fn containers_live_on_when_a_version_is_replaced() {

@@ -4,9 +4,10 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{World, with_class};
 use wharf_model::{Module, ModuleKind};
 use wharf_workerd::Desired;
+
+use self::support::{World, with_class};
 
 /// The Worker's container class has all that a proxy or a subclass could get wrong.
 const WORKER: &str = r#"

@@ -2,16 +2,18 @@
 
 mod support;
 
-use proptest::strategy::{Strategy, ValueTree};
-use proptest::test_runner::TestRunner;
-use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use support::{World, get, with_class};
+
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+use serde_json::json;
 use wharf_model::{AssetFile, Assets, Binding, Module, ModuleKind};
 use wharf_testkit::{eventually, kill};
 use wharf_workerd::WorkerdError;
+
+use self::support::{World, get, with_class};
 
 const COUNTER: &str = r#"
 import { DurableObject } from "cloudflare:workers";

@@ -9,10 +9,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use support::{World, with_class};
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use wharf_net::{Dial, NetConfig, Networks};
+
+use self::support::{World, with_class};
 
 /// Dials what it is told to, by `fetch()` and by a socket of its own.
 const DIALS: &str = r#"

@@ -5,7 +5,8 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use support::{World, get};
+
+use self::support::{World, get};
 
 /// Whatever it is asked to do.
 const GREEDY: &str = r#"

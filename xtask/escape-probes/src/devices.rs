@@ -1,8 +1,9 @@
 //! Device nodes: made inside, or brought along by the image.
 
+use std::fs::OpenOptions;
+
 use crate::Probe;
 use crate::sys::{argument, call, errno, io_word, number, text};
-use std::fs::OpenOptions;
 
 pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("mknod-kmsg", |_| node(libc::S_IFCHR, 1, 11, "/tmp/node")),

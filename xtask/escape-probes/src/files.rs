@@ -1,10 +1,11 @@
 //! Files of the kernel: /proc and /sys. What can be written is written back as it was, or only opened.
 
-use crate::Probe;
-use crate::sys::{argument, io_word};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+
+use crate::Probe;
+use crate::sys::{argument, io_word};
 
 pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("sysrq-trigger", |_| open_to_write("/proc/sysrq-trigger")),

@@ -1,9 +1,10 @@
 //! Taking without end what the machine has for all. The first argument is where a probe itself stops.
 
-use crate::Probe;
-use crate::sys::{call, errno, number};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+
+use crate::Probe;
+use crate::sys::{call, errno, number};
 
 const MIB: usize = 1 << 20;
 

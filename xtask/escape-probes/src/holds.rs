@@ -1,8 +1,9 @@
 //! The other side: what a victim in a container of its own holds while a probe looks for it. Prints its line at once and stays.
 
+use std::io::Write;
+
 use crate::Probe;
 use crate::sys::number;
-use std::io::Write;
 
 pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("hold-shared-memory", |args| {

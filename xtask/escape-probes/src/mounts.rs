@@ -1,8 +1,9 @@
 //! Mounts: new ones, other ones, none.
 
+use std::fs;
+
 use crate::Probe;
 use crate::sys::{attempt, call, text, word};
-use std::fs;
 
 pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("mount-tmpfs", |_| mount("none", "/tmp", "tmpfs", 0, "")),

@@ -1,8 +1,9 @@
 //! More rights than the process began with.
 
+use std::fs;
+
 use crate::Probe;
 use crate::sys::{attempt, word};
-use std::fs;
 
 pub(crate) const PROBES: &[(&str, Probe)] = &[
     // As the set-user-id copy of this program, by a user who is not root.

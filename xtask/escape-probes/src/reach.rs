@@ -1,10 +1,11 @@
 //! What is reached by the network: an address answers "reached", or it does not.
 
-use crate::Probe;
-use crate::sys::{argument, errno, io_word};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::time::Duration;
+
+use crate::Probe;
+use crate::sys::{argument, errno, io_word};
 
 /// Where nothing comes, nothing will; what comes, comes from the same machine.
 const PATIENCE: Duration = Duration::from_secs(3);

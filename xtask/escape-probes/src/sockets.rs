@@ -1,9 +1,10 @@
 //! Sockets of kinds that a container has no use for, and names of sockets that are not its own.
 
-use crate::Probe;
-use crate::sys::{argument, attempt, io_word};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
+
+use crate::Probe;
+use crate::sys::{argument, attempt, io_word};
 
 pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("raw-socket", |_| {

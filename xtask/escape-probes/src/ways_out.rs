@@ -1,9 +1,10 @@
 //! Ways out of the file system: the first argument is a file of the host that is to be found.
 
-use crate::Probe;
-use crate::sys::{argument, attempt, call, errno, text};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use crate::Probe;
+use crate::sys::{argument, attempt, call, errno, text};
 
 pub(crate) const PROBES: &[(&str, Probe)] = &[
     ("double-chroot", double_chroot),

@@ -2,17 +2,19 @@
 //!
 //! The weakening is an unpacker as it is written first: names are joined to the directory, and the kernel follows what it finds.
 
-use crate::case::{Case, Side};
-use crate::world::World;
-use anyhow::Result;
-use futures_util::FutureExt;
-use futures_util::future::LocalBoxFuture;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use wharf_image::ImageStore;
 use wharf_image::tar::{Entry, Kind, TarReader, TarWriter};
+
+use crate::case::{Case, Side};
+use crate::world::World;
 
 const INSIDE: &str = "nothing outside";
 const OUTSIDE: &str = "changed outside";

@@ -2,17 +2,19 @@
 //!
 //! The weakening is a builder that joins the paths it is given to its directories, and lets the kernel follow them.
 
-use crate::case::{Case, Side, Walls};
-use crate::node::{LOG_BYTES, Node};
-use crate::world::{World, said};
-use anyhow::Result;
-use futures_util::FutureExt;
-use futures_util::future::LocalBoxFuture;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use wharf_build::{BuildRequest, Builder, Progress};
 use wharf_sandbox::Mount;
+
+use crate::case::{Case, Side, Walls};
+use crate::node::{LOG_BYTES, Node};
+use crate::world::{World, said};
 
 const FOUND: &str = "the host's file";
 const NOTHING: &str = "nothing";

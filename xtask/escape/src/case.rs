@@ -1,10 +1,11 @@
 //! What is tried, and what must be seen.
 
-use crate::class::Class;
-use crate::world::{Setup, World};
 use anyhow::Result;
 use futures_util::future::LocalBoxFuture;
 use wharf_sandbox::weak::Wall;
+
+use crate::class::Class;
+use crate::world::{Setup, World};
 
 /// With the walls, or without those that a case names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

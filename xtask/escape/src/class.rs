@@ -1,7 +1,8 @@
 //! Isolation classes: what holds a container.
 
-use anyhow::{Context, Result};
 use std::path::PathBuf;
+
+use anyhow::{Context, Result};
 use wharf_engine::isolation::MicrovmConfig;
 use wharf_microvm::initrd::{self, GuestKernel};
 use wharf_sandbox::{IsolationSpec, Machine};

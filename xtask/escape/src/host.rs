@@ -1,9 +1,11 @@
 //! What the suite calls the host: namespaces of its own with a loopback, and a picture of what must not change there.
 
-use crate::world::World;
-use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::world::World;
 
 /// An address of the "host" that is not loopback. Reserved for benchmarks (RFC 2544): nobody's.
 pub(crate) const HOST_ADDRESS: &str = "198.18.0.1";

@@ -1,7 +1,8 @@
 //! What a container may not ask of the kernel: mounts, its files, its calls, namespaces, sockets, devices, rights.
 
-use crate::case::{Case, Walls};
 use wharf_sandbox::weak::Wall;
+
+use crate::case::{Case, Walls};
 
 const ROOT: &str = "no filter, all capabilities, no user namespace";
 

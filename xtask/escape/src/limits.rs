@@ -1,10 +1,11 @@
 //! Floods: what a container takes without end must end at its limit, not at the machine's. Where the limit is taken away, the probe itself stops, at an
 //! amount that does no harm and that the limit would not have allowed.
 
-use crate::case::{Case, Side, Walls};
-use crate::world::{Setup, World};
 use anyhow::Result;
 use wharf_sandbox::weak::Wall;
+
+use crate::case::{Case, Side, Walls};
+use crate::world::{Setup, World};
 
 const MEMORY: u64 = 24 << 20;
 const ALL: &str = "all of it";

@@ -24,17 +24,19 @@ mod program;
 mod report;
 mod world;
 
-use anyhow::{Context, Result, bail};
-use case::{Case, How, Side};
-use clap::Parser;
-use class::Class;
-use report::Row;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use world::World;
+
+use self::case::{Case, How, Side};
+use self::class::Class;
+use self::report::Row;
+use self::world::World;
 
 #[derive(Debug, Parser)]
 struct Args {

@@ -2,21 +2,23 @@
 //!
 //! The world outside is a server that answers "reached": whatever policy lets through is dialled there. So nothing leaves the machine.
 
-use crate::case::{Case, Side, Walls};
-use crate::host::HOST_ADDRESS;
-use crate::world::{Setup, World};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use anyhow::{Context, Result};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, LocalBoxFuture};
 use hickory_proto::op::{Message, MessageType, ResponseCode};
 use hickory_proto::rr::{RData, Record, rdata::A};
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use wharf_net::{Dial, Direct, NetConfig, Network, Networks, Policy};
+
+use crate::case::{Case, Side, Walls};
+use crate::host::HOST_ADDRESS;
+use crate::world::{Setup, World};
 
 const REACHED: &str = "reached";
 const CUT: &str = "cut";

@@ -1,16 +1,15 @@
 //! With an engine and the sockets of scripts: files that change while they are copied, output without end, and a script that asks for another's
 //! container.
 
-use crate::case::{Case, Side};
-use crate::world::World;
-use anyhow::{Context, Result};
-use futures_util::FutureExt;
-use futures_util::future::LocalBoxFuture;
-use http::Request;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use http::Request;
 use tokio::net::{UnixListener, UnixStream};
 use wharf_docker_api::script::router;
 use wharf_engine::{Create, Engine, EngineConfig, Limits, Owner};
@@ -22,6 +21,9 @@ use wharf_sandbox::Spawner;
 use wharf_snapshot::{SnapshotConfig, Snapshots};
 use wharf_testkit::Place;
 use wharf_testkit::engine::shell;
+
+use crate::case::{Case, Side};
+use crate::world::World;
 
 const FOUND: &str = "the host's file";
 const NOTHING: &str = "nothing";

@@ -1,17 +1,19 @@
 //! Other processes, ways out of the file system, descriptors, the working directory, and the program's own file.
 
-use crate::case::{Case, Side, Walls};
-use crate::world::{Setup, World};
-use anyhow::Result;
-use futures_util::FutureExt;
-use futures_util::future::LocalBoxFuture;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::ExitCode;
+
+use anyhow::Result;
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use wharf_sandbox::weak::Wall;
 use wharf_sandbox::{Mount, Root};
+
+use crate::case::{Case, Side, Walls};
+use crate::world::{Setup, World};
 
 const FOUND: &str = "the host's file";
 /// A System V key that only the suite's victim has.
@@ -445,6 +447,7 @@ fn session_keyring(world: &World, side: Side) -> LocalBoxFuture<'_, Result<Strin
 fn setuid_on_host(world: &World, side: Side) -> LocalBoxFuture<'_, Result<String>> {
     async move {
         use std::os::unix::process::CommandExt;
+
         use wharf_image::tar::{Entry, Kind, TarWriter};
         // As the node's is, so that workerd's users reach their sockets.
         let node = world.place.path(&world.fresh("node"));

@@ -1,8 +1,9 @@
 //! The hostile program, built to run in an image with nothing else in it.
 
-use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use anyhow::{Context, Result};
 
 /// Builds it, statically linked, and returns where it is.
 pub(crate) fn build() -> Result<PathBuf> {

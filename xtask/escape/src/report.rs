@@ -1,10 +1,12 @@
 //! The table.
 
-use crate::case::Case;
-use crate::class::Class;
+use std::time::Duration;
+
 use anyhow::Result;
 use serde::Serialize;
-use std::time::Duration;
+
+use crate::case::Case;
+use crate::class::Class;
 
 /// What became of a probe.
 #[derive(Debug, Serialize)]

@@ -1,8 +1,5 @@
 //! The place where containers run: a spawner for each set of walls, the image with the hostile program, and the host's side of what is tried.
 
-use crate::case::{Inside, Side, Walls};
-use crate::class::Class;
-use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
@@ -15,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
 use tokio::sync::Mutex;
 use wharf_sandbox::disk::{Disk, Template};
 use wharf_sandbox::weak::{Wall, take_down};
@@ -23,6 +22,9 @@ use wharf_sandbox::{
     ProcessSpec, Root, SpawnError, SpawnFds, Spawner, SpawnerConfig, Streams,
 };
 use wharf_testkit::Place;
+
+use crate::case::{Inside, Side, Walls};
+use crate::class::Class;
 
 /// No probe takes longer; none passes by it.
 const PATIENCE: Duration = Duration::from_secs(60);

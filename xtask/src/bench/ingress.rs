@@ -2,10 +2,12 @@
 //!
 //! The figures are made by `crates/net/benches/ingress.rs`; here they get their ratios and a form.
 
-use crate::setup;
+use std::process::{Command, Stdio};
+
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use std::process::{Command, Stdio};
+
+use crate::setup;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Report {

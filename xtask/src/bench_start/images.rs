@@ -1,10 +1,12 @@
 //! The image classes as root file systems: a base and the app's file on top of it.
 
-use crate::base_image::{Kind, base_image};
-use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::base_image::{Kind, base_image};
 
 /// An image class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -1,11 +1,13 @@
 //! The project that is deployed: one Worker, and a Durable Object class with its container application for each image class.
 
-use super::images::Class;
-use anyhow::Result;
-use serde_json::json;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::images::Class;
 
 /// The script's name.
 pub(super) const NAME: &str = "start-bench";

@@ -2,17 +2,19 @@
 //!
 //! Each test is a run of `workerd test` of its own with an empty directory for its Durable Objects, so that none can hang or spoil another.
 
-use crate::base_image::{Kind, base_image};
-use crate::node::{Node, Profile, build, free_address};
-use crate::progress::{run as run_command, step};
-use crate::{debian, interrupt, setup};
-use anyhow::{Context, Result, bail, ensure};
-use serde::Serialize;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+
+use crate::base_image::{Kind, base_image};
+use crate::node::{Node, Profile, build, free_address};
+use crate::progress::{run as run_command, step};
+use crate::{debian, interrupt, setup};
 
 const TESTS: &str = "src/workerd/server/tests/container-client/test.js";
 const CONFIG: &str = "src/workerd/server/tests/container-client/container-client.wd-test";

@@ -1,17 +1,19 @@
 //! Others' daemons: containerd with dockerd, and podman's API service, each on a private socket with private directories, ended by their pids.
 
-use crate::class::Class;
-use crate::http::Api;
-use crate::place::{Place, run};
-use crate::runtime::oci::without_hybrid_cgroups;
-use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::class::Class;
+use crate::http::Api;
+use crate::place::{Place, run};
+use crate::runtime::oci::without_hybrid_cgroups;
 
 /// How long a daemon may take to come up, or to end.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -2,18 +2,20 @@
 //!
 //! Owns: what there is more of, and that it is gone afterwards. The starts are the engine's, isolated; what is compared takes turns where it can.
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
 use crate::class::Class;
 use crate::interrupt;
 use crate::measure::{isolated, percentile};
 use crate::place::{Place, run};
 use crate::report::{Grown, Growth};
 use crate::runtime::engine::{EngineRuntime, World};
-use anyhow::{Context, Result};
-use std::fs;
-use std::path::Path;
-use std::process::Command;
-use std::sync::Arc;
-use std::time::Duration;
 
 /// Files beside the program in the large image, in directories of a hundred.
 const FILES: usize = 50_000;

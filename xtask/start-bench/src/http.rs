@@ -1,13 +1,14 @@
 //! HTTP as far as measuring needs it: one request on a connection, and when the answer's first byte came.
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU64;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 /// How long anything may take before it counts as failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

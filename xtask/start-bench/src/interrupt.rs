@@ -1,7 +1,8 @@
 //! Ctrl-C: a flag that every loop looks at, so that guards clean up on the way out.
 
-use anyhow::{Result, bail};
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, bail};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 

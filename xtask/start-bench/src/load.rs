@@ -1,5 +1,13 @@
 //! Beyond single starts: many at once, many idle, and many a second for a while.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use crate::class::{self, Class};
 use crate::measure::percentile;
 use crate::place::Place;
@@ -9,12 +17,6 @@ use crate::runtime::engine::World;
 use crate::runtime::floor::Floor;
 use crate::runtime::whole::Node;
 use crate::{interrupt, look};
-use anyhow::{Context, Result, bail};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// Memory settles: pools are filled again, caches of freed pages are given back.
 const SETTLE: Duration = Duration::from_secs(2);

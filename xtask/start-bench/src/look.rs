@@ -1,13 +1,14 @@
 //! What can be seen of a process from outside: its walls, its cgroups, whether anything of it is left, and memory.
 
-use anyhow::{Context, Result, bail};
-use rustix::thread::LinkNameSpaceType;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::thread::LinkNameSpaceType;
 
 use crate::http;
 

@@ -17,24 +17,26 @@ mod report;
 mod runtime;
 mod table;
 
-use anyhow::Result;
-use clap::Parser;
-use class::Class;
-use daemons::{Docker, Podman};
-use measure::Subject;
-use place::Place;
-use report::{Machine, Report};
-use runtime::ahead::{Ahead, ready};
-use runtime::api::ApiRuntime;
-use runtime::engine::{EngineRuntime, SPAWNER_VERB, World};
-use runtime::floor::Floor;
-use runtime::oci::{self, AGENT_VERB, Oci};
-use runtime::preload::Preloaded;
-use runtime::whole::{Node, Whole};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+
+use anyhow::Result;
+use clap::Parser;
+
+use self::class::Class;
+use self::daemons::{Docker, Podman};
+use self::measure::Subject;
+use self::place::Place;
+use self::report::{Machine, Report};
+use self::runtime::ahead::{Ahead, ready};
+use self::runtime::api::ApiRuntime;
+use self::runtime::engine::{EngineRuntime, SPAWNER_VERB, World};
+use self::runtime::floor::Floor;
+use self::runtime::oci::{self, AGENT_VERB, Oci};
+use self::runtime::preload::Preloaded;
+use self::runtime::whole::{Node, Whole};
 
 #[derive(Debug, Parser)]
 struct Args {

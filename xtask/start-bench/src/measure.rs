@@ -2,12 +2,14 @@
 //!
 //! The runtimes take turns, some starts each, again and again: whatever else happens on the machine meets all of them.
 
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
 use crate::class::Class;
 use crate::report::Row;
 use crate::runtime::Runtime;
 use crate::{interrupt, look};
-use anyhow::Result;
-use std::time::{Duration, Instant};
 
 /// Quiet time before an isolated start; where the one before took less than that, there is one start every 150 ms.
 const ISOLATED: Duration = Duration::from_millis(150);

@@ -1,14 +1,16 @@
 //! A directory for all that the runtimes keep, and the sweep after them: processes, mounts, cgroups, files.
 
-use crate::class::Class;
-use crate::look;
-use anyhow::{Context, Result, bail};
-use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::class::Class;
+use crate::look;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// What dockerd, podman and their helpers make outside the directory. What was there before stays.

@@ -1,10 +1,11 @@
 //! What comes out of one run, as data. [`crate::table`] is for people.
 
-use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
 /// Everything.
 #[derive(Debug, Serialize, Deserialize)]

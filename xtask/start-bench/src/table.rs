@@ -3,12 +3,14 @@
 //! Owns: which runs the file shows. The runs' data is in a JSON file beside it, and of each class the newest run is shown: all five take an
 //! hour and a half, and runtimes are only compared within a class. Must not: measure.
 
-use crate::growth::ALONE;
-use crate::report::{Grown, Machine, Outcome, Report, Row};
-use anyhow::{Context, Result};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::growth::ALONE;
+use crate::report::{Grown, Machine, Outcome, Report, Row};
 
 const BEGIN: &str = "<!-- figures of `cargo xtask bench start --write`: begin -->";
 const END: &str = "<!-- figures: end -->";
@@ -382,8 +384,9 @@ fn aligned(lines: &[Vec<String>], words: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
 
     fn run(date: &str, classes: &[&str], burst: bool) -> Report {
         let rows: Vec<_> = classes

@@ -1,5 +1,11 @@
 //! The steps that make layers: WORKDIR, COPY and ADD, RUN. Each computes its key, asks the cache, and else works on a fresh upper directory.
 
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+
+use tokio::sync::OwnedMutexGuard;
+use wharf_image::{ImageStore, Layer};
+
 use super::{Announce, Build, Done, Shared, blocking};
 use crate::cache::{Key, Made, Scratch};
 use crate::dockerignore::Dockerignore;
@@ -11,10 +17,6 @@ use crate::state::absolute;
 use crate::tree::Tree;
 use crate::trouble::{Context, Result as Tried, Trouble};
 use crate::{BuildError, copy, instruction, leftovers, run, users, words};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
-use tokio::sync::OwnedMutexGuard;
-use wharf_image::{ImageStore, Layer};
 
 /// Opens the merged tree of layers; with a scratch directory, writable.
 fn open(images: &ImageStore, layers: &[Layer], scratch: Option<&Scratch>) -> Tried<Tree> {

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
 use wharf_build::{BuildError, BuildRequest, Builder, Progress};
 use wharf_image::{Image, ImageStore, Layer};
 use wharf_net::{Dial, NetConfig, Networks};

@@ -1,5 +1,12 @@
 //! `POST /containers/<name>/exec`: what is to be started, kept under an id.
 
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::response::IntoResponse;
+use http::StatusCode;
+use serde::Deserialize;
+use serde_json::json;
+
 use super::start::{Process, Waiting};
 use super::stream::Attached;
 use super::table::{ContainerStart, Entry, Facts, Phase};
@@ -7,12 +14,6 @@ use super::workerd::{Recognised, recognise};
 use super::{Answer, Context, check_running, read};
 use crate::errors::ApiError;
 use crate::fields::others;
-use axum::Json;
-use axum::extract::{Path, Request, State};
-use axum::response::IntoResponse;
-use http::StatusCode;
-use serde::Deserialize;
-use serde_json::json;
 
 /// A longer name is no path that could be executed (path_resolution(7)).
 const MAX_PROGRAM: usize = 4096;

@@ -3,12 +3,10 @@
 //! Each start has a task, which owns the process's streams to their end. The handler only waits for the start and hands over the connection,
 //! so that a client may go at any moment.
 
-use super::stream::{self, Attached};
-use super::table::{ContainerStart, Facts, Phase, Refusal};
-use super::{Answer, Context, Execs, Running, read, terminal_size, unknown};
-use crate::errors::ApiError;
-use crate::fields::others;
-use crate::{frames, upgrade};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
@@ -16,14 +14,18 @@ use http::{StatusCode, header};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio_util::io::ReaderStream;
 use wharf_engine::{Exec, ExecError, ExecProcess, ExecStreams, Streams};
+
+use super::stream::{self, Attached};
+use super::table::{ContainerStart, Facts, Phase, Refusal};
+use super::{Answer, Context, Execs, Running, read, terminal_size, unknown};
+use crate::errors::ApiError;
+use crate::fields::others;
+use crate::{frames, upgrade};
 
 /// Bytes between a process and a client whose connection cannot be taken over.
 const BUFFER: usize = 64 * 1024;

@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::io;
 use std::time::Duration;
+
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use wharf_engine::Streams;

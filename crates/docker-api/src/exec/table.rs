@@ -8,8 +8,9 @@
 //! Nobody can lengthen a table without end: those that wait for their start or that have ended are bounded here, those that run by
 //! [`MAX_LIVE`] for each container.
 
-use super::stream::Attached;
 use std::collections::{HashMap, VecDeque};
+
+use super::stream::Attached;
 
 /// How long one is kept that was not started or has ended. Docker's, for ended ones.
 const KEEP_MS: u64 = 300_000;
@@ -177,8 +178,9 @@ impl<Q, P> Table<Q, P> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn entry(bytes: usize, container: &str) -> Entry<(), ()> {
         Entry {

@@ -1,8 +1,9 @@
 //! The body of `POST /containers/create`: Docker's ContainerConfig with HostConfig and
 //! NetworkingConfig, as of API 1.43 to 1.51.
 
-use super::{Field, Rule, honoured, is_given, meaningless, object, refused};
 use serde_json::{Map, Value};
+
+use super::{Field, Rule, honoured, is_given, meaningless, object, refused};
 
 const NO_TERMINAL: &str =
     "a container has no terminal and no standard input; run a shell in it with docker exec -it";

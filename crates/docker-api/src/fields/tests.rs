@@ -1,6 +1,7 @@
+use serde_json::json;
+
 use super::*;
 use crate::script::reads_create;
-use serde_json::json;
 
 /// The names that Docker publishes, API 1.43 to 1.51, by the place in the body of a create.
 const PUBLISHED: &[(&str, &str)] = &[

@@ -1,7 +1,8 @@
 //! Builds of Dockerfiles.
 
-use super::Operator;
-use crate::errors::ApiError;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -10,9 +11,10 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use wharf_build::{BuildRequest, Progress};
+
+use super::Operator;
+use crate::errors::ApiError;
 
 /// `docker build` as Docker's own client does it.
 pub(super) async fn with_uploaded_context() -> ApiError {

@@ -1,16 +1,18 @@
 //! Containers of the whole node, to look at.
 
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::{Query, State};
+use serde_json::{Value, json};
+use wharf_engine::{Inspect, lifecycle};
+
 use super::Operator;
 use super::filters::Filters;
 use crate::errors::ApiError;
 use crate::json as docker_json;
 use crate::ports;
 use crate::request::is_true;
-use axum::Json;
-use axum::extract::{Query, State};
-use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use wharf_engine::{Inspect, lifecycle};
 
 pub(super) async fn list(
     State(op): State<Operator>,

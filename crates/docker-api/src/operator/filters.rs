@@ -1,11 +1,13 @@
 //! The `filters` parameter of `GET /containers/json`, as Docker has it. What is not known is refused: a caller that deletes what it was
 //! shown must never be shown more than it asked for.
 
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use wharf_engine::{Inspect, lifecycle};
+
 use crate::errors::ApiError;
 use crate::json;
-use serde_json::Value;
-use std::collections::BTreeMap;
-use wharf_engine::{Inspect, lifecycle};
 
 /// What a container must be to be listed. Values of a name are alternatives, except those of `label`, which must all hold.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -89,8 +91,9 @@ fn has_label(container: &Inspect, asked: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use wharf_engine::Owner;
+
+    use super::*;
 
     fn container(labels: &[(&str, &str)]) -> Inspect {
         let owned = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());

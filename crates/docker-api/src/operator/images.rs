@@ -1,9 +1,8 @@
 //! Images as Docker shows them, and what is done to them.
 
-use super::{Operator, blocking};
-use crate::errors::ApiError;
-use crate::operations::absent;
-use crate::storage::{Storage, is_snapshot};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{Method, StatusCode, Uri};
@@ -12,9 +11,12 @@ use axum::{Extension, Json};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use wharf_image::{Image, ImageError, ImageStore, Reference};
+
+use super::{Operator, blocking};
+use crate::errors::ApiError;
+use crate::operations::absent;
+use crate::storage::{Storage, is_snapshot};
 
 /// Docker's image JSON (Engine API, ImageInspect).
 fn image_json(image: &Image) -> Value {

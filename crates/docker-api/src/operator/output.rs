@@ -1,18 +1,20 @@
 //! Output of containers: `logs`, kept and as it comes, and `attach`.
 
-use super::Operator;
-use crate::errors::ApiError;
-use crate::request::is_true;
-use crate::{frames, json, upgrade};
+use std::io;
+
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
-use std::io;
 use tokio::io::AsyncWriteExt;
 use wharf_engine::{Entry, Follower, Owner};
+
+use super::Operator;
+use crate::errors::ApiError;
+use crate::request::is_true;
+use crate::{frames, json, upgrade};
 
 /// Parameters of both.
 #[derive(Debug, Default, Deserialize)]

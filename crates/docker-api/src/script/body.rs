@@ -3,16 +3,18 @@
 //! Owns: the wire's fields, and their way into [`StartRequest`]. Must not: decide whether the caller
 //! may have it.
 
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+use wharf_engine::{Isolation, Limits, OwnNetwork};
+use wharf_model::names::APPLICATION_IMAGE;
+use wharf_node::{Caller, ImageChoice, StartRequest};
+
 use super::security::no_new_privileges;
 use crate::errors::ApiError;
 use crate::ports::{self, Bindings};
 use crate::storage::{HelperBody, is_snapshot};
-use serde::Deserialize;
-use serde_json::Value;
-use std::collections::BTreeMap;
-use wharf_engine::{Isolation, Limits, OwnNetwork};
-use wharf_model::names::APPLICATION_IMAGE;
-use wharf_node::{Caller, ImageChoice, StartRequest};
 
 /// The body. workerd writes scalar defaults (0, "") for what is not set, and Docker clients write
 /// null: both are unset.

@@ -1,13 +1,6 @@
 //! `POST /containers/create`: which of the three kinds of container it is, and where an instance is
 //! put: its network, volumes and labels.
 
-use super::body::Body;
-use super::kind::Kind;
-use super::start_options::StartOptionsText;
-use super::{ASKED_IMAGE_LABEL, Answer, Context, Shared, surroundings};
-use crate::errors::ApiError;
-use crate::fields;
-use crate::peer::Peer;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Query, State};
 use axum::response::IntoResponse;
@@ -19,6 +12,14 @@ use serde_json::{Value, json};
 use wharf_engine::{Create, EngineError, FromSnapshot};
 use wharf_net::Network;
 use wharf_node::{Admitted, Caller, ImageChoice, Object, Place, StartRequest};
+
+use super::body::Body;
+use super::kind::Kind;
+use super::start_options::StartOptionsText;
+use super::{ASKED_IMAGE_LABEL, Answer, Context, Shared, surroundings};
+use crate::errors::ApiError;
+use crate::fields;
+use crate::peer::Peer;
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct CreateQuery {

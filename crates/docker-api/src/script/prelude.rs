@@ -11,8 +11,8 @@
 //!
 //! 404: there is no such snapshot or container, or it is not (yet) the one of that start, or it does not run.
 
-use super::start_options::check_labels;
-use crate::errors::ApiError;
+use std::collections::BTreeMap;
+
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::routing::{get, put};
@@ -21,9 +21,11 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use wharf_engine::{Engine, EngineError, Owner};
 use wharf_snapshot::Snapshots;
+
+use super::start_options::check_labels;
+use crate::errors::ApiError;
 
 const MAX_BODY: usize = 64 << 10;
 

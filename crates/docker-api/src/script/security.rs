@@ -1,8 +1,9 @@
 //! Docker's `SecurityOpt`: what it asks for, in Docker's words. Must not: know what a container is
 //! given besides.
 
-use crate::errors::ApiError;
 use http::StatusCode;
+
+use crate::errors::ApiError;
 
 /// The only one that there is.
 pub(crate) const NO_NEW_PRIVILEGES: &str = "no-new-privileges";

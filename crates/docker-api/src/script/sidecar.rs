@@ -1,5 +1,18 @@
 //! workerd's network sidecars: a name, a [`wharf_net::Network`], and whether it was started.
 
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Json;
+use axum::response::IntoResponse;
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use wharf_engine::Published;
+use wharf_node::Caller;
+
 use super::body::Body;
 use super::kind::Kind;
 use super::{Answer, Shared};
@@ -8,17 +21,6 @@ use crate::json;
 use crate::peer::Peer;
 use crate::ports;
 use crate::storage::is_helper;
-use axum::Json;
-use axum::response::IntoResponse;
-use http::StatusCode;
-use serde_json::{Value, json};
-use std::collections::HashMap;
-use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::watch;
-use wharf_engine::Published;
-use wharf_node::Caller;
 
 /// The sidecar's port whose published side workerd looks up (contract: workerd, 1.3).
 pub(crate) const INGRESS_PORT: u16 = 39001;

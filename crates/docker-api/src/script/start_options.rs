@@ -3,12 +3,14 @@
 //! Owns: reading and checking it. Must not: trust it more than the Worker itself: the variable can come
 //! from nowhere else than the Worker's own code.
 
-use crate::errors::ApiError;
-use serde::Deserialize;
 use std::collections::BTreeMap;
+
+use serde::Deserialize;
 use wharf_engine::StartOptions;
 use wharf_model::names::START_VARIABLE;
 use wharf_node::{Size, StartRequest};
+
+use crate::errors::ApiError;
 
 /// workerd's own bounds on labels (its `container.c++`), which hold for whoever writes to the socket himself too.
 const MAX_LABELS: usize = 10;

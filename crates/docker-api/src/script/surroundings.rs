@@ -1,16 +1,18 @@
 //! Docker's `--read-only`, `--tmpfs`, `--shm-size`, `--hostname`, `--add-host`, `--dns-search` and
 //! `--dns-option`, as a create's body says them. Must not: know how they are brought about.
 
-use super::body::{Body, HostConfig};
-use crate::errors::ApiError;
-use crate::storage::target;
-use http::StatusCode;
-use serde::Deserialize;
-use serde_json::Value;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
+
+use http::StatusCode;
+use serde::Deserialize;
+use serde_json::Value;
 use wharf_engine::{Surroundings, Tmpfs, VolumeMount};
+
+use super::body::{Body, HostConfig};
+use crate::errors::ApiError;
+use crate::storage::target;
 
 /// Most entries of a list; each is written into a file that the container has in memory.
 const MAX_ENTRIES: usize = 256;

@@ -1,8 +1,11 @@
 //! `/containers/<name>/archive`: files out of a container and into it.
 
-use super::helpers::Job;
-use super::{Storage, blocking, whole_view};
-use crate::errors::ApiError;
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::path::{Component, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
@@ -12,15 +15,14 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use rustix::fs::FileType;
 use serde::Deserialize;
 use serde_json::json;
-use std::ffi::OsString;
-use std::io::{self, Read, Write};
-use std::path::{Component, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 use wharf_image::Extraction;
 use wharf_image::tar::{Entry, Kind as TarKind, TarReader, TarWriter};
 use wharf_snapshot::{Copied, Draft, Form, Kind, Node, SnapshotError, View, copy, pack};
+
+use super::helpers::Job;
+use super::{Storage, blocking, whole_view};
+use crate::errors::ApiError;
 
 /// Most bytes of an archive that is put into a container, uncompressed.
 const MAX_ARCHIVE: u64 = 16 << 30;

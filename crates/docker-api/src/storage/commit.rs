@@ -1,20 +1,22 @@
 //! Container snapshots: what `docker commit` makes for workerd. They are named like images, and are none: a layer in the snapshot store that
 //! lies on the image of the container that it was taken of, and starts on no other.
 
-use super::volumes::is_uuid;
-use super::{Storage, blocking, layer};
-use crate::errors::ApiError;
-use crate::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use wharf_image::Digest;
 use wharf_snapshot::{Copied, Draft, Form, Kind, Snapshot, SnapshotError, View, copy, prune};
+
+use super::volumes::is_uuid;
+use super::{Storage, blocking, layer};
+use crate::errors::ApiError;
+use crate::json;
 
 const PREFIX: &str = "workerd-container-snap-";
 

@@ -5,13 +5,14 @@
 //! | one bind `<volume>:<path>`, no command; never started | fills the volume with the archive that is put to `<path>` |
 //! | `/bin/cp -a /src/. /dst/` with binds `<volume>:/src:ro` and `<volume>:/dst` | clones a snapshot when it is started |
 
-use super::Storage;
-use super::volumes::is_clone;
-use crate::errors::ApiError;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde_json::json;
+
+use super::Storage;
+use super::volumes::is_clone;
+use crate::errors::ApiError;
 
 /// What of a create tells a helper.
 #[derive(Debug, Clone, Copy)]

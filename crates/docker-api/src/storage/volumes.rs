@@ -2,10 +2,11 @@
 //! made (`workerd-snap-clone-<uuid>`). A clone has no files: it only says what the container's own directory begins with, so nothing of it
 //! is left behind. A snapshot that is not filled yet is a name in memory.
 
-use super::{Storage, blocking};
-use crate::errors::ApiError;
-use crate::fields::{self, others};
-use crate::json;
+use std::collections::BTreeMap;
+use std::path::{Component, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, Query, State};
@@ -14,12 +15,13 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::path::{Component, PathBuf};
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 use wharf_engine::VolumeMount;
 use wharf_snapshot::Kind;
+
+use super::{Storage, blocking};
+use crate::errors::ApiError;
+use crate::fields::{self, others};
+use crate::json;
 
 const CLONE_PREFIX: &str = "workerd-snap-clone-";
 const SNAPSHOT_PREFIX: &str = "workerd-snap-";

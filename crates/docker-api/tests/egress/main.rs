@@ -4,8 +4,9 @@
 
 mod node;
 
-use node::Node;
 use wharf_engine::Isolation;
+
+use self::node::Node;
 
 /// One test, since it takes a while to make the place for it.
 #[tokio::test]

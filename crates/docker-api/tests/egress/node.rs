@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use wharf_docker_api::script::router;

@@ -1,8 +1,9 @@
 //! A client of one socket, as workerd and Docker's own are: an exec's start takes the connection over.
 
+use std::path::PathBuf;
+
 use http::Request;
 use serde_json::{Value, json};
-use std::path::PathBuf;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;

@@ -1,9 +1,8 @@
 //! Docker's words: creation, start, inspection, resize, streams, errors.
 
-use crate::SPAWNER;
-use crate::client::{Socket, frame, frames, says};
-use serde_json::{Value, json};
 use std::sync::Arc;
+
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wharf_build::Builder;
 use wharf_docker_api::operator::{self, Operator};
@@ -11,6 +10,9 @@ use wharf_docker_api::script::router;
 use wharf_engine::Owner;
 use wharf_node::{ApplicationInfo, Applications};
 use wharf_testkit::engine::{Daemon, World, script_owner};
+
+use crate::SPAWNER;
+use crate::client::{Socket, frame, frames, says};
 
 /// Nobody starts containers through these sockets.
 struct NoApplication;

@@ -1,18 +1,20 @@
 //! A real workerd, and an object in it whose container has a root file system of one file.
 
-use crate::SPAWNER;
-use crate::client::Socket;
-use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+
+use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use wharf_docker_api::script::router;
 use wharf_engine::{Isolation, Limits};
 use wharf_node::{ApplicationInfo, Applications};
 use wharf_testkit::engine::{Daemon, World};
 use wharf_testkit::eventually;
+
+use crate::SPAWNER;
+use crate::client::Socket;
 
 const WORKER: &str = include_str!("worker.js");
 

@@ -1,11 +1,13 @@
 //! Much output, and many at once.
 
-use crate::client::{frame, frames};
-use crate::dialect::idle;
-use serde_json::json;
 use std::fs::read_to_string;
+
+use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use wharf_testkit::eventually;
+
+use crate::client::{frame, frames};
+use crate::dialect::idle;
 
 /// Bytes that a process has written so far.
 fn written(pid: i64) -> u64 {

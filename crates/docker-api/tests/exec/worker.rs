@@ -1,9 +1,10 @@
 //! `ctx.container.exec()` of a Worker in a real workerd. The image holds one static program and no shell, so whatever works here works without
 //! one.
 
+use serde_json::{Value, json};
+
 use crate::node::Node;
 use crate::volume::{memory, reset_peak, stalled};
-use serde_json::{Value, json};
 
 /// Runs a command to its end: standard output, standard error, exit code.
 async fn run(node: &Node, cmd: &[&str], options: Value) -> (String, String, i64) {

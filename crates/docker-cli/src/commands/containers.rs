@@ -1,12 +1,14 @@
 //! The commands of containers.
 
-use super::{Outcome, local, print_line, render, text};
-use crate::args;
-use crate::client::{Client, ClientError, empty, escape, json_body};
+use std::io::Write;
+
 use http_body_util::BodyExt;
 use hyper::Method;
 use serde_json::{Map, Value, json};
-use std::io::Write;
+
+use super::{Outcome, local, print_line, render, text};
+use crate::args;
+use crate::client::{Client, ClientError, empty, escape, json_body};
 
 pub(super) async fn ps(client: &Client, p: args::Ps) -> Outcome {
     let mut path = format!("/containers/json?all={}", p.all);

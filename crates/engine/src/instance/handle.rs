@@ -1,6 +1,14 @@
 //! The way to an instance's task, and what everybody may see of it. Must not: change anything; that
 //! is the task's.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use wharf_sandbox::{Disk, DiskMount, DiskUsage, Spawner};
+
 use crate::directories::DISK;
 use crate::disks::DiskLease;
 use crate::lifecycle::{Answer, EndedBy, State, Until};
@@ -8,12 +16,6 @@ use crate::log::Grown;
 use crate::own_network::Published;
 use crate::record::{InstanceSpec, InstanceStatus};
 use crate::{EngineError, Usage};
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{mpsc, oneshot, watch};
-use wharf_sandbox::{Disk, DiskMount, DiskUsage, Spawner};
 
 /// What everybody may see of an instance; the task publishes it.
 #[derive(Debug, Clone)]

@@ -9,15 +9,17 @@
 //!
 //! Must not: decide who gets it ([`crate::standby`]).
 
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use wharf_net::Target;
+use wharf_sandbox::{SpawnError, Spawner};
+
 use super::{Answer, Event, Handle, Instance, InternalEvent, NewLife};
 use crate::lifecycle::{HardTimeout, Machine, State};
 use crate::record::{InstanceStatus, Record};
 use crate::{EngineError, isolation, now_ms};
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
-use wharf_net::Target;
-use wharf_sandbox::{SpawnError, Spawner};
 
 /// A process of the instance's earlier life.
 #[derive(Debug)]

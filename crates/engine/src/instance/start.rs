@@ -1,11 +1,12 @@
 //! The whole way from a created instance to its process: network, label, mounts, the request to the
 //! spawner.
 
+use wharf_sandbox::{Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds};
+
 use super::Handle;
 use crate::own_network::Published;
 use crate::record::Label;
 use crate::{Shared, files, isolation, now_ms};
-use wharf_sandbox::{Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds};
 
 /// A start that succeeded.
 #[derive(Debug)]

@@ -1,10 +1,12 @@
 //! Class gvisor: `runsc` of the daemon's PATH.
 
-use super::find;
-use crate::EngineError;
 use std::path::PathBuf;
 use std::time::Duration;
+
 use wharf_sandbox::IsolationSpec;
+
+use super::find;
+use crate::EngineError;
 
 /// What gVisor needs after it stood still, before its container is asked: of the connections made
 /// at once, 6 in 30 were dropped inside without a byte, of those after 20 ms one, after 60 ms none

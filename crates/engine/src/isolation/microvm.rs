@@ -1,11 +1,13 @@
 //! Class microvm: QEMU, virtiofsd and a guest's kernel as they are installed, and Wharf's own
 //! executable as the agent.
 
-use super::{MicrovmConfig, find};
-use crate::EngineError;
 use std::path::{Path, PathBuf};
+
 use wharf_microvm::initrd::{self, GuestKernel};
 use wharf_sandbox::{IsolationSpec, Machine};
+
+use super::{MicrovmConfig, find};
+use crate::EngineError;
 
 /// Where distributions put virtiofsd, outside of PATH.
 const VIRTIOFSD: [&str; 3] = [

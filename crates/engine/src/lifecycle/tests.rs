@@ -1,8 +1,10 @@
 //! A simulated spawner and random callers drive the machine; the rules are checked after each step.
 
-use super::*;
-use proptest::prelude::*;
 use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
 
 /// How long each process of the simulation may run.
 const TIMEOUT_MS: u64 = 9000;

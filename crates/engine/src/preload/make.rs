@@ -1,21 +1,23 @@
 //! Makes the image of one interpreter, from its start on.
 
-use super::Wanted;
-use crate::directories::{DISK, GONE_PREFIX};
-use crate::disks::DiskLease;
-use crate::{OwnNetwork, Shared, blocking};
 use std::fs::Permissions;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 use wharf_sandbox::{
     Capabilities, DiskMount, IsolationSpec, Limits, PYTHON_RESUME, ProcessImage, ProcessSpec, Root,
     SpawnFds,
 };
+
+use super::Wanted;
+use crate::directories::{DISK, GONE_PREFIX};
+use crate::disks::DiskLease;
+use crate::{OwnNetwork, Shared, blocking};
 
 /// How long imports may take.
 const LIMIT: Duration = Duration::from_secs(120);

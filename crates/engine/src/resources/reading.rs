@@ -4,14 +4,16 @@
 //! 6.2; before that the directory is counted). The rest takes a tenth of a millisecond: starts use
 //! a figure of a moment ago, which is renewed behind their backs ([`Reader::for_start`]).
 
-use super::{Figure, Resource};
-use rustix::process::{Resource as Bound, getrlimit};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Resource as Bound, getrlimit};
+
+use super::{Figure, Resource};
 
 /// A figure that is older is renewed.
 const FRESH: Duration = Duration::from_millis(100);

@@ -3,8 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::common::{config, gateway, mirror, read_request};
 use tokio::io::AsyncWriteExt;
+
+use crate::common::{config, gateway, mirror, read_request};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: hello.localhost\r\n\r\n";
 

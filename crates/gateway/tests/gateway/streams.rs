@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::common::{config, gateway, header, mirror, read_head, read_request, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
+
+use crate::common::{config, gateway, header, mirror, read_head, read_request, until};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: hello.localhost\r\n\r\n";
 const TEN_MIB: usize = 10 << 20;

@@ -4,17 +4,19 @@
 //! Owns: the namespace, its listeners, and which ports the container listens on. Must not: decide
 //! what is allowed: what goes out is connected to outside, in the container's namespace there.
 
-use crate::mux::{Opener, Stream};
-use crate::wire::{FromGuest, receive, send};
-use anyhow::{Context, Result};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use wharf_sandbox::netns::{self, Listeners, Redirect};
+
+use crate::mux::{Opener, Stream};
+use crate::wire::{FromGuest, receive, send};
 
 /// The same ports as outside, so that a container finds the same ones taken.
 const TCP_PORT: u16 = 64001;

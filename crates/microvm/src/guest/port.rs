@@ -6,12 +6,6 @@
 //! without a new event; a write that waits keeps a processor busy until the host has taken it. So
 //! it is neither waited for by epoll(7) at edges, nor by blocking calls, but with poll(2).
 
-use crate::outside::write_all;
-use anyhow::{Context, Result};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::OwnedFd;
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -19,6 +13,14 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::outside::write_all;
 
 /// How long to wait for the device to appear.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -3,16 +3,14 @@
 //! Owns: the way between a process of the spawner and a stream of frames. Must not: keep a process
 //! whose stream is gone.
 
-use super::network;
-use crate::mux::Stream;
-use crate::wire::{CHUNK, Frame, ToGuest, Word, receive, receive_frame, send_frame};
-use anyhow::{Context, Result};
-use rustix::fd::{AsFd, OwnedFd};
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use rustix::fd::{AsFd, OwnedFd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
@@ -22,6 +20,10 @@ use wharf_sandbox::{
     ExecSpec, ExecStreams, IsolationSpec, ProcessSpec, Root, SpawnError, SpawnFds, Spawner,
     Streams, Terminal, TerminalSize, Usage,
 };
+
+use super::network;
+use crate::mux::Stream;
+use crate::wire::{CHUNK, Frame, ToGuest, Word, receive, receive_frame, send_frame};
 
 /// The container's id for the spawner inside, which has no other.
 const MAIN: &str = "main";

@@ -3,22 +3,24 @@
 //! Owns: their arguments, starting them, and finding out why they ended. Must not: know what is
 //! said with the guest.
 
-use crate::GUEST;
+use std::fs::File;
+use std::process::Stdio;
+use std::time::Duration;
+
 use anyhow::{Context, Result, anyhow};
 use rustix::fd::{AsRawFd, RawFd};
 use rustix::io::FdFlags;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities,
 };
-use std::fs::File;
-use std::process::Stdio;
-use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use wharf_sandbox::microvm::{
     GUEST_MEMORY, INITRD, KERNEL, QEMU, REQUEST, ROOTFS, Request, TRANSLATION, VERB, VIRTIOFSD,
     tsc_khz,
 };
+
+use crate::GUEST;
 
 const FILES_SOCKET: &str = "/state/files";
 const FILES_LOG: &str = "/state/files.log";

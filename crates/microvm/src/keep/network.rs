@@ -4,20 +4,22 @@
 //! Owns: connections that the guest asks for, and listeners where its container listens. Must not:
 //! decide what is allowed.
 
-use crate::mux::{Opener, Stream};
-use crate::wire::{ToGuest, receive, send};
-use rustix::io::Errno;
-use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::io::{AsyncReadExt, copy_bidirectional};
 use tokio::net::unix::pipe;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::AbortHandle;
+
+use crate::mux::{Opener, Stream};
+use crate::wire::{ToGuest, receive, send};
 
 /// Any address outside would do: the namespace's rules redirect all questions.
 const RESOLVER: SocketAddr =

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+
 use wharf_sandbox::{
     Capabilities, Exit, IsolationSpec, Limits, Machine, Mount, Process, ProcessSpec, Root,
     SpawnError, SpawnFds, Spawner,

@@ -186,10 +186,11 @@ fn question_end(packet: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
     use hickory_proto::rr::{Name, RecordType};
     use proptest::prelude::*;
+
+    use super::*;
 
     fn query(name: &str) -> Vec<u8> {
         let mut message = Message::new(4711, MessageType::Query, OpCode::Query);

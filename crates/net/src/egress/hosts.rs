@@ -92,8 +92,9 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn hosts(patterns: &[&str]) -> Hosts {
         let patterns: Vec<_> = patterns.iter().map(|p| (*p).to_owned()).collect();

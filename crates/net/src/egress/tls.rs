@@ -118,8 +118,9 @@ fn config(ca: &Ca, name: &str) -> io::Result<ServerConfig> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::*;
     use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConnection};
+
+    use super::*;
 
     pub(in super::super) fn client(roots: RootCertStore, protocols: &[&str]) -> Arc<ClientConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());

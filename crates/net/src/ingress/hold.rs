@@ -67,8 +67,9 @@ pub(super) fn next_look(age: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     const BOUND: Duration = Duration::from_secs(2);
 

@@ -1,8 +1,9 @@
-use crate::*;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType, rdata::A};
 use tokio::net::UdpSocket;
 use wharf_net::Policy;
+
+use crate::*;
 
 fn query(id: u16) -> Message {
     let mut message = question("www.example.com.", RecordType::A);

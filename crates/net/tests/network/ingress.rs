@@ -1,6 +1,8 @@
-use crate::*;
 use std::time::Instant;
+
 use wharf_net::Target;
+
+use crate::*;
 
 #[tokio::test]
 async fn a_connection_is_held_until_the_app_listens() {

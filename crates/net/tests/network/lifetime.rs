@@ -1,5 +1,6 @@
-use crate::*;
 use wharf_net::Policy;
+
+use crate::*;
 
 #[tokio::test]
 async fn the_last_clone_ends_the_listeners_and_what_is_carried() {

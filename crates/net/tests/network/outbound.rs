@@ -1,5 +1,6 @@
-use crate::*;
 use wharf_net::Policy;
+
+use crate::*;
 
 const INTERNET: Policy = Policy { internet: true };
 const WEB: &str = "203.0.113.5:80";

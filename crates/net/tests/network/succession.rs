@@ -1,6 +1,8 @@
-use crate::*;
 use std::time::Instant;
+
 use wharf_net::{NotEmpty, Policy, Target};
+
+use crate::*;
 
 /// A network as workerd knows it, and one in which something runs already.
 async fn two() -> (Network, Network) {

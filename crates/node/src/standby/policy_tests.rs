@@ -1,5 +1,6 @@
-use super::*;
 use proptest::prelude::*;
+
+use super::*;
 
 const MIB: u64 = 1 << 20;
 const MEMORY: Memory = Memory {

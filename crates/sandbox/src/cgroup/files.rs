@@ -1,9 +1,10 @@
 //! The files of a cgroup directory.
 
-use crate::spec::Limits;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::spec::Limits;
 
 /// Length of a CPU accounting period, microseconds (the kernel's default).
 const CPU_PERIOD_US: u64 = 100_000;

@@ -3,13 +3,14 @@
 //!
 //! Owns: making them (some ahead), their limits, and removing what an earlier spawner has left.
 
+use std::io;
+use std::path::{Path, PathBuf};
+
 use super::discover::{Hierarchies, Hierarchy};
 use super::support::Controller;
 use super::usage::Counts;
 use super::{Cgroup, Joined, files};
 use crate::spec::Limits;
-use std::io;
-use std::path::{Path, PathBuf};
 
 /// How many cgroups are kept ready.
 const SPARE: usize = 32;
@@ -276,9 +277,10 @@ fn enable_controllers(dir: &Path, name: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
+
+    use super::*;
 
     /// Removes what a failed test leaves.
     struct Guard(Manager);

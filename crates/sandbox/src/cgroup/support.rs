@@ -1,7 +1,8 @@
 //! Which limits this machine can enforce, for the operator. Must not: change anything.
 
-use super::discover::Hierarchies;
 use std::fmt;
+
+use super::discover::Hierarchies;
 
 /// A kind of limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

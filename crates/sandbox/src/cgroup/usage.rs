@@ -1,8 +1,9 @@
 //! What a cgroup has used, and how often it met its limits.
 
-use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
+
+use serde::{Deserialize, Serialize};
 
 /// Figures of one process and all that it started. `None`: this machine does not count it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

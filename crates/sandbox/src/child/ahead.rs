@@ -9,6 +9,15 @@
 //!   \--the other end is closed--> gone
 //! ```
 
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
 use super::stage::Stage;
 use super::{
     Failure, Mounted, Place, Plan, Program, Step, begin, end, enter_network, enter_new,
@@ -20,13 +29,6 @@ use crate::spec::ProcessSpec;
 use crate::sys::{self, BpfInstruction};
 use crate::userns::UserNamespace;
 use crate::weak::{self, Wall};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
-use std::cell::Cell;
-use std::convert::Infallible;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Longer ones would not fit into the socket at once (net.core.wmem_default, 208 KiB), and the
 /// spawner does not wait.

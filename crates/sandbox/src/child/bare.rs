@@ -4,16 +4,18 @@
 //! A small tmpfs, read-only once it is filled. Binds keep the host's paths or get others; nobody
 //! but the host's root has written what lies above them.
 
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+
 use super::mounts::{become_root, leave_propagation, open_sources, put};
 use super::rooted::{self, Kind};
 use super::{Failure, Step};
 use crate::mount::{NODEV, NOEXEC, NOSUID, attach_new, open_directory};
 use crate::spec::{Mount, Tmpfs};
 use crate::sys;
-use rustix::fs::{CWD, FileType, Mode, OFlags};
-use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 
 /// Name, major, minor.
 const DEVICES: [(&str, u32, u32); 4] = [

@@ -25,15 +25,16 @@ mod microvm;
 mod namespace;
 mod outer;
 
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+
 use super::mounts::Parts;
 use super::stage::Stage;
 use super::{Failure, Plan};
 use crate::seccomp::Profile;
 use crate::spec::{IsolationSpec, Limits, Root};
-use std::cell::Cell;
-use std::convert::Infallible;
-use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
 
 /// The class of a container, without what it is made of ([`IsolationSpec`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,13 +1,15 @@
 //! /dev of a container: a few inert device nodes, terminals, shared memory, message queues.
 
-use crate::mount::{NODEV, NOEXEC, NOSUID, attach_new, clone_of, open_directory};
-use crate::sys;
-use crate::weak::{self, Wall};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
-use rustix::mount::{MoveMountFlags, move_mount};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::mount::{MoveMountFlags, move_mount};
+
+use crate::mount::{NODEV, NOEXEC, NOSUID, attach_new, clone_of, open_directory};
+use crate::sys;
+use crate::weak::{self, Wall};
 
 /// Name, major, minor of the device nodes that every container has.
 const DEVICES: [(&str, u32, u32); 6] = [

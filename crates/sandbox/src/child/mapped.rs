@@ -5,13 +5,15 @@
 //! Owns: mounts with mapped ids (mount_setattr(2), MOUNT_ATTR_IDMAP), made in the container's own
 //! mount namespace.
 
-use crate::mount::{attach, clone_of, open_directory};
-use crate::sys;
-use rustix::fs::CWD;
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::CWD;
+
+use crate::mount::{attach, clone_of, open_directory};
+use crate::sys;
 
 /// Maps the ids of a detached mount. The error is for a person.
 pub(crate) fn map(
@@ -65,10 +67,11 @@ impl Covers {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use rustix::mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen,
     };
+
+    use super::*;
 
     #[test]
     fn a_file_system_that_cannot_is_named_with_the_mend() {

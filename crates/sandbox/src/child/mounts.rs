@@ -3,6 +3,14 @@
 //! All of it happens in the process's own mount namespace. The image is hostile: no path inside it
 //! is followed blindly.
 
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+
 use super::mapped::{self, Covers};
 use super::rooted::{self, Kind};
 use super::scratch::Scratch;
@@ -15,12 +23,6 @@ use crate::spec::{DiskMount, Mount, Tmpfs};
 use crate::userns::UserNamespace;
 use crate::weak::{self, Wall};
 use crate::{overlay, sys};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
 
 /// What a root is made of.
 pub(super) struct Parts<'a> {

@@ -1,14 +1,16 @@
 //! Paths inside a root that somebody else filled: no symbolic link and no `..` leads out.
 
-use crate::weak::{self, Wall};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
-use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+
+use crate::weak::{self, Wall};
 
 /// The kernel's limit on symbolic links in one path.
 const MAX_LINKS: usize = 40;
@@ -142,9 +144,10 @@ fn make(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::fs;
     use std::os::unix::fs::symlink;
+
+    use super::*;
 
     fn open(dir: &Path) -> OwnedFd {
         rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap()

@@ -5,13 +5,15 @@
 //! not: be reachable as a whole; only single files and read-only directories of it are attached
 //! inside.
 
-use crate::mount::{NODEV, NOEXEC, NOSUID, attach_new, clone_of, open_directory};
-use crate::spec::Mount;
-use crate::sys;
-use rustix::fs::{CWD, Mode, OFlags};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::mount::{NODEV, NOEXEC, NOSUID, attach_new, clone_of, open_directory};
+use crate::spec::Mount;
+use crate::sys;
 
 /// There is room for so much at least, bytes, before the files are known.
 pub(crate) const FILES: usize = 64 * 1024;

@@ -7,6 +7,14 @@
 
 mod covers;
 
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use self::covers::Cover;
 use super::scratch::Scratch;
 use super::{Failure, Step, devices};
 use crate::cgroup::Cgroup;
@@ -14,12 +22,6 @@ use crate::mount::{self, NODEV, NOEXEC, NOSUID, attach, attach_new, clone_of, op
 use crate::spec::Mount;
 use crate::sys;
 use crate::weak::{self, Wall};
-use covers::Cover;
-use rustix::fs::{CWD, Mode, OFlags};
-use rustix::io::Errno;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 /// A directory of the host that surely exists, and that nobody looks into from here on. (/proc is
 /// needed for paths by descriptors.)

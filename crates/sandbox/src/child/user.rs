@@ -1,7 +1,8 @@
 //! Docker's `User` syntax, resolved with the passwd and group files of the root.
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use std::io::Read;
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 /// Longer files are cut: they belong to somebody else's image.
 const MAX_FILE: u64 = 16 * 1024 * 1024;

@@ -1,15 +1,17 @@
 //! Taking the image of a process that waits in read(2) on its standard input.
 
-use super::maps::{self, Mapping};
-use super::tracee::{self, Tracee};
-use super::{At, ImageError, Layout, ProcessImage, Region, Special, unfit};
-use crate::sys::ptrace;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
+use super::maps::{self, Mapping};
+use super::tracee::{self, Tracee};
+use super::{At, ImageError, Layout, ProcessImage, Region, Special, unfit};
+use crate::sys::ptrace;
 
 const PAGE: u64 = 4096;
 /// A gap of untouched pages that is worth a region of its own.

@@ -7,13 +7,14 @@
 //!   --one does not--> let go as it is: an ordinary start
 //! ```
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use super::capture::{special, status};
 use super::maps::{self, Areas, Mapping};
 use super::tracee::{Registers, Tracee};
 use super::{At, DESCRIPTOR, ImageError, Layout, Region, Special, python, unfit};
 use crate::sys::ptrace::{self, Stop};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 /// As the kernel lets a main thread's stack grow by default.
 const STACK: u64 = 8 * 1024 * 1024;

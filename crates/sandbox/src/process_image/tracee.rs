@@ -4,12 +4,13 @@
 //! Must not: let the process execute an instruction of its own: each step is the one `syscall`
 //! instruction of the kernel's vdso.
 
-use super::maps::{self, Mapping};
-use super::{At, ImageError, unfit};
-use crate::sys::ptrace;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+
+use super::maps::{self, Mapping};
+use super::{At, ImageError, unfit};
+use crate::sys::ptrace;
 
 /// `syscall`.
 const SYSTEM_CALL: [u8; 2] = [0x0f, 0x05];

@@ -12,6 +12,14 @@
 //! the last start, since most are alike; if they are others, they are changed with the start. The
 //! limit of CPU comes with the start: at a hundredth of a core, what is made ahead would take long.
 
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::pipe::{PipeFlags, pipe_with};
+
 use super::launch::{self, Launched, Walls};
 use crate::cgroup::{Cgroup, Manager};
 use crate::child::{
@@ -22,12 +30,6 @@ use crate::child::{
 use crate::spec::{Limits, Mount, ProcessSpec, Root};
 use crate::sys::{self, Forked};
 use crate::userns::UserNamespace;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::pipe::{PipeFlags, pipe_with};
-use std::collections::VecDeque;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 
 /// How many are kept ready. What each takes is in BENCHMARKS.md, "Beyond single starts".
 const READY: usize = 8;

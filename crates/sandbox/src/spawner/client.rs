@@ -7,8 +7,17 @@
 mod exec;
 mod link;
 
-pub use exec::{ExecProcess, Streams, Terminal};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
+use tokio::sync::{mpsc, watch};
+
+pub use self::exec::{ExecProcess, Streams, Terminal};
+use self::link::{Link, Lost, State, Wire, drive, failed, lock, unexpected};
 use super::process::READY;
 use super::protocol::{Message, ReplyBody, Request, RequestBody, VERSION};
 use super::{Exit, Process, SpawnError, SpawnerConfig, Survivor};
@@ -16,14 +25,6 @@ use crate::IdRanges;
 use crate::cgroup::Usage;
 use crate::frame::Frame;
 use crate::spec::{ProcessSpec, SpawnFds};
-use link::{Link, Lost, State, Wire, drive, failed, lock, unexpected};
-use std::io;
-use std::os::fd::OwnedFd;
-use std::process::Stdio;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
-use tokio::io::AsyncReadExt;
-use tokio::sync::{mpsc, watch};
 
 /// How often to look for a spawner, start one, and look again (one may be ending at the same time).
 const ATTEMPTS: u32 = 200;

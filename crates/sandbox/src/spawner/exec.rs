@@ -1,6 +1,14 @@
 //! Starting one process inside a running container: its streams, and the clone into the container's
 //! PID namespace and cgroup.
 
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
+
 use super::launch::check_id;
 use crate::cgroup::Cgroup;
 use crate::child::class::IsolationClass;
@@ -8,12 +16,6 @@ use crate::child::{self, Place, Plan, Program};
 use crate::spec::{Capabilities, ExecSpec, ExecStreams, TerminalSize};
 use crate::sys::{self, BpfInstruction, Forked};
 use crate::userns::UserNamespace;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::pty::OpenptFlags;
-use rustix::termios::Winsize;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// devpts (linux/magic.h).
 const DEVPTS_SUPER_MAGIC: rustix::fs::FsWord = 0x1cd1;

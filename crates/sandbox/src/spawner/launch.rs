@@ -1,5 +1,10 @@
 //! Starting one process: check the request, make pipes, take a cgroup and a user namespace, clone.
 
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+
 use super::restorer;
 use crate::cgroup::{Cgroup, Manager};
 use crate::child::{self, Image, Mounted, Place, Plan, Program};
@@ -9,9 +14,6 @@ use crate::spec::ProcessSpec;
 use crate::sys::{self, BpfInstruction, Forked};
 use crate::userns::{Pool, UserNamespace};
 use crate::weak::{self, Wall};
-use rustix::pipe::{PipeFlags, pipe_with};
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 
 /// A process between clone and exec.
 pub(super) struct Launched {

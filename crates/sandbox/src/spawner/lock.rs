@@ -1,14 +1,16 @@
 //! What the spawner and its warden share as processes without the daemon: the lock of the socket,
 //! and standard streams that lead nowhere.
 
-use crate::sys;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+
+use crate::sys;
 
 /// How long to wait for a spawner that is just ending.
 const LOCK_WAIT: Duration = Duration::from_secs(10);

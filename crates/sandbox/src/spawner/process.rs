@@ -1,5 +1,16 @@
 //! The spawner as a process: detaching from the daemon, the lock, the socket, and the end.
 
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use rustix::fs::{CWD, Mode};
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::process::{Resource, Rlimit};
+
 use super::launch::{Filters, Walls};
 use super::lock::{Lock, let_go_of_streams};
 use super::server::Server;
@@ -11,15 +22,6 @@ use crate::seccomp::{self, Profile};
 use crate::sys::{self, Disposition};
 use crate::userns::Pool;
 use crate::weak::{self, Wall};
-use rustix::fs::{CWD, Mode};
-use rustix::mount::{OpenTreeFlags, open_tree};
-use rustix::process::{Resource, Rlimit};
-use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use std::time::Duration;
 
 /// What the starting daemon reads from the spawner's standard output: this, or an error's text.
 pub(super) const READY: &str = "ready";

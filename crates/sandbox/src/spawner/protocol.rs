@@ -1,9 +1,10 @@
 //! The messages between daemon and spawner. How they travel: [`crate::frame`].
 
+use serde::{Deserialize, Serialize};
+
 use super::Exit;
 use crate::cgroup::Usage;
 use crate::spec::{ExecSpec, ProcessSpec};
-use serde::{Deserialize, Serialize};
 
 /// Changes whenever daemon and spawner of two builds could misunderstand each other.
 pub(super) const VERSION: u32 = 7;

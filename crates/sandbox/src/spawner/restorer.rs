@@ -9,11 +9,12 @@
 //! It holds the report pipe until then, so that a start is not told before. Nothing of it is inside
 //! the container.
 
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+
 use crate::child::MAX_REPORT;
 use crate::process_image::{Outcome, restore};
 use crate::sys::{self, ptrace};
-use std::fs::File;
-use std::os::fd::BorrowedFd;
 
 /// What a report has in place of an exit code where the process runs, but not from the image, for
 /// the reason that follows.

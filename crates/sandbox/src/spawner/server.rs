@@ -18,6 +18,16 @@ mod execs;
 mod processes;
 mod runsc;
 
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::WaitStatus;
+
 use super::launch::Walls;
 use super::protocol::ReplyBody;
 use super::warden::Warden;
@@ -27,14 +37,6 @@ use crate::child::class::IsolationClass;
 use crate::frame::{Inbox, Outbox};
 use crate::spec::Capabilities;
 use crate::userns::{Pool, UserNamespace};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::process::WaitStatus;
-use std::collections::BTreeMap;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::{Duration, Instant};
 
 /// Time between looks at cgroups that do not get empty: doubles from the first to the second.
 const DRAIN_TICK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));

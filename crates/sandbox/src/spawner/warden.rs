@@ -13,16 +13,18 @@
 //! ```
 //! A warden that is killed is replaced by the spawner.
 
-use super::lock::{Lock, let_go_of_streams};
-use crate::cgroup::Manager;
-use crate::sys;
-use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, WaitOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, WaitOptions};
+
+use super::lock::{Lock, let_go_of_streams};
+use crate::cgroup::Manager;
+use crate::sys;
 
 /// After a warden could not be started.
 const RETRY: Duration = Duration::from_secs(1);

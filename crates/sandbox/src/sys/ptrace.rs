@@ -1,8 +1,9 @@
 //! ptrace(2), one request a function. The caller's thread is the tracer.
 
-use super::check;
 use std::io;
 use std::ptr::null;
+
+use super::check;
 
 /// NT_PRSTATUS: the general registers (elf.h).
 pub(crate) const GENERAL: u32 = 1;

@@ -9,6 +9,7 @@ use std::io::Read;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+
 use wharf_sandbox::{
     Capabilities, Exit, Limits, Mount, Process, ProcessSpec, Root, SpawnError, SpawnFds, Spawner,
     Survivor,

@@ -3,8 +3,9 @@
 //!
 //! Must not: ask the node; the status is JSON by then.
 
-use serde_json::Value;
 use std::time::Duration;
+
+use serde_json::Value;
 
 /// Stands for the URL of a Worker that has none.
 const NO_ADDRESS: &str = "none (workers_dev is false; service bindings and cron reach it)";

@@ -1,11 +1,13 @@
 //! The control API and the registry, and the node that carries out what they change.
 
-use super::{Daemon, script_url};
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
+
 use wharf_model::{InstanceView, Version};
 use wharf_node::Node;
+
+use super::{Daemon, script_url};
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

@@ -2,15 +2,17 @@
 //!
 //! Must not: hold a value that a person may want to change; `wharf.toml` does.
 
-use crate::config::{Config, Microvm};
-use anyhow::Context;
 use std::path::PathBuf;
+
+use anyhow::Context;
 use wharf_engine::EngineConfig;
 use wharf_engine::isolation::MicrovmConfig;
 use wharf_net::NetConfig;
 use wharf_node::Region;
 use wharf_sandbox::SpawnerConfig;
 use wharf_workerd::WorkerdConfig;
+
+use crate::config::{Config, Microvm};
 
 pub(super) fn gateway_config(config: &Config) -> wharf_gateway::GatewayConfig {
     wharf_gateway::GatewayConfig {

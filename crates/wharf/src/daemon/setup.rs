@@ -3,12 +3,14 @@
 //!
 //! Owns: those, with errors that name the remedy. Must not: start anything.
 
-use crate::config::Config;
-use anyhow::Context;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
+
+use crate::config::Config;
 
 /// As many descriptors as the system allows: the usual first limit, 1024, is for programs that use
 /// select(2).

@@ -1,12 +1,11 @@
 //! The sockets that the daemon serves: one Docker API socket per workerd process, the operator's, and the gateway's way to a process.
 
-use super::setup::bind_unix;
-use super::{Daemon, status};
-use axum::routing::get;
 use std::any::Any;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+
+use axum::routing::get;
 use wharf_docker_api::operator::Operator;
 use wharf_engine::{Engine, Owner};
 use wharf_gateway::{Endpoint, Unavailable, Upstream, Upstreams};
@@ -16,6 +15,9 @@ use wharf_sandbox::Spawner;
 use wharf_snapshot::Snapshots;
 use wharf_store::Store;
 use wharf_workerd::{EnginePaths, WorkerdError};
+
+use super::setup::bind_unix;
+use super::{Daemon, status};
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

@@ -1,12 +1,13 @@
 //! What `wharf status` and `wharf env` are told.
 
-use super::Daemon;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use wharf_engine::Owner;
 use wharf_engine::lifecycle::{self, EndedBy};
+
+use super::Daemon;
 
 pub(super) async fn status(State(daemon): State<Daemon>) -> Json<Value> {
     let Daemon { node, .. } = &daemon;

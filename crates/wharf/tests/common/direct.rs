@@ -1,7 +1,8 @@
 //! A node with the project `direct`: `ctx.container` by remote control.
 
-use super::{Node, Project, WRANGLERS};
 use serde_json::{Value, json};
+
+use super::{Node, Project, WRANGLERS};
 
 const CONFIG: &str = "[containers]\nstop_grace_ms = 500\norphan_grace_ms = GRACE\nMORE\n[node]\nlocation = \"vie01\"\nregion = \"EEUR\"\ncountry = \"AT\"\n";
 

@@ -3,13 +3,14 @@
 
 pub mod direct;
 
-use serde_json::Value;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 /// The wranglers that `cargo xtask setup` installs.
 pub const WRANGLERS: [&str; 2] = ["4.86.0", "4.164.0"];

@@ -1,13 +1,5 @@
 //! A stand-in for the container engine: it says yes to everything, and remembers what it was asked.
 
-use super::{binary, bind};
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -15,8 +7,18 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use wharf_workerd::{DockerSocket, EnginePaths, Sockets, Supervisor, WorkerdConfig};
+
+use super::{binary, bind};
 
 /// A container that was started runs until it is deleted.
 #[derive(Default)]

@@ -3,14 +3,15 @@
 
 pub mod engine;
 
-use http::{HeaderMap, Request, StatusCode};
-use sha2::Digest;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use http::{HeaderMap, Request, StatusCode};
+use sha2::Digest;
 use wharf_model::{Binding, DurableObjectNamespace, Module, ModuleKind, Version};
 use wharf_net::{NetConfig, Networks};
 use wharf_sandbox::{Spawner, Survivor};

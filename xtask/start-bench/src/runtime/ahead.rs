@@ -1,11 +1,13 @@
 //! The whole path with instances started ahead: the same request, of a Worker whose applications have `min_instances`.
 
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
 use super::Runtime;
 use super::whole::{Node, Whole};
 use crate::class::Class;
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
-use std::time::{Duration, Instant};
 
 /// How long one may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(60);

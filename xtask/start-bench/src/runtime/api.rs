@@ -1,13 +1,15 @@
 //! Anything that speaks the Docker Engine API: create, start, look up the process, ask inside its network. The same four calls for everyone.
 
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use rustix::process::{Resource, getrlimit};
+use serde_json::{Value, json};
+
 use super::Runtime;
 use crate::class::{self, Class};
 use crate::http::Api;
 use crate::look;
-use anyhow::{Context, Result};
-use rustix::process::{Resource, getrlimit};
-use serde_json::{Value, json};
-use std::time::Instant;
 
 /// A Docker Engine API.
 pub(crate) struct ApiRuntime {

@@ -1,17 +1,19 @@
 //! Wharf's engine alone, in this process: a real spawner, real networks, containers reached through their ingress.
 
-use super::Runtime;
-use crate::class::{self, Class};
-use crate::http;
-use crate::place::Place;
-use anyhow::{Context, Result};
 use std::sync::Arc;
 use std::time::Instant;
+
+use anyhow::{Context, Result};
 use wharf_engine::isolation::MicrovmConfig;
 use wharf_engine::{Create, Engine, EngineConfig, Limits, Owner};
 use wharf_image::ImageStore;
 use wharf_net::{NetConfig, Network, Networks};
 use wharf_sandbox::{Spawner, SpawnerConfig};
+
+use super::Runtime;
+use crate::class::{self, Class};
+use crate::http;
+use crate::place::Place;
 
 /// First argument under which this executable becomes the spawner.
 pub(crate) const SPAWNER_VERB: &str = "__spawner";

@@ -1,14 +1,16 @@
 //! The floor: the same program without any isolation, by fork and exec.
 
-use super::Runtime;
-use crate::class::Class;
-use crate::http;
-use crate::place::Place;
-use anyhow::{Context, Result};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::Runtime;
+use crate::class::Class;
+use crate::http;
+use crate::place::Place;
 
 /// Plain processes on the host's loopback. The static class is run as it is; what needs its own libraries through chroot(8).
 pub(crate) struct Floor {

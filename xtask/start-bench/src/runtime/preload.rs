@@ -1,11 +1,13 @@
 //! The whole path with a Python interpreter's imports done ahead: the same request, of a Worker whose image has `LABEL wharf.preload`.
 
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
 use super::Runtime;
 use super::whole::{Node, Whole};
 use crate::class::Class;
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
-use std::time::{Duration, Instant};
 
 /// How long the imports may take.
 const PATIENCE: Duration = Duration::from_secs(60);

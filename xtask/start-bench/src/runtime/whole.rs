@@ -1,11 +1,13 @@
 //! The whole path: a request to the gateway whose Worker and Durable Object start the container.
 
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
 use super::Runtime;
 use crate::class::Class;
 use crate::http::{self, Api};
-use anyhow::{Context, Result};
-use std::net::SocketAddr;
-use std::time::Instant;
 
 /// The node under measurement.
 #[derive(Debug, Clone)]

@@ -1,14 +1,16 @@
 //! HTTP/2, of clients that speak nothing else.
 
-use super::*;
+use std::convert::Infallible;
+
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Channel, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use std::convert::Infallible;
 use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::*;
 
 type Body = BoxBody<Bytes, Infallible>;
 

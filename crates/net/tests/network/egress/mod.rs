@@ -7,8 +7,8 @@ mod tls;
 mod ways;
 mod workerd;
 
+use self::workerd::{Verdict, Workerd};
 use crate::*;
-use workerd::{Verdict, Workerd};
 
 /// A network whose Worker has mappings for these names, and the world outside.
 async fn mapped(

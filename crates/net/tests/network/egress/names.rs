@@ -1,8 +1,9 @@
 //! What names the container finds.
 
+use hickory_proto::rr::RecordType::{self, A, AAAA, TXT};
+
 use super::*;
 use crate::dns::{answers, question, upstream};
-use hickory_proto::rr::RecordType::{self, A, AAAA, TXT};
 
 /// Asks for a name; what was found, or the error's code.
 async fn look_up(network: &Network, name: &str, kind: RecordType) -> String {

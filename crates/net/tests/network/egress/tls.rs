@@ -1,12 +1,14 @@
 //! HTTPS, as the container sees it.
 
-use super::*;
 use std::sync::Arc;
+
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
+
+use super::*;
 
 /// A client inside that trusts what `GET /ca` shows, and nothing else.
 pub(super) async fn connect_tls(

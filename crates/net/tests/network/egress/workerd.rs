@@ -1,12 +1,14 @@
 //! A stand-in for workerd's egress listener.
 
-use crate::*;
+use std::convert::Infallible;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Request, Response};
 use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
-use std::convert::Infallible;
+
+use crate::*;
 
 /// A question to workerd.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,6 +21,15 @@ mod config;
 mod keeper;
 mod root;
 
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
+
 use super::outer::{self, become_root_inside, set_of};
 use super::{SignalRoute, SignalTarget};
 use crate::child::mounts::Parts;
@@ -33,13 +42,6 @@ use crate::seccomp::Profile;
 use crate::spec::{Capabilities, Limits};
 use crate::sys;
 use crate::userns::IDS;
-use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
-use std::cell::Cell;
-use std::convert::Infallible;
-use std::ffi::CString;
-use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
 
 /// Where things are below the root that `runsc` has.
 const BUNDLE: &str = "/bundle";

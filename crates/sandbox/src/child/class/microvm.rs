@@ -17,6 +17,15 @@
 
 mod root;
 
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::io::{Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::MemfdFlags;
+use serde::Serialize;
+
 use super::outer::{self, become_root_inside, set_of};
 use crate::child::mounts::Parts;
 use crate::child::{Failure, Place, Plan, Step, caps, place_descriptors, strings};
@@ -26,13 +35,6 @@ use crate::microvm::{
 use crate::seccomp::Profile;
 use crate::spec::{IsolationSpec, Limits, Machine};
 use crate::sys;
-use rustix::fs::MemfdFlags;
-use serde::Serialize;
-use std::cell::Cell;
-use std::convert::Infallible;
-use std::io::{Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 
 /// The agent as a file.
 const AGENT: &str = "/agent";

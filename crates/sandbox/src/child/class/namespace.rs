@@ -3,6 +3,16 @@
 //!
 //! Owns: the way from the place to the program. Must not: know of another class.
 
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+
+use rustix::fs::{Gid, Mode, Uid};
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType};
+
 use crate::child::mounts::{self, Parts};
 use crate::child::stage::Stage;
 use crate::child::{
@@ -15,14 +25,6 @@ use crate::spec::{Limits, Root};
 use crate::sys;
 use crate::userns::IDS;
 use crate::weak::{self, Wall};
-use rustix::fs::{Gid, Mode, Uid};
-use rustix::process::{Resource, Rlimit};
-use rustix::thread::{CapabilitySet, LinkNameSpaceType};
-use std::cell::Cell;
-use std::convert::Infallible;
-use std::ffi::CString;
-use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
 
 /// Places in the table of descriptors of a runtime; 8 bytes each.
 const RUNTIME_DESCRIPTORS: u64 = 8192;

@@ -4,6 +4,16 @@
 //! Owns: the outer root with the container's inside, and the way to the identity in it. Must not:
 //! know which kernel it is.
 
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, move_mount};
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType};
+
 use crate::child::mounts::{Inside, Parts, become_root, extra_mounts, open_files};
 use crate::child::scratch::Scratch;
 use crate::child::stage::system_directory;
@@ -12,14 +22,6 @@ use crate::microvm::ROOTFS;
 use crate::mount::{NODEV, NOEXEC, NOSUID, attach, attach_new, clone_of, open_directory};
 use crate::sys;
 use crate::userns::UserNamespace;
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
-use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, move_mount};
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
-use rustix::thread::{CapabilitySet, LinkNameSpaceType};
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
 
 /// For requests, which hold arguments and environment (megabytes, execve(2)), and notes.
 const SIZE: &str = "64m";

@@ -3,15 +3,17 @@
 //!
 //! Owns: the list, and the mounts that cover. Must not: mount /proc and /sys themselves.
 
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
 use super::Stage;
 use super::{Failure, Step};
 use crate::mount::{attach, clone_of};
 use crate::sys;
 use crate::weak::{self, Wall};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// For views of the kernel's own files.
 pub(super) const INERT: u64 = libc::MOUNT_ATTR_RDONLY

@@ -1,14 +1,16 @@
 //! Processes inside containers: the daemon's handle to one, and its terminal.
 
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::termios::Winsize;
+use tokio::sync::watch;
+
 use super::Spawner;
 use super::link::{Link, failed, lock, unexpected};
 use crate::spawner::protocol::{ReplyBody, RequestBody};
 use crate::spawner::{Exit, SpawnError};
 use crate::spec::{ExecSpec, ExecStreams, TerminalSize};
-use rustix::termios::Winsize;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use tokio::sync::watch;
 
 /// A process inside a container. Dropping the handle does not end it.
 #[derive(Debug)]

@@ -3,17 +3,19 @@
 //!
 //! Must not: find a spawner, or replace a connection that broke.
 
-use crate::exit::Exit;
-use crate::frame::{Arrived, Frame, Inbox, Lost as LostInTransit, Outbox, parse};
-use crate::spawner::protocol::{Message, ReplyBody, Request, RequestBody};
-use crate::spawner::{SpawnError, SpawnerConfig};
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::exit::Exit;
+use crate::frame::{Arrived, Frame, Inbox, Lost as LostInTransit, Outbox, parse};
+use crate::spawner::protocol::{Message, ReplyBody, Request, RequestBody};
+use crate::spawner::{SpawnError, SpawnerConfig};
 
 /// One connection.
 #[derive(Debug, Clone)]

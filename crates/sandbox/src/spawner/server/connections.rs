@@ -1,12 +1,13 @@
 //! Connections: at most one daemon, and at most one newcomer that has not said Hello yet.
 
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
 use super::{Connection, Entry, Outcome, Requester, Server, State, no_such};
 use crate::frame::{Arrived, Frame, Inbox, Lost, Outbox, parse};
 use crate::spawner::launch::Given;
 use crate::spawner::protocol::{Message, ReplyBody, Request, RequestBody, VERSION};
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
 
 /// After a failed accept (no descriptor free): the listener stays readable, and must neither fill
 /// the log nor keep the loop busy.

@@ -8,6 +8,10 @@
 //! them, and lets the main process be reaped only after them. So their ends are always told before
 //! the container's. One whose daemon is gone runs on, and its end is told to nobody.
 
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::process::WaitStatus;
+
 use super::connections::is_connected;
 use super::runsc::{self, Report};
 use super::{Requester, Server, State};
@@ -16,8 +20,6 @@ use crate::spawner::exec::{self, Container};
 use crate::spawner::protocol::{Message, ReplyBody};
 use crate::spec::ExecSpec;
 use crate::sys;
-use rustix::process::WaitStatus;
-use std::os::fd::{AsFd, OwnedFd};
 
 #[derive(Debug)]
 pub(super) struct Exec {

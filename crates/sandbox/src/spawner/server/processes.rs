@@ -1,5 +1,11 @@
 //! Processes: from the request to the end of the last one in the cgroup.
 
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::{WaitOptions, WaitStatus};
+
 use super::connections::is_connected;
 use super::{DRAIN_TICK, Entry, Outcome, Requester, Server, State, no_such};
 use crate::child::MAX_REPORT;
@@ -12,10 +18,6 @@ use crate::spawner::protocol::{Message, ReplyBody};
 use crate::spawner::restorer::ORDINARY_START;
 use crate::spec::Root;
 use crate::sys;
-use rustix::io::Errno;
-use rustix::process::{WaitOptions, WaitStatus};
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 
 impl Server {
     pub(super) fn spawn(

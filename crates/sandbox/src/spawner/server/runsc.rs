@@ -3,14 +3,16 @@
 //!
 //! A `runsc kill` is started and forgotten: its end is reaped, and told to nobody but the log.
 
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::WaitStatus;
+
 use super::execs::{Exec, ExecState};
 use super::{Server, State};
 use crate::child::MAX_REPORT;
 use crate::spawner::exec::{self, Container};
 use crate::spawner::protocol::ReplyBody;
-use rustix::io::Errno;
-use rustix::process::WaitStatus;
-use std::os::fd::{AsFd, OwnedFd};
 
 /// The most bytes that are kept of what `runsc exec` says when it fails.
 const MAX_WORDS: usize = 4096;

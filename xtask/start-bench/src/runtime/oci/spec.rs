@@ -1,10 +1,12 @@
 //! The bundle's config.json (OCI runtime-spec, config.md), with the walls and limits that Docker gives.
 
-use crate::class::{self, Class};
-use anyhow::{Context, Result};
-use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::class::{self, Class};
 
 /// Docker's default seccomp profile as Debian ships it (package golang-github-containers-common, which podman needs).
 const SECCOMP: &str = "/usr/share/containers/seccomp.json";

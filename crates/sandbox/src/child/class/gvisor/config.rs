@@ -1,11 +1,13 @@
 //! What `runsc` is told: an OCI runtime configuration, and the description of one process. Pure but
 //! for [`has_tmp`].
 
-use super::{Capabilities, Prepared};
-use crate::spec::ProcessSpec;
+use std::path::Path;
+
 use rustix::fs::{FileType, lstat};
 use serde_json::{Value, json};
-use std::path::Path;
+
+use super::{Capabilities, Prepared};
+use crate::spec::ProcessSpec;
 
 /// Whether the root's /tmp is a directory, not a link. Then it is mounted by name: over an empty
 /// one gVisor would put one in memory.

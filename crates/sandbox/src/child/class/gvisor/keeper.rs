@@ -7,16 +7,18 @@
 //! report: its memory is a copy of the spawner's, so no process may look at it (it is not
 //! dumpable), and it has no descriptors, no capabilities and nothing to read.
 
-use super::{Failure, LOG, PID, Step, execute};
-use crate::child::caps;
-use crate::sys;
-use rustix::fs::{Mode, OFlags};
-use rustix::process::{DumpableBehavior, Pid, WaitOptions, WaitStatus, wait};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{DumpableBehavior, Pid, WaitOptions, WaitStatus, wait};
+
+use super::{Failure, LOG, PID, Step, execute};
+use crate::child::caps;
+use crate::sys;
 
 /// Where the report goes.
 const REPORT: i32 = 3;

@@ -6,6 +6,11 @@
 //! /rootfs: the container's root with its mounts, but for /proc, /sys and /dev
 //! ```
 
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+
 use super::{BUNDLE, Failure, STATE, Step};
 use crate::child::class::outer::{Outer, of_host};
 use crate::child::devices::terminals;
@@ -13,9 +18,6 @@ use crate::child::mounts::Parts;
 use crate::mount::{attach, clone_of};
 use crate::sys;
 use crate::userns::UserNamespace;
-use rustix::fs::{CWD, Mode, OFlags};
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 
 /// Makes that root and makes it `/`.
 pub(super) fn enter(

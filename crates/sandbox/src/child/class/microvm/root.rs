@@ -8,6 +8,12 @@
 //! /rootfs                                           the container's root with its mounts
 //! ```
 
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+
 use super::{AGENT, Failure, Step};
 use crate::child::class::outer::{Outer, of_host};
 use crate::child::devices::terminals;
@@ -17,10 +23,6 @@ use crate::mount::{NOSUID, attach, attach_new, clone_of};
 use crate::spec::Machine;
 use crate::sys;
 use crate::userns::UserNamespace;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 /// Where the host's libraries and the machine's firmware are. Where /lib is a link to /usr/lib, it
 /// is one inside as well.

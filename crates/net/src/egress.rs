@@ -46,16 +46,16 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use wharf_sandbox::netns;
 
+pub use self::config::Egress;
+pub(crate) use self::config::Update;
+use self::decide::{Asked, Way};
+pub(crate) use self::hosts::Hosts;
+use self::prefixed::Prefixed;
+use self::tunnel::Tunnel;
 use crate::Shared;
 use crate::bandwidth::{Bandwidth, Limited};
 use crate::pool::REDIRECT;
 use crate::relay::{Guarded, relay, reset};
-pub use config::Egress;
-pub(crate) use config::Update;
-use decide::{Asked, Way};
-pub(crate) use hosts::Hosts;
-use prefixed::Prefixed;
-use tunnel::Tunnel;
 
 /// What the DNS answerer says for mapped names that do not exist otherwise (contract: workerd, 1.6). Not dialled.
 pub(crate) const FAKE_V4: Ipv4Addr = Ipv4Addr::new(11, 0, 0, 1);

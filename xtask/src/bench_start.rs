@@ -5,16 +5,18 @@
 mod images;
 mod project;
 
-use crate::node::{Node, Profile, build, free_address};
-use crate::progress::{run as run_command, step};
-use crate::{debian, hello, interrupt, setup};
-use anyhow::{Context, Result, bail};
-use images::Class;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use self::images::Class;
+use crate::node::{Node, Profile, build, free_address};
+use crate::progress::{run as run_command, step};
+use crate::{debian, hello, interrupt, setup};
 
 /// What the bench can be told.
 #[derive(Debug, clap::Args)]

@@ -5,18 +5,20 @@
 
 mod spec;
 
-use super::Runtime;
-use crate::class::{self, Class};
-use crate::look;
-use crate::place::Place;
-use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::Runtime;
+use crate::class::{self, Class};
+use crate::look;
+use crate::place::Place;
 
 /// First argument under which this executable becomes the agent.
 pub(crate) const AGENT_VERB: &str = "__oci-agent";

@@ -70,8 +70,9 @@ pub(crate) fn fuzz(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     /// Feeds it byte by byte and sees that a decision stays, whatever follows.
     fn in_pieces(bytes: &[u8]) -> Sniffed {

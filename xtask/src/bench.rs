@@ -6,17 +6,19 @@
 //! Throughput: Worker -> Durable Object -> container, against plain workerd (Worker -> Durable Object -> the server as a plain process),
 //! and against the server alone. Machines are noisy: read the ratios.
 
-use crate::node::{Http, Node, Profile, build};
-use crate::{debian, hello, interrupt, setup};
-use anyhow::{Context, Result, bail};
-use serde::Serialize;
+mod ingress;
+
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-mod ingress;
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::node::{Http, Node, Profile, build};
+use crate::{debian, hello, interrupt, setup};
 
 /// What the bench can be told.
 #[derive(Debug, clap::Args)]

@@ -14,9 +14,9 @@ mod stream;
 mod table;
 mod workerd;
 
-use crate::errors::ApiError;
-use crate::fields::{self, Field};
-use crate::json as docker_json;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
@@ -26,10 +26,12 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
-use table::{Phase, Table};
 use wharf_engine::{Engine, ExecProcess, Inspect, Owner, Terminal, TerminalSize};
+
+use self::table::{Phase, Table};
+use crate::errors::ApiError;
+use crate::fields::{self, Field};
+use crate::json as docker_json;
 
 /// Largest request body: more than execve(2) takes.
 const MAX_BODY: usize = 4 << 20;

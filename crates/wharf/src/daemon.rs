@@ -15,11 +15,10 @@ mod sockets;
 mod status;
 mod stopping;
 
-use crate::config::Config;
-use anyhow::Context;
 use std::path::PathBuf;
 use std::sync::Arc;
-use stopping::Stopping;
+
+use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use wharf_engine::Engine;
@@ -31,6 +30,9 @@ use wharf_sandbox::{Spawner, Survivor};
 use wharf_snapshot::Snapshots;
 use wharf_store::Store;
 use wharf_workerd::Supervisor;
+
+use self::stopping::Stopping;
+use crate::config::Config;
 
 /// What the handlers of this executable's sockets share. Cheap to clone.
 #[derive(Clone)]

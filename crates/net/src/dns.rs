@@ -21,10 +21,10 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use wharf_sandbox::netns;
 
+use self::packet::{Code, Query, is_failure, is_no_error, is_no_such_name};
+pub(crate) use self::upstream::Upstreams;
 use crate::Shared;
 use crate::egress::{FAKE_V4, FAKE_V6, Hosts};
-use packet::{Code, Query, is_failure, is_no_error, is_no_such_name};
-pub(crate) use upstream::Upstreams;
 
 /// How many queries of one network may be under way; more are dropped, and clients ask again.
 const IN_FLIGHT: usize = 256;
@@ -192,8 +192,9 @@ fn invented(shared: &Shared, query: &Query<'_>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::fuzz;
     use proptest::prelude::*;
+
+    use super::fuzz;
 
     proptest! {
         #[test]

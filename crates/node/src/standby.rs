@@ -11,19 +11,21 @@ mod learning;
 mod memory;
 mod policy;
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use wharf_engine::{Create, Engine, OwnNetwork, Owner, Standby, StandbyEvent};
+
+use self::learning::Learning;
+use self::policy::{Effect, Event, Memory, Policy};
 use crate::admission::{Caller, Place};
 use crate::applications::{Applications, Observer};
 use crate::object::Object;
 use crate::recipe::{Recipe, StandbyTarget};
-use learning::Learning;
-use policy::{Effect, Event, Memory, Policy};
-use serde::Serialize;
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
-use wharf_engine::{Create, Engine, OwnNetwork, Owner, Standby, StandbyEvent};
 
 /// Between two looks at the machine's memory.
 const LOOK: Duration = Duration::from_secs(5);

@@ -8,9 +8,11 @@ pub(crate) mod oci;
 pub(crate) mod preload;
 pub(crate) mod whole;
 
-use crate::class::Class;
-use anyhow::Result;
 use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::class::Class;
 
 /// Has at most one container at a time.
 pub(crate) trait Runtime {

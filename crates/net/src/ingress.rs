@@ -4,6 +4,14 @@
 //! A port that does not listen yet is waited for ([`hold`]), and then refused. With a process that has ended it is refused at once, with the
 //! same words: callers that see them look whether the container still runs and report its exit.
 
+mod control;
+mod hold;
+mod http1;
+mod ready;
+pub(crate) mod sniff;
+pub(crate) mod tunnel;
+mod wait;
+
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
@@ -19,20 +27,11 @@ use hyper::upgrade::Parts;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
+pub(crate) use self::ready::Lookouts;
+use self::tunnel::Upstream;
+use self::wait::DialError;
 use crate::bandwidth::Bandwidth;
 use crate::{Shared, Slot, succession};
-
-mod control;
-mod hold;
-mod http1;
-mod ready;
-pub(crate) mod sniff;
-pub(crate) mod tunnel;
-mod wait;
-
-pub(crate) use ready::Lookouts;
-use tunnel::Upstream;
-use wait::DialError;
 
 /// How many connections one ingress serves at a time; more wait to be accepted.
 const CONNECTIONS: usize = 4096;

@@ -27,9 +27,9 @@ use std::sync::OnceLock;
 
 use rustix::net::sockopt;
 
-pub use listeners::Listeners;
-use netlink::named;
-pub use pause::Pause;
+pub use self::listeners::Listeners;
+use self::netlink::named;
+pub use self::pause::Pause;
 
 /// The namespace's own IPv4 address, on loopback: the source of what goes outside.
 pub const ADDRESS_V4: Ipv4Addr = Ipv4Addr::new(10, 88, 71, 2);

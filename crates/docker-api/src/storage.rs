@@ -23,19 +23,20 @@ mod commit;
 mod helpers;
 mod volumes;
 
-use crate::errors::ApiError;
-use axum::Router;
-use axum::routing::{get, post};
-use bounded::Bounded;
-use http::StatusCode;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::Router;
+use axum::routing::{get, post};
+use http::StatusCode;
 use wharf_engine::{Engine, Files, FromSnapshot, Owner};
 use wharf_snapshot::{Kind, Layer, SnapshotError, Snapshots, View};
 
-pub(crate) use commit::is_snapshot;
-pub(crate) use helpers::{HelperBody, is_helper};
-pub(crate) use volumes::{directory_snapshot, target};
+use self::bounded::Bounded;
+pub(crate) use self::commit::is_snapshot;
+pub(crate) use self::helpers::{HelperBody, is_helper};
+pub(crate) use self::volumes::{directory_snapshot, target};
+use crate::errors::ApiError;
 
 /// Volumes and helpers of one socket that are remembered; the oldest go first.
 const MAX_REMEMBERED: usize = 4096;

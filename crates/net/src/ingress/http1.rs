@@ -29,11 +29,11 @@ use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use tokio::net::TcpStream;
 
+use self::app::{App, MAX_HEAD, MAX_HEADERS, Reuse};
+use self::body::{AnswerBody, Busy, RequestBody, Signs};
+use self::io::Prefixed;
 use super::tunnel::Upstream;
 use crate::relay::{Guarded, relay};
-use app::{App, MAX_HEAD, MAX_HEADERS, Reuse};
-use body::{AnswerBody, Busy, RequestBody, Signs};
-use io::Prefixed;
 
 /// What the client's connection, the exchange on it and the app's connection share.
 struct Tunnel<U> {

@@ -145,36 +145,16 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
         cgroup_name: arguments.cgroup_name.clone(),
         grace: arguments.grace,
     });
-    let warden = match warden {
-        Ok(warden) => warden,
+    let begun = warden.and_then(|warden| match begin(arguments) {
+        Ok(begun) => Ok((begun, warden)),
         Err(error) => {
-            lock.release()?;
-            return Err(error);
-        }
-    };
-    let users = match arguments.ids.map(|ids| first_users(ids, &arguments.socket)) {
-        Some(Err(error)) => {
             warden.dismiss();
-            lock.release()?;
-            return Err(error);
+            Err(error)
         }
-        users => users.transpose()?,
-    };
-    let walls = Walls {
-        filters: Filters {
-            container: seccomp::program(Profile::Container),
-            runtime: seccomp::program(Profile::Runtime),
-            machine: seccomp::program(Profile::Machine),
-        },
-        landlock: sys::landlock_scopes()?,
-        users,
-    };
-    let manager = Manager::open(&arguments.cgroup_name)?;
-    let listener = match listen(&arguments.socket) {
-        Ok(listener) => listener,
+    });
+    let ((listener, manager, walls), warden) = match begun {
+        Ok(begun) => begun,
         Err(error) => {
-            manager.remove()?;
-            warden.dismiss();
             lock.release()?;
             return Err(error);
         }
@@ -183,17 +163,41 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     let result = announce().and_then(|()| server.run());
     // Whatever happened: nobody may connect any more, and the next spawner cleans up what is left
     // in the cgroups.
-    match std::fs::remove_file(&arguments.socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let end = result.and_then(|()| server.remove_cgroups());
+    let unlinked = match std::fs::remove_file(&arguments.socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    let end = result.and(unlinked).and_then(|()| server.remove_cgroups());
     lock.release()?;
     if end.is_ok() {
         server.dismiss_warden();
         server.say_goodbye();
     }
     end
+}
+
+/// What a spawner needs before it can listen. Leaves nothing behind when it fails.
+fn begin(arguments: &Arguments) -> io::Result<(UnixListener, Manager, Walls)> {
+    let users = arguments.ids.map(|ids| first_users(ids, &arguments.socket));
+    let walls = Walls {
+        filters: Filters {
+            container: seccomp::program(Profile::Container),
+            runtime: seccomp::program(Profile::Runtime),
+            machine: seccomp::program(Profile::Machine),
+        },
+        landlock: sys::landlock_scopes()?,
+        users: users.transpose()?,
+    };
+    let manager = Manager::open(&arguments.cgroup_name)?;
+    match listen(&arguments.socket) {
+        Ok(listener) => Ok((listener, manager, walls)),
+        Err(error) => {
+            if let Err(left) = manager.remove() {
+                eprintln!("spawner: its cgroups are left behind: {left}");
+            }
+            Err(error)
+        }
+    }
 }
 
 /// User namespaces for containers, after a try: a namespace made, and the ids of the node's

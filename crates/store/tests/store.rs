@@ -147,6 +147,40 @@ fn an_undone_deployment_leaves_everything_as_before_but_keeps_the_version() {
 }
 
 #[test]
+fn a_class_that_a_deploy_drops_is_found_by_neither_of_its_names() {
+    let (_dir, store) = open();
+    let mut first = deploy(version(&store, "hello", "v1", "one"));
+    first.namespaces = Some(Classes {
+        namespaces: vec![
+            namespace("hello", "Stays", "n1"),
+            namespace("hello", "Goes", "n2"),
+        ],
+        ..Classes::default()
+    });
+    store.commit_upload(first).unwrap();
+    assert!(store.namespace("n2").unwrap().is_some());
+    let mut second = deploy(version(&store, "hello", "v2", "two"));
+    second.namespaces = Some(Classes {
+        namespaces: vec![namespace("hello", "Stays", "n1")],
+        ..Classes::default()
+    });
+    store.commit_upload(second).unwrap();
+    assert_eq!(store.namespace("n2").unwrap(), None);
+    assert_eq!(store.namespace_by_unique_key("key-n2").unwrap(), None);
+    assert!(store.namespace("n1").unwrap().is_some());
+    // So another script may have it.
+    let mut other = deploy(version(&store, "other", "o1", "one"));
+    other.namespaces = Some(Classes {
+        namespaces: vec![namespace("other", "Goes", "n2")],
+        ..Classes::default()
+    });
+    store.commit_upload(other).unwrap();
+    assert!(store.delete_script("hello").unwrap());
+    assert_eq!(store.namespace("n1").unwrap(), None);
+    assert_eq!(store.namespace("n2").unwrap().unwrap().script, "other");
+}
+
+#[test]
 fn a_hundred_versions_are_kept_and_the_deployed_one_always() {
     let (_dir, store) = open();
     store
